@@ -1,0 +1,349 @@
+"""The layer: weights, configuration, and when to use which statistics."""
+
+import warnings
+from typing import Any
+
+import keras
+from keras import constraints, initializers, ops, regularizers
+
+from keras_bn.ops import (
+    Moments,
+    _arguments,
+    batch_norm_inference,
+    batch_norm_train,
+    moving_average,
+    renorm_correction,
+)
+from keras_bn.ops.moving_average import usable
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
+    """Normalizes each feature over the mini-batch, then scales and shifts it.
+
+    In training (`training=True`, as in `fit()`), with the mean and the biased variance
+    of each feature taken over the batch and all other axes:
+
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+        moving_mean     = moving_mean     * momentum + mean     * (1 - momentum)
+        moving_variance = moving_variance * momentum + variance * (1 - momentum)
+
+    In inference (the default, as in `evaluate()` and `predict()`), the moving averages
+    stand in for the batch's statistics, so that a single sample gives the same output
+    alone as in any batch.
+
+    The layer is a drop-in for `keras.layers.BatchNormalization`: same arguments,
+    weights and files. Beyond it:
+
+    - numbers as exact as their dtype allows, at any mean, on every backend;
+    - the moving statistics and their arithmetic are float32 (float64 for a float64
+      layer) whatever the dtype policy;
+    - an empty or fully masked batch leaves the moving statistics as they were, and so
+      does a NaN or infinity, for the channels that it touches (the output shows it);
+    - `axis` may name several axes, and a mask works with any axis.
+
+    Args:
+        axis: Integer, the feature axis (1 after a `Conv2D` with
+            `data_format="channels_first"`), or a list or tuple of integers: one
+            statistic for each combination of their positions.
+        momentum: Number in [0, 1]: the share of the moving average that is *kept* at
+            each step (PyTorch's `momentum` is the share that is replaced).
+        epsilon: Number above 0, added to the variance.
+        center: Whether to add `beta`.
+        scale: Whether to multiply by `gamma`.
+        beta_initializer: Initializer of beta.
+        gamma_initializer: Initializer of gamma.
+        moving_mean_initializer: Initializer of the moving mean.
+        moving_variance_initializer: Initializer of the moving variance.
+        beta_regularizer: Optional regularizer of beta.
+        gamma_regularizer: Optional regularizer of gamma.
+        beta_constraint: Optional constraint on beta.
+        gamma_constraint: Optional constraint on gamma.
+        renorm: Whether to use [Batch Renormalization](https://arxiv.org/abs/1702.03275):
+            training then sees the moving statistics too. Inference is the same.
+        renorm_clipping: Dictionary with optional keys `"rmax"`, `"rmin"`, `"dmax"` that
+            limit the correction `(r, d)` to [rmin, rmax] and [-dmax, dmax].
+        renorm_momentum: Number in [0, 1]: the share kept by the moving statistics that
+            the correction uses.
+        synchronized: Must be False in this release.
+        **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more, of any real dtype. The sizes of the feature
+            axes must be known when the layer is built, all others may be unknown.
+        training: Whether to use (and average) the statistics of the batch.
+        mask: Boolean tensor: which positions the statistics are taken over. It has the
+            shape of `inputs` without the feature axis, or without the last axis (as
+            `keras.layers.Masking` propagates it), or broadcasts to one of these at
+            equal rank. Where both forms fit, it is the first. All positions are
+            normalized, masked out or not.
+
+    Returns:
+        Tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Raises:
+        TypeError: An argument of a wrong type; inputs that are not real numbers.
+        ValueError: An argument out of its range; an axis that the inputs do not have or
+            whose size is unknown; a mask that does not fit; float64 where the backend
+            does not compute in it. A call that raises leaves every weight as it was.
+
+    Warns:
+        UserWarning: Once per layer, when it trains on one sample per channel: a value
+            minus itself is 0, so the output is `beta` whatever the input.
+
+    `trainable = False` freezes the layer: gamma and beta are not trained, and it runs in
+    inference mode even where `training=True`.
+
+    Reference:
+        [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
+
+    Example:
+
+    >>> import keras_bn, numpy as np
+    >>> layer = keras_bn.BatchNormalization(momentum=0.9)
+    >>> batch = np.array([[1.0, 100.0], [3.0, 300.0]], "float32")
+    >>> np.round(keras.ops.convert_to_numpy(layer(batch, training=True)), 2).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    >>> np.round(keras.ops.convert_to_numpy(layer.moving_mean), 2).tolist()
+    [0.2, 20.0]
+    """
+
+    def __init__(
+        self,
+        axis: int | list[int] | tuple[int, ...] = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: dict[str, float] | None = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if synchronized:
+            raise ValueError(
+                "Argument `synchronized` must be False: statistics synchronized over "
+                "replicas are not available in this release, on any backend. "
+                f"Received: synchronized={synchronized!r}"
+            )
+        for dtype in (self.compute_dtype, self.variable_dtype):
+            _arguments.require_represented(dtype)
+        self.axis = _arguments.integer_axis(axis)
+        self.momentum = _arguments.momentum_in_range("momentum", momentum)
+        self.epsilon = _arguments.positive_epsilon(epsilon)
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_constraint = constraints.get(beta_constraint)
+        self.gamma_constraint = constraints.get(gamma_constraint)
+        self.renorm = renorm
+        # Like Keras, keep what a layer without renorm was given, unread.
+        self.renorm_clipping = (
+            _arguments.renorm_limits(renorm_clipping) if renorm else renorm_clipping
+        )
+        self.renorm_momentum = _arguments.momentum_in_range(
+            "renorm_momentum", renorm_momentum
+        )
+        self.synchronized = False
+        self.supports_masking = True
+
+        self.gamma = None
+        self.beta = None
+        self.moving_mean = None
+        self.moving_variance = None
+        self._warned_of_single_samples = False
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights, one value per channel, in the order that Keras has."""
+        axes = _arguments.resolve_axes(self.axis, input_shape)
+        shape = axes.parameter_shape(tuple(input_shape))
+        if self.scale:
+            self.gamma = self.add_weight(
+                shape=shape,
+                name="gamma",
+                initializer=self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+                autocast=False,
+            )
+        if self.center:
+            self.beta = self.add_weight(
+                shape=shape,
+                name="beta",
+                initializer=self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+                autocast=False,
+            )
+        self.moving_mean = self._add_statistic(
+            "moving_mean", shape, self.moving_mean_initializer
+        )
+        self.moving_variance = self._add_statistic(
+            "moving_variance", shape, self.moving_variance_initializer
+        )
+        if self.renorm:
+            self.moving_stddev = self._add_statistic(
+                "moving_stddev", shape, self._initial_stddev
+            )
+            self.renorm_mean = self._add_statistic(
+                "renorm_mean", shape, _copy(self.moving_mean_initializer)
+            )
+            self.renorm_stddev = self._add_statistic(
+                "renorm_stddev", shape, self._initial_stddev
+            )
+        self.input_spec = keras.InputSpec(
+            ndim=len(input_shape),
+            axes={axis: input_shape[axis] for axis in axes.features},
+        )
+
+    def _add_statistic(self, name: str, shape: Shape, initializer: Any) -> Any:
+        # float32 at least: bfloat16 has no number between 8 and 8.03, so an average
+        # there stands still; float16 ends at 65504.
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            initializer=initializer,
+            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
+            trainable=False,
+            autocast=False,
+        )
+
+    def _initial_stddev(self, shape: Shape, dtype: str | None = None) -> Any:
+        return ops.sqrt(_copy(self.moving_variance_initializer)(shape, dtype=dtype))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the inputs."""
+        _arguments.resolve_axes(self.axis, input_shape)
+        return input_shape
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalizes `inputs`; see the class."""
+        dtype = _arguments.numeric_dtype("inputs", inputs)
+        if not keras.backend.is_float_dtype(dtype):
+            wide = keras.backend.result_type(self.compute_dtype, "float32")
+            inputs = ops.cast(inputs, wide)
+        axes = _arguments.resolve_axes(self.axis, tuple(inputs.shape))
+        if mask is not None:
+            # Also where inference will not use it: the mistake is there already.
+            _arguments.broadcast_mask(mask, inputs, axes)
+        if training and self.trainable:
+            if axes.samples(tuple(inputs.shape)) == 1:
+                self._warn_of_single_samples(tuple(inputs.shape))
+            y = self._train(inputs, mask)
+        else:
+            y = batch_norm_inference(
+                inputs,
+                self.moving_mean,
+                self.moving_variance,
+                self.gamma,
+                self.beta,
+                axis=self.axis,
+                epsilon=self.epsilon,
+            )
+        return ops.cast(y, self.compute_dtype)
+
+    def _train(self, inputs: Any, mask: Any) -> Any:
+        y, moments = batch_norm_train(
+            inputs,
+            self.gamma,
+            self.beta,
+            axis=self.axis,
+            epsilon=self.epsilon,
+            mask=mask,
+            correction=self._renorm_correction if self.renorm else None,
+        )
+        if self.renorm:
+            self._update_renorm_statistics(moments)
+        else:
+            self._update("moving_mean", moments.mean, self.momentum, moments)
+            self._update("moving_variance", moments.variance, self.momentum, moments)
+        return y
+
+    def _renorm_correction(self, mean: Any, variance: Any) -> tuple[Any, Any]:
+        return renorm_correction(
+            mean,
+            variance,
+            ops.cast(self.renorm_mean, mean.dtype),
+            ops.cast(self.renorm_stddev, mean.dtype),
+            epsilon=self.epsilon,
+            clipping=self.renorm_clipping,
+        )
+
+    def _update_renorm_statistics(self, moments: Moments) -> None:
+        stddev = ops.sqrt(moments.variance + self.epsilon)
+        self._update("renorm_mean", moments.mean, self.renorm_momentum, moments)
+        self._update("renorm_stddev", stddev, self.renorm_momentum, moments)
+        self._update("moving_mean", moments.mean, self.momentum, moments)
+        # As in the paper it is the deviation that is averaged; inference wants its
+        # square, without the epsilon that it adds again.
+        moving_stddev = self._update("moving_stddev", stddev, self.momentum, moments)
+        variance = ops.relu(ops.square(moving_stddev) - self.epsilon)
+        self._update("moving_variance", variance, 0.0, moments)
+
+    def _update(self, name: str, value: Any, momentum: float, moments: Moments) -> Any:
+        variable = getattr(self, name)
+        average = moving_average(variable.value, value, momentum, usable(moments))
+        variable.assign(average)
+        return average
+
+    def _warn_of_single_samples(self, shape: Shape) -> None:
+        if self._warned_of_single_samples:
+            return
+        self._warned_of_single_samples = True
+        warnings.warn(
+            f"Layer '{self.name}' was called in training mode on inputs of shape "
+            f"{shape}, with one sample per channel: the output is beta whatever the "
+            "input, and no gradient flows back. Use a larger batch, or inference mode.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, serialized, under the names that Keras uses."""
+        config = {
+            "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            "synchronized": self.synchronized,
+            "renorm": self.renorm,
+            "renorm_clipping": self.renorm_clipping,
+            "renorm_momentum": self.renorm_momentum,
+        }
+        for module, kind, names in (
+            (initializers, "initializer", _INITIALIZED),
+            (regularizers, "regularizer", ("beta", "gamma")),
+            (constraints, "constraint", ("beta", "gamma")),
+        ):
+            for name in names:
+                argument = f"{name}_{kind}"
+                config[argument] = module.serialize(getattr(self, argument))
+        return {**super().get_config(), **config}
+
+
+_INITIALIZED = ("beta", "gamma", "moving_mean", "moving_variance")
+
+
+def _copy(initializer: Any) -> Any:
+    """A copy, so that two weights do not share one random seed."""
+    if isinstance(initializer, initializers.Initializer):
+        return initializer.__class__.from_config(initializer.get_config())
+    return initializer

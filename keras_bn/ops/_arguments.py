@@ -1,0 +1,215 @@
+"""Checks of arguments. Each raises at once, naming argument, expectation and arrival."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from operator import index
+from typing import Any
+
+from keras import backend, ops
+
+from keras_bn.backend import represents
+from keras_bn.backend.interface import Axes, Tensor
+
+RENORM_CLIPPING_KEYS = ("rmax", "rmin", "dmax")
+
+
+def integer_axis(axis: Any) -> int | tuple[int, ...]:
+    """`axis` as an int or a tuple of ints, whatever integer types came."""
+    try:
+        if isinstance(axis, Sequence) and not isinstance(axis, str):
+            axis = tuple(index(one) for one in axis)
+        else:
+            axis = index(axis)
+    except TypeError:
+        raise TypeError(
+            "Argument `axis` must be an integer or a list or tuple of integers. "
+            f"Received: axis={axis!r}"
+        ) from None
+    if axis == ():
+        raise ValueError(
+            "Argument `axis` must name at least one axis. Received: axis=()"
+        )
+    if isinstance(axis, tuple) and len(set(axis)) < len(axis):
+        raise ValueError(
+            f"Argument `axis` must not name an axis twice. Received: axis={axis}"
+        )
+    return axis  # type: ignore[no-any-return]
+
+
+def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes:
+    """The `Axes` that `axis` means for an input of this shape."""
+    axis = integer_axis(axis)
+    named = axis if isinstance(axis, tuple) else (axis,)
+    ndim = len(shape)
+    outside = [one for one in named if not -ndim <= one < ndim]
+    if outside:
+        raise ValueError(
+            f"Argument `axis` must be in the range [{-ndim}, {ndim - 1}] for an input "
+            f"of rank {ndim}. Received: axis={axis} with input shape {tuple(shape)}"
+        )
+    features = tuple(sorted({one % ndim for one in named}))
+    if len(features) < len(named):
+        raise ValueError(
+            "Argument `axis` must not name an axis twice. "
+            f"Received: axis={axis} with input shape {tuple(shape)}"
+        )
+    if len(features) == ndim:
+        raise ValueError(
+            "Argument `axis` must leave at least one axis to average over. "
+            f"Received: axis={axis} with input shape {tuple(shape)}"
+        )
+    unknown = [one for one in features if shape[one] is None]
+    if unknown:
+        raise ValueError(
+            "The size of the feature axis must be known, to create one weight per "
+            f"channel. Received: axis={axis} with input shape {tuple(shape)}, where "
+            f"the size of axis {unknown[0]} is None"
+        )
+    reduction = tuple(one for one in range(ndim) if one not in features)
+    return Axes(features, reduction)
+
+
+def _number(name: str, value: Any, expected: str) -> float:
+    # NumPy scalars and 0-d arrays convert; strings would too, silently.
+    if isinstance(value, (str, bytes)) or not (
+        isinstance(value, Real) or hasattr(value, "__float__")
+    ):
+        raise TypeError(
+            f"Argument `{name}` must be {expected}. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def momentum_in_range(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1]."""
+    expected = "a number in [0, 1], the share of the old average that is kept"
+    number = _number(name, value, expected)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(
+            f"Argument `{name}` must be {expected}. Received: {name}={value!r}"
+        )
+    return number
+
+
+def positive_epsilon(value: Any) -> float:
+    """`value` as a float above 0."""
+    expected = "a finite number greater than 0"
+    number = _number("epsilon", value, expected)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"Argument `epsilon` must be {expected}. Received: epsilon={value!r}"
+        )
+    return number
+
+
+def renorm_limits(clipping: Any) -> dict[str, float]:
+    """`clipping` as a dict with keys out of rmax, rmin and dmax, in order."""
+    clipping = {} if clipping is None else clipping
+    if not isinstance(clipping, Mapping):
+        raise TypeError(
+            "Argument `renorm_clipping` must be a dictionary with keys out of "
+            f"{list(RENORM_CLIPPING_KEYS)}. Received: renorm_clipping={clipping!r}"
+        )
+    if set(clipping) - set(RENORM_CLIPPING_KEYS):
+        raise ValueError(
+            "Received invalid keys for `renorm_clipping` argument: "
+            f"{dict(clipping)}. Supported keys: {list(RENORM_CLIPPING_KEYS)}."
+        )
+    limits = {
+        key: _number(f"renorm_clipping[{key!r}]", value, "a number")
+        for key, value in clipping.items()
+        if value is not None
+    }
+    rmax, rmin, dmax = (limits.get(key) for key in RENORM_CLIPPING_KEYS)
+    if any(math.isnan(limit) for limit in limits.values()):
+        raise ValueError(
+            "Argument `renorm_clipping` must hold numbers, not NaN. "
+            f"Received: renorm_clipping={dict(clipping)}"
+        )
+    if rmax is not None and rmin is not None and rmax < rmin:
+        raise ValueError(
+            "rmax should be greater than or equal to rmin in the `renorm_clipping` "
+            f"argument. Received: rmax={rmax}, rmin={rmin}."
+        )
+    if dmax is not None and dmax < 0:
+        raise ValueError(
+            "dmax should be non-negative in the `renorm_clipping` argument. "
+            f"Received: dmax={dmax}."
+        )
+    return limits
+
+
+def numeric_dtype(name: str, x: Any) -> str:
+    """The dtype of `x`, a number's but not a complex one's, that the backend keeps."""
+    try:
+        dtype = str(backend.standardize_dtype(x.dtype))
+    except (ValueError, TypeError, AttributeError):
+        dtype = str(getattr(x, "dtype", type(x).__name__))
+    if dtype != "bool" and not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise TypeError(
+            f"Argument `{name}` must hold real numbers (floats, integers or booleans). "
+            f"Received: {name} of dtype {dtype}"
+        )
+    require_represented(dtype)
+    return dtype
+
+
+def require_represented(dtype: str) -> None:
+    """Raises where the backend would compute float64 in less than float64."""
+    if dtype == "float64" and not represents("float64"):
+        raise ValueError(
+            "dtype float64 is not available: the backend is set up to compute it in "
+            "float32. On JAX, set `jax.config.update('jax_enable_x64', True)` before "
+            "any computation, or use float32. Received: dtype float64 on backend "
+            f"{backend.backend()}"
+        )
+
+
+def broadcast_mask(mask: Tensor, x: Tensor, axes: Axes) -> Tensor:
+    """`mask` as a boolean tensor of the rank of `x` that broadcasts to it.
+
+    Two forms are accepted, in this order:
+
+    1. the shape of `x` without its feature axes (or broadcastable to it);
+    2. the shape of `x` without its last axis: what `keras.layers.Masking` and
+       `Embedding` propagate, wherever the feature axis is. A position that is masked
+       out counts for no channel.
+    """
+    shape = tuple(x.shape)
+    last = len(shape) - 1
+    for dropped in (axes.features, (last,)):
+        kept = [n for i, n in enumerate(shape) if i not in dropped]
+        if _broadcasts(tuple(mask.shape), kept):
+            return ops.expand_dims(ops.cast(mask, "bool"), axis=dropped)
+    expected = tuple(n for i, n in enumerate(shape) if i not in axes.features)
+    raise ValueError(
+        "Argument `mask` must have the input's shape without the feature axis, "
+        f"{expected}, or without the last axis, {shape[:-1]}, or broadcast to one of "
+        f"them at equal rank. Received: mask of shape {tuple(mask.shape)} for an input "
+        f"of shape {shape}, feature axis {axes.features}"
+    )
+
+
+def _broadcasts(shape: Sequence[int | None], target: Sequence[int | None]) -> bool:
+    return len(shape) == len(target) and all(
+        one in (1, None, other) or other is None
+        for one, other in zip(shape, target, strict=True)
+    )
+
+
+def broadcastable_parameter(
+    name: str, value: Any, default: float, x: Tensor, axes: Axes, dtype: str
+) -> Tensor:
+    """`value` in `dtype`, of the parameter shape; `default` everywhere where None."""
+    expected = axes.parameter_shape(tuple(x.shape))
+    if value is None:
+        return ops.full(expected, default, dtype=dtype)
+    value = ops.cast(ops.convert_to_tensor(value), dtype)
+    if tuple(value.shape) != expected:
+        raise ValueError(
+            f"Argument `{name}` must have shape {expected}, one value per channel. "
+            f"Received: {name} of shape {tuple(value.shape)} for x of shape "
+            f"{tuple(x.shape)}, feature axis {axes.features}"
+        )
+    return value

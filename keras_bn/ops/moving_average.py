@@ -1,0 +1,51 @@
+"""The exponential moving average of the batch statistics."""
+
+from keras import ops
+
+from keras_bn.backend.interface import Moments, Tensor
+from keras_bn.ops._arguments import momentum_in_range
+
+
+def moving_average(
+    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool = True
+) -> Tensor:
+    """One step of the exponential moving average.
+
+        average * momentum + value * (1 - momentum)
+
+    Args:
+        average: The average so far, float32 or wider.
+        value: The new value, of the shape of `average`.
+        momentum: The share of the old average that is kept, in [0, 1]. PyTorch's
+            `momentum` is the opposite: the share that is replaced.
+        where: Boolean tensor that broadcasts to `average`: where it is False, the old
+            average is kept unchanged. See `usable`.
+
+    Returns:
+        The new average, in the dtype of `average`.
+
+    Raises:
+        TypeError: `momentum` is not a number.
+        ValueError: `momentum` is outside [0, 1].
+
+    Example:
+
+    >>> import numpy as np
+    >>> float(moving_average(np.float32(10.0), np.float32(20.0), momentum=0.9))
+    11.0
+    """
+    momentum = momentum_in_range("momentum", momentum)
+    average = ops.convert_to_tensor(average)
+    value = ops.cast(value, average.dtype)
+    return ops.where(where, average * momentum + value * (1.0 - momentum), average)
+
+
+def usable(moments: Moments) -> Tensor:
+    """Per channel, whether a moving average may take these moments in.
+
+    False where there was nothing to average (an empty batch, all masked) and where a
+    NaN or infinity in the batch made a moment non-finite: one such batch would
+    otherwise spoil the average for good.
+    """
+    finite = ops.logical_and(ops.isfinite(moments.mean), ops.isfinite(moments.variance))
+    return ops.logical_and(finite, moments.count > 0)

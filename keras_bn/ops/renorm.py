@@ -1,0 +1,68 @@
+"""Batch renormalization: the correction of batch statistics by moving ones."""
+
+from collections.abc import Mapping
+
+from keras import ops
+
+from keras_bn.backend.interface import Tensor
+from keras_bn.ops._arguments import positive_epsilon, renorm_limits
+
+
+def renorm_correction(
+    mean: Tensor,
+    variance: Tensor,
+    renorm_mean: Tensor,
+    renorm_stddev: Tensor,
+    *,
+    epsilon: float = 1e-3,
+    clipping: Mapping[str, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The correction `(r, d)` that makes a training batch see moving statistics.
+
+        r = sqrt(variance + epsilon) / renorm_stddev    clipped to [rmin, rmax]
+        d = (mean - renorm_mean) / renorm_stddev        clipped to [-dmax, dmax]
+
+    so that `(x - mean) / sqrt(variance + epsilon) * r + d`, unclipped, equals
+    `(x - renorm_mean) / renorm_stddev`.
+
+    Args:
+        mean: Mean of the batch, per channel.
+        variance: Variance of the batch, per channel.
+        renorm_mean: Moving mean.
+        renorm_stddev: Moving standard deviation, `sqrt(epsilon)` at the least.
+        epsilon: Added to the variance; greater than 0.
+        clipping: Limits under the optional keys `"rmax"`, `"rmin"` and `"dmax"`.
+
+    Returns:
+        `(r, d)`, of the shape of `mean`, for `batch_norm_train(correction=...)`.
+
+    Raises:
+        TypeError: `epsilon` or a limit is not a number.
+        ValueError: `epsilon` is not above 0, `clipping` has unknown keys, rmax < rmin,
+            or dmax < 0.
+
+    Reference:
+        [Ioffe, 2017](https://arxiv.org/abs/1702.03275), algorithm 1.
+
+    Example:
+
+    >>> import numpy as np
+    >>> one = np.ones(1, "float32")
+    >>> r, d = renorm_correction(3 * one, 4 * one, 2 * one, one, clipping={"rmax": 1.5})
+    >>> float(r[0]), float(d[0])
+    (1.5, 1.0)
+    """
+    epsilon = positive_epsilon(epsilon)
+    limits = renorm_limits(clipping)
+    mean = ops.convert_to_tensor(mean)
+    # The moving deviation may start at 0 (a zeros initializer): never divide by it.
+    stddev = ops.maximum(renorm_stddev, epsilon**0.5)
+    r = ops.sqrt(ops.convert_to_tensor(variance) + epsilon) / stddev
+    d = (mean - renorm_mean) / stddev
+    if "rmin" in limits:
+        r = ops.maximum(r, limits["rmin"])
+    if "rmax" in limits:
+        r = ops.minimum(r, limits["rmax"])
+    if "dmax" in limits:
+        d = ops.clip(d, -limits["dmax"], limits["dmax"])
+    return r, d
