@@ -11,7 +11,7 @@ import numpy as np
 from keras_bn.backend import reference
 from keras_bn.backend.interface import Kernels
 
-__all__ = ["Service", "describe", "kernels", "represents"]
+__all__ = ["Service", "describe", "kernels", "represents", "require_represented"]
 
 
 class Service(NamedTuple):
@@ -57,3 +57,18 @@ def represents(dtype: str) -> bool:
     """
     tensor = keras.ops.convert_to_tensor(np.zeros((), dtype))
     return bool(keras.backend.standardize_dtype(tensor.dtype) == dtype)
+
+
+def require_represented(dtype: str) -> None:
+    """Raises where the backend would compute float64 in less than float64.
+
+    Raises:
+        ValueError: `dtype` is float64 and the backend is not set up for it.
+    """
+    if dtype == "float64" and not represents("float64"):
+        raise ValueError(
+            "dtype float64 is not available: the backend is set up to compute it in "
+            "float32. On JAX, set `jax.config.update('jax_enable_x64', True)` before "
+            "any computation, or use float32. Received: dtype float64 on backend "
+            f"{keras.backend.backend()}"
+        )

@@ -5,6 +5,7 @@ with which checks is settled in `keras_bn.ops` before a kernel is asked.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from keras import ops
@@ -53,27 +54,6 @@ class Axes(NamedTuple):
         return None if None in sizes else math.prod(sizes)  # type: ignore[arg-type]
 
 
-class CentredMoments(NamedTuple):
-    """Per-channel moments about a centre near the mean.
-
-    `mean = centre + residual` in exact arithmetic. Keeping the two apart keeps what
-    the rounding of the mean would lose: at mean 1e4 a float32 mean is known to
-    5e-4 only, while `x - centre` is exact and `residual` is small.
-
-    Attributes:
-        count: Number of values behind each statistic. A scalar, or of the parameter
-            shape where a mask makes it differ from channel to channel.
-        centre: A point within a few roundings of the mean.
-        residual: `mean(x - centre)`.
-        variance: `mean((x - mean)²)`, the biased (population) variance, never negative.
-    """
-
-    count: Tensor
-    centre: Tensor
-    residual: Tensor
-    variance: Tensor
-
-
 class Moments(NamedTuple):
     """Per-channel moments of one batch, as the public functions return them.
 
@@ -92,35 +72,49 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
+Correction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`(r, d)` from the batch's mean and variance, for batch renormalization."""
+
+
+def corrected(
+    scale: Tensor, offset: Tensor, moments: Moments, correction: Correction | None
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset with `(r, d)` taken in, as constants to the gradient.
+
+    `(n * r + d) * scale + offset = n * (scale * r) + (scale * d + offset)`
+    """
+    if correction is None:
+        return scale, offset
+    r, d = map(ops.stop_gradient, correction(moments.mean, moments.variance))
+    return scale * r, scale * d + offset
+
+
 class Kernels(Protocol):
     """The arithmetic of batch normalization on one framework.
 
     In all functions `x` has any rank and dtype float16, bfloat16, float32 or float64;
     the per-channel tensors have the parameter shape (`Axes.parameter_shape`) and the
-    statistics' dtype: float64 for float64 `x`, else float32. Outputs have `x`'s dtype.
+    statistics' dtype: float64 for float64 `x`, else float32.
     """
 
-    def moments(self, x: Tensor, axes: Axes, mask: Tensor | None) -> CentredMoments:
-        """The moments of `x` over `axes.reduction`, where `mask` (bool) is True.
-
-        `mask` has the rank of `x` and broadcasts to it.
-        """
-
-    def normalize(
+    def train(
         self,
         x: Tensor,
-        moments: CentredMoments,
         scale: Tensor,
         offset: Tensor,
         axes: Axes,
         epsilon: float,
         mask: Tensor | None,
-    ) -> Tensor:
-        """`(x - mean) / sqrt(variance + epsilon) * scale + offset`.
+        correction: Correction | None,
+    ) -> tuple[Tensor, Moments]:
+        """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, and the moments.
 
-        `moments` come from `moments(x, axes, mask)`. The gradient for `x` is the
-        total one: it includes the way through the mean and the variance, whether
-        autodiff follows it through `moments` or the kernel writes it out.
+        The moments are taken over `axes.reduction` where `mask` is True: a boolean
+        tensor of the rank of `x` that broadcasts to it. `scale` and `offset` are first
+        `corrected`. The output has the dtype of `x`.
+
+        The gradient for `x` is the total one, with the way through mean and variance;
+        the moments that are returned pass no gradient on.
         """
 
     def inference(
@@ -133,4 +127,7 @@ class Kernels(Protocol):
         axes: Axes,
         epsilon: float,
     ) -> Tensor:
-        """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, mean given."""
+        """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, mean given.
+
+        The output has the dtype of `x`. Gradients reach all five tensors.
+        """

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import backend, ops
 
-from keras_bn.backend import represents
+from keras_bn.backend import require_represented as require_represented
 from keras_bn.backend.interface import Axes, Tensor
 
 RENORM_CLIPPING_KEYS = ("rmax", "rmin", "dmax")
@@ -153,17 +153,6 @@ def numeric_dtype(name: str, x: Any) -> str:
         )
     require_represented(dtype)
     return dtype
-
-
-def require_represented(dtype: str) -> None:
-    """Raises where the backend would compute float64 in less than float64."""
-    if dtype == "float64" and not represents("float64"):
-        raise ValueError(
-            "dtype float64 is not available: the backend is set up to compute it in "
-            "float32. On JAX, set `jax.config.update('jax_enable_x64', True)` before "
-            "any computation, or use float32. Received: dtype float64 on backend "
-            f"{backend.backend()}"
-        )
 
 
 def broadcast_mask(mask: Tensor, x: Tensor, axes: Axes) -> Tensor:

@@ -1,16 +1,13 @@
 """Batch normalization as pure functions: check, cast, ask the kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras import backend, ops
 
 from keras_bn.backend import kernels
-from keras_bn.backend.interface import Axes, Moments, Tensor
+from keras_bn.backend.interface import Axes, Correction, Moments, Tensor
 from keras_bn.ops import _arguments
-
-Correction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 def batch_norm_train(
     x: Tensor,
@@ -78,17 +75,7 @@ def batch_norm_train(
     if mask is not None:
         mask = _arguments.broadcast_mask(ops.convert_to_tensor(mask), x, axes)
 
-    centred = kernels().moments(x, axes, mask)
-    moments = Moments(
-        ops.stop_gradient(centred.count),
-        ops.stop_gradient(centred.centre + centred.residual),
-        ops.stop_gradient(centred.variance),
-    )
-    if correction is not None:
-        r, d = map(ops.stop_gradient, correction(moments.mean, moments.variance))
-        gamma, beta = gamma * r, gamma * d + beta
-    y = kernels().normalize(x, centred, gamma, beta, axes, epsilon, mask)
-    return y, moments
+    return kernels().train(x, gamma, beta, axes, epsilon, mask, correction)
 
 
 def batch_norm_inference(

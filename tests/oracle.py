@@ -1,0 +1,117 @@
+"""Batch normalization in float64 NumPy, written from the definition.
+
+The oracle knows nothing of how the package computes. Two passes, plain formulas; the
+gradient is derived by hand and checked against finite differences in test_oracle.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Result(NamedTuple):
+    """What one training call gives, all float64; statistics keep the input's rank."""
+
+    y: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    count: np.ndarray
+
+
+class Gradients(NamedTuple):
+    """Gradients of `sum(y * dy)`; those of gamma and beta keep the input's rank."""
+
+    x: np.ndarray
+    gamma: np.ndarray
+    beta: np.ndarray
+
+
+def features(axis, ndim):
+    """The feature axes as a set of non-negative ints."""
+    return {one % ndim for one in np.atleast_1d(axis)}
+
+
+def reduction(axis, ndim):
+    """The axes that statistics are taken over."""
+    return tuple(one for one in range(ndim) if one not in features(axis, ndim))
+
+
+def spread(parameter, x, axis):
+    """A per-channel parameter in a shape that broadcasts against x."""
+    shape = [n if i in features(axis, x.ndim) else 1 for i, n in enumerate(x.shape)]
+    return np.asarray(parameter, "float64").reshape(shape)
+
+
+def weights(mask, x, axis, drop=None):
+    """1 where a value counts, 0 where it does not, in the shape of x."""
+    if mask is None:
+        return np.ones(x.shape)
+    dropped = features(axis, x.ndim) if drop is None else {drop % x.ndim}
+    mask = np.expand_dims(np.asarray(mask, bool), tuple(sorted(dropped)))
+    return np.broadcast_to(mask, x.shape).astype("float64")
+
+
+def forward(x, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d=0.0):
+    """`((x - mean) / sqrt(variance + epsilon) * r + d) * gamma + beta`."""
+    x = np.asarray(x, "float64")
+    weight = np.ones(x.shape) if weight is None else weight
+    over = reduction(axis, x.ndim)
+    count = weight.sum(over, keepdims=True)
+    divisor = np.where(count > 0, count, 1)
+    values = np.where(weight > 0, x, 0)
+    mean = values.sum(over, keepdims=True) / divisor
+    variance = (weight * (values - mean) ** 2).sum(over, keepdims=True) / divisor
+    normalized = (x - mean) / np.sqrt(variance + epsilon)
+    return Result((normalized * r + d) * gamma + beta, mean, variance, count)
+
+
+def backward(x, dy, gamma=1.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d=0.0):
+    """The gradients of `sum(forward(x).y * dy)`, r and d held constant.
+
+    With n = (x - mean) / s, s = sqrt(variance + epsilon), g = dy * gamma * r, the
+    weights w and their sum N:
+
+        dx = (g - w * (sum(g) + n * sum(g * n)) / N) / s
+
+    where the sums run over all positions, masked out or not: all are normalized by
+    the statistics, while only those with w = 1 have a part in them.
+    """
+    x, dy = np.asarray(x, "float64"), np.asarray(dy, "float64")
+    weight = np.ones(x.shape) if weight is None else weight
+    over = reduction(axis, x.ndim)
+    _, mean, variance, count = forward(x, axis=axis, epsilon=epsilon, weight=weight)
+    deviation = np.sqrt(variance + epsilon)
+    normalized = (x - mean) / deviation
+    g = dy * gamma * r
+    sums = g.sum(over, keepdims=True) + normalized * (g * normalized).sum(
+        over, keepdims=True
+    )
+    dx = (g - weight * sums / np.where(count > 0, count, 1)) / deviation
+    dgamma = (dy * (normalized * r + d)).sum(over, keepdims=True)
+    return Gradients(dx, dgamma, dy.sum(over, keepdims=True))
+
+
+def inference(x, mean, variance, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3):
+    """The output by given statistics."""
+    x = np.asarray(x, "float64")
+    mean, variance, gamma, beta = (
+        spread(p, x, axis) if np.ndim(p) else p for p in (mean, variance, gamma, beta)
+    )
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
+def tolerance(x, variance, gamma=1.0, epsilon=1e-3, dtype=None):
+    """How far an output may be off: a few roundings of the input, plus 1e-5.
+
+    `4 * ulp(max|x|) / sqrt(variance + epsilon) + 1e-5`, times gamma where it enlarges,
+    with the ulp of the dtype that the input has.
+    """
+    size = np.max(np.abs(np.asarray(x, "float64")), initial=0.0)
+    roundings = 4 * ulp(size, dtype or x.dtype) / np.sqrt(variance + epsilon)
+    return (roundings + 1e-5) * np.maximum(1.0, np.abs(gamma))
+
+
+def ulp(size, dtype):
+    """The distance from `size` to the next larger number of the dtype."""
+    digits = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[str(dtype)]
+    return 2.0 ** (np.floor(np.log2(size)) - digits) if size > 0 else 0.0
