@@ -3,50 +3,46 @@
 `kernels()` gives the arithmetic for it, `describe()` says which kernel serves what.
 """
 
-from typing import NamedTuple, cast
+import importlib
+from typing import cast
 
 import keras
 import numpy as np
 
-from keras_bn.backend import reference
-from keras_bn.backend.interface import Kernels
+from keras_bn.backend.interface import Kernels, Service
 
 __all__ = ["Service", "describe", "kernels", "represents", "require_represented"]
 
 
-class Service(NamedTuple):
-    """One row of `describe()`.
+_KERNEL_FILES = {
+    "jax": "jax_kernels",
+    "tensorflow": "tensorflow_kernels",
+    "torch": "torch_kernels",
+}
+"""The kernel file of each framework; any other backend runs on the reference."""
 
-    Attributes:
-        case: What is asked for: which call, on which inputs.
-        kernel: The kernel file that serves it.
-        how: In a few words, what it does.
-    """
 
-    case: str
-    kernel: str
-    how: str
+# Keras fixes its backend at import; so do we. No other framework is imported.
+_kernels = importlib.import_module(
+    f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+)
 
 
 def kernels() -> Kernels:
     """The kernels for the backend that Keras runs on."""
-    return cast(Kernels, reference)
+    return cast(Kernels, _kernels)
 
 
 def describe() -> list[Service]:
-    """Which kernel serves which case on this machine, most specific case first.
+    """Which kernel serves which case on the running backend, and how.
 
     Example:
 
     >>> import keras_bn
-    >>> [service.kernel for service in keras_bn.backend.describe()]
-    ['reference', 'reference']
+    >>> keras_bn.backend.describe()[-1].case
+    'inference, several axes'
     """
-    how = f"keras.ops on {keras.backend.backend()}"
-    return [
-        Service("training, every input", "reference", f"{how}, framework's autodiff"),
-        Service("inference, every input", "reference", how),
-    ]
+    return list(kernels().SERVICES)
 
 
 def represents(dtype: str) -> bool:

@@ -8,10 +8,18 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from keras import ops
+from keras import backend, ops
 
 Tensor = Any
 """A tensor of the running backend: `tf.Tensor`, `jax.Array` or `torch.Tensor`."""
+
+
+def statistics_dtype(dtype: Any) -> str:
+    """The dtype of the statistics of `dtype` inputs: float64 of float64, else float32.
+
+    Not `keras.backend.result_type(dtype, "float32")`: that is float32 for float64.
+    """
+    return "float64" if backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 class Axes(NamedTuple):
@@ -89,13 +97,32 @@ def corrected(
     return scale * r, scale * d + offset
 
 
+class Service(NamedTuple):
+    """One row of `keras_bn.backend.describe()`.
+
+    Attributes:
+        case: What is asked for: which call, on which inputs.
+        kernel: The kernel file that serves it.
+        how: In a few words, what it does.
+    """
+
+    case: str
+    kernel: str
+    how: str
+
+
 class Kernels(Protocol):
     """The arithmetic of batch normalization on one framework.
 
     In all functions `x` has any rank and dtype float16, bfloat16, float32 or float64;
     the per-channel tensors have the parameter shape (`Axes.parameter_shape`) and the
     statistics' dtype: float64 for float64 `x`, else float32.
+
+    Attributes:
+        SERVICES: Which cases it serves and which it leaves to the reference.
     """
+
+    SERVICES: tuple[Service, ...]
 
     def train(
         self,
@@ -106,8 +133,11 @@ class Kernels(Protocol):
         epsilon: float,
         mask: Tensor | None,
         correction: Correction | None,
+        activation: str | None,
     ) -> tuple[Tensor, Moments]:
         """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, and the moments.
+
+        The activation, a name in `activations.SLOPES` or None, is applied to it.
 
         The moments are taken over `axes.reduction` where `mask` is True: a boolean
         tensor of the rank of `x` that broadcasts to it. `scale` and `offset` are first
@@ -126,8 +156,9 @@ class Kernels(Protocol):
         offset: Tensor,
         axes: Axes,
         epsilon: float,
+        activation: str | None,
     ) -> Tensor:
         """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, mean given.
 
-        The output has the dtype of `x`. Gradients reach all five tensors.
+        The activation is applied to it, as in `train`. The output has the dtype of `x`. Gradients reach all five tensors.
         """

@@ -4,7 +4,8 @@ import warnings
 from typing import Any
 
 import keras
-from keras import constraints, initializers, ops, regularizers
+import numpy as np
+from keras import activations, constraints, initializers, ops, regularizers
 
 from keras_bn.ops import (
     Moments,
@@ -13,6 +14,7 @@ from keras_bn.ops import (
     batch_norm_train,
     moving_average,
     renorm_correction,
+    statistics_dtype,
 )
 from keras_bn.ops.moving_average import usable
 
@@ -68,6 +70,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         renorm_momentum: Number in [0, 1]: the share kept by the moving statistics that
             the correction uses.
         synchronized: Must be False in this release.
+        activation: Activation applied to the output, as in other Keras layers; None
+            for none. Where its gradient can be had from its output (relu, relu6,
+            leaky_relu, elu, selu, sigmoid, tanh), training keeps no tensor for it.
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -129,6 +134,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         renorm_clipping: dict[str, float] | None = None,
         renorm_momentum: float = 0.99,
         synchronized: bool = False,
+        *,
+        activation: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -138,8 +145,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
                 "replicas are not available in this release, on any backend. "
                 f"Received: synchronized={synchronized!r}"
             )
-        for dtype in (self.compute_dtype, self.variable_dtype):
-            _arguments.require_represented(dtype)
+        _arguments.float_policy(self.dtype_policy)
         self.axis = _arguments.integer_axis(axis)
         self.momentum = _arguments.momentum_in_range("momentum", momentum)
         self.epsilon = _arguments.positive_epsilon(epsilon)
@@ -162,6 +168,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             "renorm_momentum", renorm_momentum
         )
         self.synchronized = False
+        self.activation = activations.get(activation)
         self.supports_masking = True
 
         self.gamma = None
@@ -220,7 +227,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             shape=shape,
             name=name,
             initializer=initializer,
-            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
+            dtype=statistics_dtype(self.variable_dtype),
             trainable=False,
             autocast=False,
         )
@@ -233,16 +240,41 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         _arguments.resolve_axes(self.axis, input_shape)
         return input_shape
 
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        """The output in a functional model, whose mistakes show here, not in `fit`."""
+        self._mask_lacks(mask, inputs)
+        _arguments.real_dtype("inputs", inputs)
+        return super().compute_output_spec(inputs, training=training, mask=mask)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask, if it lacks the last axis: later layers know no other kind."""
+        last = (len(inputs.shape) - 1,)
+        return previous_mask if self._mask_lacks(previous_mask, inputs) == last else None
+
+    def _mask_lacks(self, mask: Any, inputs: Any) -> tuple[int, ...] | None:
+        shape = tuple(inputs.shape)
+        axes = _arguments.resolve_axes(self.axis, shape)
+        return None if mask is None else _arguments.mask_lacks(mask, shape, axes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer; see the class."""
+        inputs = args[0] if args else kwargs.get("inputs")
+        if isinstance(inputs, np.ndarray):
+            # Keras makes it a tensor before `call` sees it. Where that fails, for
+            # strings say, it is the framework's error, and names no argument.
+            _arguments.real_dtype("inputs", inputs)
+        return super().__call__(*args, **kwargs)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
         dtype = _arguments.numeric_dtype("inputs", inputs)
         if not keras.backend.is_float_dtype(dtype):
-            wide = keras.backend.result_type(self.compute_dtype, "float32")
-            inputs = ops.cast(inputs, wide)
+            inputs = ops.cast(inputs, statistics_dtype(self.compute_dtype))
         axes = _arguments.resolve_axes(self.axis, tuple(inputs.shape))
-        if mask is not None:
-            # Also where inference will not use it: the mistake is there already.
-            _arguments.broadcast_mask(mask, inputs, axes)
+        # Also where inference will not use it: the mistake is there already.
+        self._mask_lacks(mask, inputs)
         if training and self.trainable:
             if axes.samples(tuple(inputs.shape)) == 1:
                 self._warn_of_single_samples(tuple(inputs.shape))
@@ -256,6 +288,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
                 self.beta,
                 axis=self.axis,
                 epsilon=self.epsilon,
+                activation=self.activation,
             )
         return ops.cast(y, self.compute_dtype)
 
@@ -268,6 +301,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             epsilon=self.epsilon,
             mask=mask,
             correction=self._renorm_correction if self.renorm else None,
+            activation=self.activation,
         )
         if self.renorm:
             self._update_renorm_statistics(moments)
@@ -336,6 +370,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             for name in names:
                 argument = f"{name}_{kind}"
                 config[argument] = module.serialize(getattr(self, argument))
+        if self.activation is not activations.linear:
+            # Left out otherwise, so that Keras's own layer can read the config.
+            config["activation"] = activations.serialize(self.activation)
         return {**super().get_config(), **config}
 
 

@@ -1,6 +1,6 @@
 """Pure functions for people who write their own layers."""
 
-from keras_bn.backend.interface import Moments
+from keras_bn.backend.interface import Moments, statistics_dtype
 from keras_bn.ops.batch_norm import batch_norm_inference, batch_norm_train
 from keras_bn.ops.moving_average import moving_average
 from keras_bn.ops.renorm import renorm_correction
@@ -11,4 +11,5 @@ __all__ = [
     "batch_norm_train",
     "moving_average",
     "renorm_correction",
+    "statistics_dtype",
 ]

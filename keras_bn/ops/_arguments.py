@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from operator import index
 from typing import Any
 
@@ -71,14 +70,15 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
 
 
 def _number(name: str, value: Any, expected: str) -> float:
-    # NumPy scalars and 0-d arrays convert; strings would too, silently.
-    if isinstance(value, (str, bytes)) or not (
-        isinstance(value, Real) or hasattr(value, "__float__")
-    ):
+    try:
+        # NumPy scalars and 0-d arrays convert; strings would too, silently.
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except TypeError:
         raise TypeError(
             f"Argument `{name}` must be {expected}. Received: {name}={value!r}"
-        )
-    return float(value)
+        ) from None
 
 
 def momentum_in_range(name: str, value: Any) -> float:
@@ -140,8 +140,19 @@ def renorm_limits(clipping: Any) -> dict[str, float]:
     return limits
 
 
-def numeric_dtype(name: str, x: Any) -> str:
-    """The dtype of `x`, a number's but not a complex one's, that the backend keeps."""
+def float_policy(policy: Any) -> None:
+    """Refuses a dtype policy that computes in, or keeps weights in, no float dtype."""
+    for dtype in (policy.compute_dtype, policy.variable_dtype):
+        if not backend.is_float_dtype(dtype):
+            raise ValueError(
+                "Argument `dtype` must be a float dtype, or a policy of float dtypes. "
+                f"Received: dtype={policy.name}"
+            )
+        require_represented(dtype)
+
+
+def real_dtype(name: str, x: Any) -> str:
+    """The dtype of `x`, which holds numbers, but not complex ones."""
     try:
         dtype = str(backend.standardize_dtype(x.dtype))
     except (ValueError, TypeError, AttributeError):
@@ -151,12 +162,26 @@ def numeric_dtype(name: str, x: Any) -> str:
             f"Argument `{name}` must hold real numbers (floats, integers or booleans). "
             f"Received: {name} of dtype {dtype}"
         )
+    return dtype
+
+
+def numeric_dtype(name: str, x: Any) -> str:
+    """The dtype of `x`, which holds real numbers, and which the backend keeps."""
+    dtype = real_dtype(name, x)
     require_represented(dtype)
     return dtype
 
 
 def broadcast_mask(mask: Tensor, x: Tensor, axes: Axes) -> Tensor:
-    """`mask` as a boolean tensor of the rank of `x` that broadcasts to it.
+    """`mask` as a boolean tensor of the rank of `x` that broadcasts to it."""
+    dropped = mask_lacks(mask, tuple(x.shape), axes)
+    return ops.expand_dims(ops.cast(mask, "bool"), axis=dropped)
+
+
+def mask_lacks(
+    mask: Tensor, shape: tuple[int | None, ...], axes: Axes
+) -> tuple[int, ...]:
+    """The axes of an input of this shape that `mask` lacks.
 
     Two forms are accepted, in this order:
 
@@ -165,12 +190,16 @@ def broadcast_mask(mask: Tensor, x: Tensor, axes: Axes) -> Tensor:
        `Embedding` propagate, wherever the feature axis is. A position that is masked
        out counts for no channel.
     """
-    shape = tuple(x.shape)
+    if not hasattr(mask, "shape"):
+        raise TypeError(
+            "Argument `mask` must be a tensor or an array. "
+            f"Received: mask of type {type(mask).__name__}"
+        )
     last = len(shape) - 1
     for dropped in (axes.features, (last,)):
         kept = [n for i, n in enumerate(shape) if i not in dropped]
         if _broadcasts(tuple(mask.shape), kept):
-            return ops.expand_dims(ops.cast(mask, "bool"), axis=dropped)
+            return dropped
     expected = tuple(n for i, n in enumerate(shape) if i not in axes.features)
     raise ValueError(
         "Argument `mask` must have the input's shape without the feature axis, "

@@ -1,13 +1,16 @@
 """Batch normalization as pure functions: check, cast, ask the kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras import backend, ops
+from keras import activations, backend, ops
 
 from keras_bn.backend import kernels
-from keras_bn.backend.interface import Axes, Correction, Moments, Tensor
+from keras_bn.backend.activations import fusible
+from keras_bn.backend.interface import Axes, Correction, Moments, Tensor, statistics_dtype
 from keras_bn.ops import _arguments
+Activation = str | Callable[[Tensor], Tensor] | None
+
 
 def batch_norm_train(
     x: Tensor,
@@ -18,6 +21,7 @@ def batch_norm_train(
     epsilon: float = 1e-3,
     mask: Tensor | None = None,
     correction: Correction | None = None,
+    activation: Activation = None,
 ) -> tuple[Tensor, Moments]:
     """Normalizes `x` by the statistics of this very batch.
 
@@ -40,6 +44,9 @@ def batch_norm_train(
             `(r, d)`, both taken as constants by the gradient, for
             `y = gamma * ((x - mean) / sqrt(variance + epsilon) * r + d) + beta`. See
             `renorm_correction`.
+        activation: Applied to `y`: anything that `keras.activations.get` takes. Where
+            its gradient can be had from its output (relu, relu6, leaky_relu, elu, selu,
+            sigmoid, tanh), no tensor is kept for it.
 
     Returns:
         A tuple `(y, moments)`: `y` of the shape of `x` and its dtype (float32 for
@@ -75,7 +82,11 @@ def batch_norm_train(
     if mask is not None:
         mask = _arguments.broadcast_mask(ops.convert_to_tensor(mask), x, axes)
 
-    return kernels().train(x, gamma, beta, axes, epsilon, mask, correction)
+    fused, rest = _split(activation)
+    y, moments = kernels().train(
+        x, gamma, beta, axes, epsilon, mask, correction, fused
+    )
+    return rest(y), moments
 
 
 def batch_norm_inference(
@@ -87,6 +98,7 @@ def batch_norm_inference(
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-3,
+    activation: Activation = None,
 ) -> Tensor:
     """Normalizes `x` by given statistics, so one single sample is enough.
 
@@ -102,6 +114,7 @@ def batch_norm_inference(
         beta: Offset, of the shape of mean, or 0 everywhere if None.
         axis: The feature axis, or a list or tuple of them.
         epsilon: Added to the variance; greater than 0.
+        activation: Applied to `y`: anything that `keras.activations.get` takes.
 
     Returns:
         `y`, of the shape of `x` and its dtype (float32 for integers).
@@ -140,7 +153,17 @@ def batch_norm_inference(
             ("beta", beta, 0),
         )
     )
-    return kernels().inference(x, mean, variance, gamma, beta, axes, epsilon)
+    fused, rest = _split(activation)
+    return rest(
+        kernels().inference(x, mean, variance, gamma, beta, axes, epsilon, fused)
+    )
+
+
+def _split(activation: Activation) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    """What of the activation a kernel takes on, and what is left to do after it."""
+    function = activations.get(activation)
+    fused = fusible(function)
+    return fused, activations.linear if fused else function
 
 
 def _prepare(x: Any, axis: int | Sequence[int]) -> tuple[Tensor, Axes, str]:
@@ -154,7 +177,7 @@ def _prepare(x: Any, axis: int | Sequence[int]) -> tuple[Tensor, Axes, str]:
         _arguments.numeric_dtype("x", x)
     x = ops.convert_to_tensor(x)
     given = _arguments.numeric_dtype("x", x)
-    dtype = str(backend.result_type(given, "float32"))
+    dtype = statistics_dtype(given)
     if not backend.is_float_dtype(given):
         x = ops.cast(x, dtype)
     return x, _arguments.resolve_axes(axis, tuple(x.shape)), dtype

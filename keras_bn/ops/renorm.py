@@ -1,5 +1,6 @@
 """Batch renormalization: the correction of batch statistics by moving ones."""
 
+import math
 from collections.abc import Mapping
 
 from keras import ops
@@ -56,13 +57,9 @@ def renorm_correction(
     limits = renorm_limits(clipping)
     mean = ops.convert_to_tensor(mean)
     # The moving deviation may start at 0 (a zeros initializer): never divide by it.
-    stddev = ops.maximum(renorm_stddev, epsilon**0.5)
+    stddev = ops.clip(renorm_stddev, epsilon**0.5, math.inf)
     r = ops.sqrt(ops.convert_to_tensor(variance) + epsilon) / stddev
     d = (mean - renorm_mean) / stddev
-    if "rmin" in limits:
-        r = ops.maximum(r, limits["rmin"])
-    if "rmax" in limits:
-        r = ops.minimum(r, limits["rmax"])
-    if "dmax" in limits:
-        d = ops.clip(d, -limits["dmax"], limits["dmax"])
-    return r, d
+    dmax = limits.get("dmax", math.inf)
+    r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
+    return r, ops.clip(d, -dmax, dmax)

@@ -1,0 +1,192 @@
+"""The arithmetic of batch normalization, written once, in `keras.ops`.
+
+The reference follows it by autodiff; kernels that write their gradient out use
+`gradients`, which keeps nothing of the forward pass but its input.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_bn.backend.activations import SLOPES, activate
+from keras_bn.backend.interface import Axes, Moments, Tensor, statistics_dtype
+
+
+class CentredMoments(NamedTuple):
+    """Moments about a centre near the mean: `mean = centre + residual`, exactly.
+
+    Keeping the two apart keeps what the rounding of the mean would lose: at mean 1e4
+    a float32 mean is known to 5e-4 only, while `x - centre` is exact.
+    """
+
+    count: Tensor
+    centre: Tensor
+    residual: Tensor
+    variance: Tensor
+
+    def bookkeeping(self) -> Moments:
+        """The moments that are returned to the user: without gradient."""
+        mean = self.centre + self.residual
+        return Moments(*map(ops.stop_gradient, (self.count, mean, self.variance)))
+
+
+def widen(x: Tensor) -> Tensor:
+    """`x` in the dtype of its statistics."""
+    return ops.cast(x, statistics_dtype(x.dtype))
+
+
+def centred_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> CentredMoments:
+    """Two passes: the centre first, then the moments about it.
+
+    Sums of x and x² taken in one pass would cancel at large means (variance -16 at
+    mean 1e4, std 1 in float32). The second pass also averages `x - centre`, so an
+    inaccurate first sum moves the centre but not the result.
+    """
+    count = count_samples(x, axes, mask)
+    # An empty batch has zero sums: dividing them by 1 gives 0, not NaN.
+    divisor = ops.where(count > 0, count, ops.ones_like(count))
+
+    def mean(values: Tensor) -> Tensor:
+        return total(_unmasked(values, mask), axes) / divisor
+
+    # The moments do not depend on the choice of the centre, so no gradient does.
+    centre = ops.stop_gradient(mean(x))
+    deviation = x - axes.broadcast(centre)
+    residual = mean(deviation)
+    variance = mean(ops.square(deviation)) - ops.square(residual)
+    # Not ops.maximum: on torch that is float32 for float64.
+    variance = ops.where(variance < 0, ops.zeros_like(variance), variance)
+    return CentredMoments(count, centre, residual, variance)
+
+
+def affine(
+    x: Tensor, centre: Tensor, factor: Tensor, offset: Tensor, axes: Axes
+) -> Tensor:
+    """`(x - centre) * factor + offset`: subtracted before it is scaled."""
+    deviation = x - axes.broadcast(centre)
+    return deviation * axes.broadcast(factor) + axes.broadcast(offset)
+
+
+def normalize(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    centred: CentredMoments,
+    axes: Axes,
+    epsilon: float,
+) -> Tensor:
+    """`(x - mean) / sqrt(variance + epsilon) * scale + offset`."""
+    factor = ops.rsqrt(centred.variance + epsilon) * scale
+    return affine(x, centred.centre, factor, offset - centred.residual * factor, axes)
+
+
+def gradients(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    centred: CentredMoments,
+    dy: Tensor,
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+    about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
+    apart: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *both: both,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
+
+    With n the normalized values, g the gradient for `n * scale + offset`, N the count:
+
+        doffset = sum(g)    dscale = sum(g * n)
+        dx = scale / sqrt(variance + epsilon) * (g - (doffset + n * dscale) / N)
+
+    where the last subtraction is for the unmasked positions only: the sums run over
+    all, but a masked one has no part in the statistics. Source: Ioffe and Szegedy,
+    2015, section 3, with the chain through mean and variance multiplied out.
+
+    All that can be done per channel is, so that an element costs two products for
+    the sums and two for dx. A compiler that would do these steps badly is given its
+    own: `about` sums `g * (x - centre)`; `apart` is called on `(x, dy)` between the
+    sums and dx, to keep what the two have in common from being held in memory.
+    """
+
+    def incoming(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        values, g = widen(x), widen(dy)
+        if activation is not None:
+            y = normalize(values, scale, offset, centred, axes, epsilon)
+            g = g * SLOPES[activation](activate(activation, y))
+        return values, g
+
+    values, g = incoming(x, dy)
+    rstd = ops.rsqrt(centred.variance + epsilon)
+    doffset = total(g, axes)
+    product = (about or total_about)(g, values, centred.centre, axes)
+    dscale = (product - centred.residual * doffset) * rstd
+
+    count = ops.where(centred.count > 0, centred.count, ops.ones_like(centred.count))
+    slope = rstd * dscale / count
+    level = doffset / count - centred.residual * slope
+    values, g = incoming(*apart(x, dy))
+    statistics = affine(values, centred.centre, slope, level, axes)
+    dx = (g - _unmasked(statistics, mask)) * axes.broadcast(scale * rstd)
+    return ops.cast(dx, x.dtype), dscale, doffset
+
+
+def inference_gradients(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    dy: Tensor,
+    axes: Axes,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `sum(dy * ((x - mean) / sqrt(variance + epsilon) * scale + offset))`.
+
+    For x, mean, variance, scale and offset, in this order; mean and variance are given,
+    not taken from x.
+    """
+    del offset
+    values, g = widen(x), widen(dy)
+    rstd = ops.rsqrt(variance + epsilon)
+    factor = rstd * scale
+    doffset, product = total(g, axes), total_about(g, values, mean, axes)
+    dx = ops.cast(g * axes.broadcast(factor), x.dtype)
+    dvariance = -0.5 * factor * rstd * rstd * product
+    return dx, -factor * doffset, dvariance, rstd * product, doffset
+
+
+def total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
+    """`total(values * (x - centre))`."""
+    return total(values * (x - axes.broadcast(centre)), axes)
+
+
+def _unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values
+    return ops.where(mask, values, ops.zeros_like(values))
+
+
+def total(values: Tensor, axes: Axes) -> Tensor:
+    """The sum over the reduction axes, one axis at a time: a sum of sums.
+
+    TensorFlow on CPU adds up all the values of a joint reduction one after the other,
+    which costs 400k of them four digits.
+    """
+    for axis in reversed(axes.reduction):
+        values = ops.sum(values, axis=axis, keepdims=len(axes.features) > 1)
+    return values
+
+
+def count_samples(x: Tensor, axes: Axes, mask: Tensor | None) -> Tensor:
+    """How many values each statistic is taken over, in the dtype of `x`."""
+    if mask is not None:
+        return total(ops.cast(ops.broadcast_to(mask, ops.shape(x)), x.dtype), axes)
+    samples = axes.samples(tuple(x.shape))
+    if samples is None:
+        shape = ops.shape(x)
+        sizes = [ops.cast(shape[axis], x.dtype) for axis in axes.reduction]
+        return ops.cast(ops.prod(ops.stack(sizes)), x.dtype)
+    return ops.convert_to_tensor(samples, dtype=x.dtype)

@@ -1,0 +1,129 @@
+"""Batch normalization on JAX: the formulas, with the gradient written out.
+
+XLA fuses them by itself, but for two things on CPU:
+
+- It would share `x - centre` between the forward and the backward pass: a second copy
+  of the input in memory. A barrier keeps it from knowing that x is the same x.
+- Its reductions take in products but no per-channel operand: `sum(x - centre)` first
+  writes a tensor as large as x. Where the mean is within a few deviations of zero,
+  the sums of x, x² and g * x serve as well, and need none; elsewhere, and on every
+  other platform, it is the centred sums.
+
+Forward-mode differentiation (`jax.jvp`) is not available through a written-out
+gradient; reverse mode of any order is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from keras_bn.backend import formulas, reference
+from keras_bn.backend.activations import activate
+from keras_bn.backend.interface import Axes, Correction, Moments, Service, corrected
+
+Tensor = jax.Array
+
+# Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
+_PLAIN_WITHIN = 3.0**2
+
+SERVICES = (
+    Service(
+        "training, every input",
+        "jax_kernels",
+        "the formulas under XLA, gradient written out; saves the input alone",
+    ),
+    Service("inference, every input", "reference", "keras.ops, fused by XLA"),
+)
+
+inference = reference.inference
+
+
+def train(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    axes: Axes,
+    epsilon: float,
+    mask: Tensor | None,
+    correction: Correction | None,
+    activation: str | None,
+) -> tuple[Tensor, Moments]:
+    """See `Kernels.train`."""
+    if correction is not None:
+        # XLA finds that these moments and those of _train are the same computation.
+        values = formulas.widen(jax.lax.stop_gradient(x))
+        moments = _moments(values, axes, mask).bookkeeping()
+        scale, offset = corrected(scale, offset, moments, correction)
+    y, moments = _train(axes, epsilon, activation, x, scale, offset, mask)
+    return y, Moments(*map(jax.lax.stop_gradient, moments))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _train(
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Moments]:
+    return _forward(axes, epsilon, activation, x, scale, offset, mask)[0]
+
+
+def _forward(axes, epsilon, activation, x, scale, offset, mask):  # type: ignore[no-untyped-def]
+    values = formulas.widen(x)
+    centred = _moments(values, axes, mask)
+    y = formulas.normalize(values, scale, offset, centred, axes, epsilon)
+    y = activate(activation, y).astype(x.dtype)
+    return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
+
+
+def _backward(axes, epsilon, activation, saved, cotangents):  # type: ignore[no-untyped-def]
+    x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
+    dy, _ = cotangents
+    slopes = formulas.gradients(
+        *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
+        about=_total_about,
+        apart=lambda *tensors: jax.lax.optimization_barrier(tensors),
+    )
+    return (*slopes, None)
+
+
+_train.defvjp(_forward, _backward)
+
+
+def _moments(
+    x: Tensor, axes: Axes, mask: Tensor | None
+) -> formulas.CentredMoments:
+    def centred(x: Tensor) -> formulas.CentredMoments:
+        return formulas.centred_moments(x, axes, mask)
+
+    def plain_if_near_zero(x: Tensor) -> formulas.CentredMoments:
+        count = formulas.count_samples(x, axes, None)
+        mean = formulas.total(x, axes) / count
+        variance = formulas.total(x * x, axes) / count - mean * mean
+        plain = formulas.CentredMoments(count, jnp.zeros_like(mean), mean, variance)
+        near = jnp.all(mean * mean <= _PLAIN_WITHIN * variance)
+        return jax.lax.cond(near, lambda: plain, lambda: centred(x))
+
+    if mask is not None or x.size == 0:
+        return centred(x)
+    return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
+
+
+def _total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
+    def about(values: Tensor, x: Tensor) -> Tensor:
+        return formulas.total_about(values, x, centre, axes)
+
+    def plain_if_centred_at_zero(values: Tensor, x: Tensor) -> Tensor:
+        return jax.lax.cond(
+            jnp.all(centre == 0),
+            lambda: formulas.total(values * x, axes),
+            lambda: about(values, x),
+        )
+
+    return jax.lax.platform_dependent(
+        values, x, cpu=plain_if_centred_at_zero, default=about
+    )

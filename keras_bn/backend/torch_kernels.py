@@ -1,0 +1,319 @@
+"""Batch normalization on PyTorch's native CPU operators, one saved tensor a call.
+
+The native training operator adds up values one after the other in float32 where the
+channels lie last in memory: on 65k values a channel of mean 1e5 and std 10 it is
+thousands of roundings off. Its parts are used instead, fed so that they are exact:
+
+- the statistics of runs of about a thousand values, as if each run were a channel of
+  its own (one call, same speed), merged in float64;
+- where the mean dwarfs the deviation, all of it on `x - centre`, which is exact.
+
+What is not served goes to the reference: see `serves_training`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+from keras_bn.backend import reference
+from keras_bn.backend.activations import LEAKY_RELU_SLOPE, SELU_ALPHA, SELU_SCALE
+from keras_bn.backend.interface import Axes, Correction, Moments, Service, corrected
+
+Tensor = torch.Tensor
+
+# A float32 mean is known to half a rounding. Up to 30 standard deviations from zero
+# that is 1e-6 of the deviation; further out the values are shifted first.
+_CENTRE_BEYOND = 30.0**2
+# Values added up in a row: short enough to be exact to 1e-6, long enough to be fast.
+_RUN = 1024
+
+SERVICES = (
+    Service(
+        "training, one feature axis, no mask, on CPU, outside torch.compile",
+        "torch_kernels",
+        "native operators on exact statistics; saves the input alone",
+    ),
+    Service("training, all else", "reference", "keras.ops, torch's autograd"),
+    Service(
+        "inference, one feature axis",
+        "torch_kernels",
+        "the native operator: one multiply-add per element, half precision as it is",
+    ),
+    Service("inference, several axes", "reference", "keras.ops"),
+)
+
+
+def serves_training(x: Tensor, axes: Axes, mask: Tensor | None) -> bool:
+    """Whether `train` runs natively rather than on the reference.
+
+    `torch.compile` fuses the reference by itself, and could not follow the look at
+    the statistics that decides on shifting; a GPU would have to wait for it.
+    """
+    return (
+        mask is None
+        and len(axes.features) == 1
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+    )
+
+
+def train(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    axes: Axes,
+    epsilon: float,
+    mask: Tensor | None,
+    correction: Correction | None,
+    activation: str | None,
+) -> tuple[Tensor, Moments]:
+    """See `Kernels.train`."""
+    arguments = (axes, epsilon, mask, correction, activation)
+    if not serves_training(x, axes, mask):
+        return reference.train(x, scale, offset, *arguments)
+    with torch.no_grad():
+        layout = _Layout.of(x, axes)
+        centred = _centred(layout.to_native(x), epsilon)
+        count = centred.mean.new_tensor(x.numel() // centred.mean.numel())
+        moments = Moments(count, centred.true_mean(), centred.variance)
+    scale, offset = corrected(scale, offset, moments, correction)
+    y = _Normalize.apply(x, scale, offset, centred, axes, epsilon, activation)
+    return y, moments
+
+
+def inference(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+) -> Tensor:
+    """See `Kernels.inference`. The native operator has no gradient for statistics."""
+    statistics_learn = torch.is_grad_enabled() and (
+        mean.requires_grad or variance.requires_grad
+    )
+    if len(axes.features) > 1 or statistics_learn or x.numel() == 0:
+        return reference.inference(
+            x, mean, variance, scale, offset, axes, epsilon, activation
+        )
+    layout = _Layout.of(x, axes)
+    y = torch.nn.functional.batch_norm(
+        layout.to_native(x), mean, variance, scale, offset, False, 0.0, epsilon
+    )
+    return layout.from_native(_activate(activation, y))
+
+
+class _Layout(NamedTuple):
+    """How to see a tensor of any rank as one that the native operators are fast on.
+
+    They know two memory layouts: `(samples, channels, size)` in one piece, and
+    channels last, as `(1, channels, samples, 1)` in that memory format. Any single
+    feature axis in any memory order becomes one of them by a view, or by one copy.
+    """
+
+    permutation: tuple[int, ...]  # brings the axes into the order that memory has
+    shape: torch.Size  # in that order
+    channel: int  # where the feature axis then is
+
+    @classmethod
+    def of(cls, x: Tensor, axes: Axes) -> "_Layout":
+        stride = x.stride()
+        order = tuple(sorted(range(x.ndim), key=lambda axis: -stride[axis]))
+        # Axes of size 1 have strides that mean nothing; any order that packs will do.
+        for permutation in (tuple(range(x.ndim)), order):
+            ordered = x.permute(permutation)
+            if ordered.is_contiguous():
+                break
+        else:
+            permutation, ordered = tuple(range(x.ndim)), x
+        return cls(permutation, ordered.shape, permutation.index(axes.features[0]))
+
+    def to_native(self, x: Tensor) -> Tensor:
+        channels = self.shape[self.channel]
+        packed = x.permute(self.permutation).contiguous()
+        if self.shape[self.channel + 1 :].numel() == 1:
+            return packed.view(1, -1, 1, channels).permute(0, 3, 1, 2)
+        return packed.view(self.shape[: self.channel].numel(), channels, -1)
+
+    def from_native(self, y: Tensor) -> Tensor:
+        if y.ndim == 4:
+            y = y.permute(0, 2, 3, 1)
+        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
+        return y.reshape(self.shape).permute(inverse)
+
+
+class _Centred(NamedTuple):
+    """Moments of `x - centre`; of `x` itself where centre is None."""
+
+    centre: Tensor | None
+    mean: Tensor
+    variance: Tensor
+
+    def shift(self, x: Tensor) -> Tensor:
+        if self.centre is None:
+            return x
+        return x - self.centre.view(1, -1, *[1] * (x.ndim - 2))
+
+    def true_mean(self) -> Tensor:
+        return self.mean if self.centre is None else self.centre + self.mean
+
+
+def _centred(x: Tensor, epsilon: float) -> _Centred:
+    mean, variance = _moments(x)
+    far = mean.square() > _CENTRE_BEYOND * (variance + epsilon)
+    one_sample = x.numel() == mean.numel()
+    if not one_sample and not bool(far.any()):
+        return _Centred(None, mean, variance)
+    centred = _Centred(mean, mean, variance)
+    return _Centred(mean, *_moments(centred.shift(x)))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of a tensor in a native layout."""
+    channels = x.shape[1]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    runs = _runs(x.shape[2]) if x.ndim == 4 else 1
+    if runs > 1:
+        x = x.permute(0, 2, 3, 1).reshape(1, -1, 1, runs * channels)
+        x = x.permute(0, 3, 1, 2)
+    # Running statistics, thrown away: with them, half precision gives float32 moments.
+    unused = torch.empty(2, runs * channels, dtype=wide)
+    mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
+    if runs == 1:
+        return mean, variance
+    means, variances = (m.view(runs, channels).double() for m in (mean, variance))
+    between, mean = torch.var_mean(means, 0, correction=0)
+    return mean.to(wide), (variances.mean(0) + between).to(wide)
+
+
+@functools.cache
+def _runs(samples: int) -> int:
+    """Into how many equal runs of at most `_RUN` values to cut; 1 if none fit well."""
+    for length in range(min(_RUN, samples), 63, -1):
+        if samples % length == 0:
+            return samples // length
+    return 1
+
+
+class _Normalize(torch.autograd.Function):
+    """Normalizes by the batch's own moments and keeps nothing but `x`.
+
+    The activation's gradient needs its output, which the backward pass computes again
+    from `x`: one cheap pass for a whole tensor less in memory.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        centred: _Centred,
+        axes: Axes,
+        epsilon: float,
+        activation: str | None,
+    ) -> Tensor:
+        layout = _Layout.of(x, axes)
+        values = centred.shift(layout.to_native(x))
+        y = _activate(activation, _affine(values, centred, scale, offset, epsilon))
+        return layout.from_native(y.to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, offset, *ctx.constants = inputs
+        ctx.save_for_backward(x, scale, offset)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, offset = ctx.saved_tensors
+        centred, axes, epsilon, activation = ctx.constants
+        if torch.is_grad_enabled():  # create_graph=True: a gradient of gradients
+            gradients = _differentiable_gradients(
+                ctx.needs_input_grad, x, scale, offset, dy, *ctx.constants[1:]
+            )
+            return (*gradients, None, None, None, None)
+        layout = _Layout.of(x, axes)
+        values = centred.shift(layout.to_native(x))
+        dy = layout.to_native(dy).to(values.dtype)
+        if activation is not None:
+            y = _activate(activation, _affine(values, centred, scale, offset, epsilon))
+            dy = _activation_gradient(activation, dy, y)
+        dx, dscale, doffset = torch.ops.aten.native_batch_norm_backward(
+            dy,
+            values,
+            scale,
+            None,
+            None,
+            centred.mean,
+            (centred.variance + epsilon).rsqrt(),
+            True,
+            epsilon,
+            ctx.needs_input_grad[:3],
+        )
+        if dx is not None:
+            dx = layout.from_native(dx.to(x.dtype))
+        return dx, dscale, doffset, None, None, None, None
+
+
+def _affine(
+    x: Tensor, centred: _Centred, scale: Tensor, offset: Tensor, epsilon: float
+) -> Tensor:
+    return torch.native_batch_norm(
+        x, scale, offset, centred.mean, centred.variance, False, 0.0, epsilon
+    )[0]
+
+
+def _differentiable_gradients(
+    needed: tuple[bool, ...],
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    dy: Tensor,
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+) -> list[Tensor | None]:
+    """The gradients as the reference has them, which autograd can follow further."""
+    inputs = (x, scale, offset)
+    y, _ = reference.train(*inputs, axes, epsilon, None, None, activation)
+    wanted = [one for one, need in zip(inputs, needed, strict=False) if need]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(found) if need else None for need in needed[:3]]
+
+
+def _activate(name: str | None, x: Tensor) -> Tensor:
+    """The activation, in place: `x` is a fresh output that nothing else has seen."""
+    functional = torch.nn.functional
+    if name is None:
+        return x
+    if name == "relu6":
+        return functional.hardtanh_(x, 0.0, 6.0)
+    if name == "leaky_relu":
+        return functional.leaky_relu_(x, LEAKY_RELU_SLOPE)
+    in_place = {
+        "relu": torch.relu_,
+        "elu": functional.elu_,
+        "selu": torch.selu_,
+        "sigmoid": torch.sigmoid_,
+        "tanh": torch.tanh_,
+    }
+    return in_place[name](x)
+
+
+def _activation_gradient(name: str, dy: Tensor, y: Tensor) -> Tensor:
+    """`dy` times the activation's derivative where its output is `y`."""
+    aten = torch.ops.aten
+    gradients = {
+        "relu": lambda: aten.threshold_backward(dy, y, 0),
+        "relu6": lambda: aten.hardtanh_backward(dy, y, 0.0, 6.0),
+        "leaky_relu": lambda: aten.leaky_relu_backward(dy, y, LEAKY_RELU_SLOPE, True),
+        "elu": lambda: aten.elu_backward(dy, 1.0, 1.0, 1.0, True, y),
+        "selu": lambda: aten.elu_backward(dy, SELU_ALPHA, SELU_SCALE, 1.0, True, y),
+        "sigmoid": lambda: aten.sigmoid_backward(dy, y),
+        "tanh": lambda: aten.tanh_backward(dy, y),
+    }
+    return gradients[name]()
