@@ -21,6 +21,27 @@ class _TensorFlow:
             y, extra = function(*tensors)
         return y, extra, tape.gradient(y, tensors, output_gradients=upstream)
 
+    def second_gradient(self, function, x, upstream):
+        with self.tf.GradientTape() as outer:
+            outer.watch(x)
+            with self.tf.GradientTape() as inner:
+                inner.watch(x)
+                y = function(x)
+            slope = inner.gradient(y, x, output_gradients=upstream)
+            total = self.tf.reduce_sum(slope * slope)
+        return outer.gradient(total, x)
+
+    def saved_bytes(self, function, tensors):
+        """What the backward function of a traced call captures beside its constants."""
+
+        # On doubled inputs: an argument of the graph itself would not be "kept".
+        doubled = self.tf.function(lambda *tensors: function(*[2 * t for t in tensors]))
+        traced = doubled.get_concrete_function(*tensors)
+        forward, _ = traced._delayed_rewrite_functions.forward_backward()
+        kept = forward.graph.outputs[len(traced.outputs) :]
+        sizes = {id(t): t.shape.num_elements() * t.dtype.size for t in kept}
+        return sum(sizes.values())
+
     def compiled(self, function, unknown=None):
         signature = unknown and [
             self.tf.TensorSpec(shape, "float32") for shape in unknown
@@ -49,6 +70,17 @@ class _Jax:
 
         return value_and_gradients(tensors, upstream)
 
+    def second_gradient(self, function, x, upstream):
+        def slope(x):
+            return self.jax.vjp(function, x)[1](upstream)[0]
+
+        return self.jax.jit(self.jax.grad(lambda x: (slope(x) ** 2).sum()))(x)
+
+    def saved_bytes(self, function, tensors):
+        _, pull_back = self.jax.jit(lambda *t: self.jax.vjp(function, *t))(*tensors)
+        arrays = {id(a): a for a in self.jax.tree.leaves(pull_back)}
+        return sum(array.nbytes for array in arrays.values())
+
     def compiled(self, function, unknown=None):
         return self.jax.jit(function)
 
@@ -74,6 +106,25 @@ class _Torch:
         y, extra = function(*leaves)
         return y.detach(), extra, self.torch.autograd.grad(y, leaves, upstream)
 
+    def second_gradient(self, function, x, upstream):
+        x = x.detach().requires_grad_()
+        (slope,) = self.torch.autograd.grad(function(x), x, upstream, create_graph=True)
+        (second,) = self.torch.autograd.grad((slope * slope).sum(), x)
+        return second
+
+    def saved_bytes(self, function, tensors):
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        with self.torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            function(*leaves)
+        return sum(storages.values())
+
     def compiled(self, function, unknown=None):
         return self.torch.compile(function, backend="aot_eager", dynamic=bool(unknown))
 
@@ -90,12 +141,18 @@ _FRAMEWORK = {"tensorflow": _TensorFlow, "jax": _Jax, "torch": _Torch}[
 compiled = _FRAMEWORK.compiled
 xla = _FRAMEWORK.xla
 float64 = _FRAMEWORK.float64
+saved_bytes = _FRAMEWORK.saved_bytes
 
 
 def gradients(function, tensors, upstream):
     """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`."""
     y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream)
     return numpy(y), extra, [numpy(slope) for slope in slopes]
+
+
+def second_gradient(function, x, upstream):
+    """The gradient for x of the squared gradient of `sum(function(x) * upstream)`."""
+    return numpy(_FRAMEWORK.second_gradient(function, x, upstream))
 
 
 def tensor(array, dtype=None):

@@ -69,9 +69,25 @@ def train(
     scale, offset = corrected(scale, offset, moments, correction)
 
     @tf.custom_gradient
+    def first_order(*inputs: Tensor) -> tuple[Any, Any]:
+        def second_order(*upstream: Tensor) -> Any:
+            # By the formulas, from x on: with the way through its moments.
+            formula = _FormulaSteps(axes, epsilon, mask)
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                x, scale, offset, dy = inputs
+                again = formula.moments(x)
+                slopes = formula.gradients(x, scale, offset, again, dy, activation)
+            return tape.gradient(slopes, inputs, upstream)
+
+        x, scale, offset, dy = inputs
+        slopes = steps.gradients(x, scale, offset, centred, dy, activation)
+        return slopes, second_order
+
+    @tf.custom_gradient
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Any]:
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
-            return steps.gradients(x, scale, offset, centred, dy, activation)
+            return first_order(x, scale, offset, dy)
 
         y = steps.normalize(x, scale, offset, centred)
         return activate(activation, y), gradients
@@ -183,8 +199,6 @@ class _FormulaSteps(NamedTuple):
         dy: Tensor,
         activation: str | None,
     ) -> tuple[Tensor, ...]:
-        # Taken again rather than kept: a gradient of this gradient then follows them.
-        centred = self.moments(x)
         return formulas.gradients(
             *(x, scale, offset, self.mask, centred, dy),
             *(self.axes, self.epsilon, activation),

@@ -1,0 +1,206 @@
+"""The kernels of the running backend against the reference, which they replace."""
+
+import keras
+import numpy as np
+import pytest
+
+import cases
+import frameworks
+import oracle
+from keras_bn import backend
+from keras_bn.backend import activations, reference
+from keras_bn.backend.interface import Axes
+from keras_bn.ops import batch_norm_inference, batch_norm_train
+
+ACTIVATIONS = sorted(activations.SLOPES)
+KERNELS = backend.kernels()
+
+
+def axes_of(case):
+    """The `Axes` of a case, by the oracle's arithmetic rather than the package's."""
+    ndim = len(case.shape)
+    return Axes(
+        tuple(sorted(oracle.features(case.axis, ndim))),
+        oracle.reduction(case.axis, ndim),
+    )
+
+
+class Inputs:
+    """Random inputs of a kernel call for a case."""
+
+    def __init__(self, case, dtype="float32", mean=0.0):
+        rng = np.random.default_rng(0)
+        self.axes = axes_of(case)
+        shape = self.axes.parameter_shape(case.shape)
+        wide = "float64" if dtype == "float64" else "float32"
+        self.tensors = [
+            frameworks.tensor(rng.normal(mean, 1, case.shape), dtype),
+            frameworks.tensor(rng.normal(1, 0.5, shape), wide),
+            frameworks.tensor(rng.normal(0, 0.5, shape), wide),
+        ]
+        self.dy = frameworks.tensor(rng.normal(size=case.shape), dtype)
+        self.mask = None
+        if case.mask is not None:
+            dropped = self.axes.features if case.drop is None else case.drop
+            self.mask = frameworks.tensor(
+                np.expand_dims(rng.random(case.mask) < 0.7, dropped)
+            )
+
+    def run(self, kernels, activation=None):
+        """`y`, the moments and the gradients, as NumPy."""
+        return frameworks.gradients(
+            lambda *inputs: kernels.train(
+                *inputs, self.axes, 1e-3, self.mask, None, activation
+            ),
+            self.tensors,
+            self.dy,
+        )
+
+
+def assert_same(run, expected, dtype):
+    # What the two round differently; half-precision outputs by one unit of their own.
+    relative = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+    y, moments, slopes = run
+    y_expected, moments_expected, slopes_expected = expected
+    for one, other in zip(
+        [y, *map(frameworks.numpy, moments), *slopes],
+        [y_expected, *map(frameworks.numpy, moments_expected), *slopes_expected],
+        strict=True,
+    ):
+        size = np.max(np.abs(other), initial=1e-2)
+        assert np.max(np.abs(one - other), initial=0.0) <= relative[dtype] * size
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@cases.parametrize(cases.KINDS)
+def test_training_equals_the_reference(case, dtype):
+    inputs = Inputs(case, dtype)
+    assert_same(inputs.run(KERNELS), inputs.run(reference), dtype)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4], ids=["near zero", "far from zero"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_fused_activation_equals_the_reference(activation, mean):
+    inputs = Inputs(cases.SHAPES["image"], mean=mean)
+    y, moments, slopes = inputs.run(KERNELS, activation)
+    plain, *_ = inputs.run(KERNELS)
+    expected = keras.ops.convert_to_numpy(keras.activations.get(activation)(plain))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    # At mean 1e4 the two round differently, and relu turns that on and off near zero.
+    if mean == 0.0:
+        assert_same((y, moments, slopes), inputs.run(reference, activation), "float32")
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_slopes_are_the_derivatives(activation):
+    x = np.linspace(-8, 8, 4001)[::2].astype("float32")
+    y = activations.activate(activation, frameworks.tensor(x))
+    _, _, (expected,) = frameworks.gradients(
+        lambda x: (keras.activations.get(activation)(x), None),
+        [frameworks.tensor(x)],
+        frameworks.tensor(np.ones_like(x)),
+    )
+    slope = frameworks.numpy(activations.SLOPES[activation](y))
+    # relu and its kin have no derivative at 0; frameworks differ on what to call it.
+    differentiable = x != 0
+    np.testing.assert_allclose(
+        slope[differentiable], expected[differentiable], atol=2e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (None, None),
+        ("relu", "relu"),
+        (keras.activations.tanh, "tanh"),
+        ("gelu", None),
+        ("softmax", None),
+        (lambda x: x, None),
+        (keras.layers.LeakyReLU(0.3), None),
+    ],
+)
+def test_only_known_activations_are_fused(activation, name):
+    assert activations.fusible(keras.activations.get(activation)) == name
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", lambda x: 3 * x])
+def test_activation_in_both_modes(activation):
+    x = np.random.default_rng(0).normal(size=(8, 5)).astype("float32")
+    function = keras.activations.get(activation)
+    for plain, activated in (
+        (batch_norm_train(x)[0], batch_norm_train(x, activation=activation)[0]),
+        (
+            batch_norm_inference(x, np.zeros(5), np.ones(5)),
+            batch_norm_inference(x, np.zeros(5), np.ones(5), activation=activation),
+        ),
+    ):
+        np.testing.assert_allclose(
+            frameworks.numpy(activated), frameworks.numpy(function(plain)), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["image", "first_image", "mask_image", "two_axes"])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_gradient_of_the_gradient(name, mean):
+    inputs = Inputs(cases.ALL[name], mean=mean)
+
+    def squared_slope(kernels):
+        return frameworks.second_gradient(
+            lambda x: kernels.train(
+                x, *inputs.tensors[1:], inputs.axes, 1e-3, inputs.mask, None, "tanh"
+            )[0],
+            inputs.tensors[0],
+            inputs.dy,
+        )
+
+    expected = squared_slope(reference)
+    np.testing.assert_allclose(
+        squared_slope(KERNELS), expected, atol=1e-4 * np.max(np.abs(expected))
+    )
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+def test_saves_the_input_alone(activation):
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 32)).astype("float32")
+    saved = frameworks.saved_bytes(
+        lambda x, gamma: batch_norm_train(x, gamma, activation=activation)[0],
+        [frameworks.tensor(x), frameworks.tensor(np.ones(32, "float32"))],
+    )
+    assert x.nbytes <= saved <= 1.01 * x.nbytes + 8 * 32 * 4
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 1, 2), (1, 0, 3, 2)])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_any_memory_order(order, axis):
+    """A transposed view gives what a copy of it gives, forward and backward."""
+    x = np.random.default_rng(0).normal(3, 2, (4, 5, 6, 7)).astype("float32")
+    inverse = np.argsort(order)
+
+    def run(x):
+        y, _ = batch_norm_train(keras.ops.transpose(x, order), axis=axis)
+        return keras.ops.transpose(y, inverse.tolist()), None
+
+    upstream = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    y, _, (dx,) = frameworks.gradients(
+        run, [frameworks.tensor(x)], frameworks.tensor(upstream)
+    )
+    view, dy = x.transpose(order), upstream.transpose(order)
+    np.testing.assert_allclose(
+        y.transpose(order), oracle.forward(view, axis=axis).y, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        dx.transpose(order), oracle.backward(view, dy, axis=axis).x, atol=1e-5
+    )
+
+
+def test_describe_names_existing_kernel_files():
+    rows = backend.describe()
+    assert {row.case.split(",")[0] for row in rows} == {"training", "inference"}
+    assert {row.kernel for row in rows} <= {
+        "reference",
+        f"{keras.backend.backend()}_kernels",
+    }
+    assert all(row.case and row.how for row in rows)
