@@ -31,16 +31,7 @@ class _TensorFlow:
             total = self.tf.reduce_sum(slope * slope)
         return outer.gradient(total, x)
 
-    def saved_bytes(self, function, tensors):
-        """What the backward function of a traced call captures beside its constants."""
-
-        # On doubled inputs: an argument of the graph itself would not be "kept".
-        doubled = self.tf.function(lambda *tensors: function(*[2 * t for t in tensors]))
-        traced = doubled.get_concrete_function(*tensors)
-        forward, _ = traced._delayed_rewrite_functions.forward_backward()
-        kept = forward.graph.outputs[len(traced.outputs) :]
-        sizes = {id(t): t.shape.num_elements() * t.dtype.size for t in kept}
-        return sum(sizes.values())
+    saved_bytes = None  # TensorFlow has no public count of what its tape keeps
 
     def compiled(self, function, unknown=None):
         signature = unknown and [

@@ -56,10 +56,17 @@ def renorm_correction(
     epsilon = positive_epsilon(epsilon)
     limits = renorm_limits(clipping)
     mean = ops.convert_to_tensor(mean)
+
+    def tensor(value: Tensor | float) -> Tensor:
+        # The limits too: on torch, a Python number would be rounded to float32.
+        return ops.convert_to_tensor(value, dtype=mean.dtype)
+
+    def limit(key: str, otherwise: float) -> Tensor:
+        return tensor(limits.get(key, otherwise))
+
     # The moving deviation may start at 0 (a zeros initializer): never divide by it.
-    stddev = ops.clip(renorm_stddev, epsilon**0.5, math.inf)
-    r = ops.sqrt(ops.convert_to_tensor(variance) + epsilon) / stddev
-    d = (mean - renorm_mean) / stddev
-    dmax = limits.get("dmax", math.inf)
-    r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
-    return r, ops.clip(d, -dmax, dmax)
+    stddev = ops.clip(tensor(renorm_stddev), tensor(epsilon**0.5), tensor(math.inf))
+    r = ops.sqrt(tensor(variance) + epsilon) / stddev
+    d = (mean - tensor(renorm_mean)) / stddev
+    r = ops.clip(r, limit("rmin", -math.inf), limit("rmax", math.inf))
+    return r, ops.clip(d, -limit("dmax", math.inf), limit("dmax", math.inf))
