@@ -1,0 +1,106 @@
+# `make help` says what there is. Every virtual environment lives in .venv/, and is
+# made again only when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+BACKEND ?= jax
+ARGS ?=
+# The lowest Keras that the tests pass on; pyproject.toml states the same.
+KERAS_MIN := 3.15.0
+KERAS_MIN_TESTS := tests/ops tests/test_bad_input.py tests/test_contract.py \
+    tests/test_weight_exchange.py
+KERAS_MIN_PATH := .venv/keras-$(KERAS_MIN)
+BACKENDS := tensorflow jax torch
+# The tests and the demo want TensorFlow's small build.
+EXTRA_tensorflow := tensorflow-cpu
+EXTRA_jax := jax
+EXTRA_torch := torch
+
+TEST := .venv/test
+DEMO := .venv/demo-$(BACKEND)
+RECIPE := pyproject.toml constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# A user's own keras.json or PYTHONPATH changes nothing here: KERAS_BACKEND decides.
+export KERAS_HOME := $(CURDIR)/.venv/keras-home
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+# PyTorch's threads would spin while they wait for each other; beside one other busy
+# process on two cores that costs a factor of ten and more.
+export OMP_WAIT_POLICY ?= PASSIVE
+unexport PYTHONPATH
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras clean \
+    check-python check-backend
+
+help:
+	@echo "make demo            train with and without batch norm; BACKEND=jax (default),"
+	@echo "                     torch or tensorflow; ARGS='--dataset fashion_mnist'"
+	@echo "make test            lint, and every test on TensorFlow, JAX and PyTorch"
+	@echo "make test-BACKEND    the tests on one backend, e.g. make test-jax"
+	@echo "make test-once       the tests that need no backend"
+	@echo "make test-min-keras  the tests on JAX with Keras $(KERAS_MIN), the lowest one"
+	@echo "make lint            ruff and mypy"
+	@echo "make clean           remove the virtual environments, caches and results"
+	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
+
+demo: check-backend $(DEMO)/installed
+	@echo "== Running examples/train.py on $(BACKEND)"
+	@KERAS_BACKEND=$(BACKEND) $(DEMO)/bin/python examples/train.py $(ARGS)
+
+test: lint $(BACKENDS:%=test-%) test-min-keras test-once
+
+lint: $(TEST)/installed
+	@echo "== ruff check"
+	@$(TEST)/bin/python -m ruff check
+	@echo "== ruff format --check"
+	@$(TEST)/bin/python -m ruff format --check
+	@echo "== mypy"
+	@$(TEST)/bin/python -m mypy
+
+$(BACKENDS:%=test-%): test-%: $(TEST)/installed
+	@echo "== Testing on $*"
+	@KERAS_BACKEND=$* $(TEST)/bin/python -m pytest -m "not once"
+
+test-once: $(TEST)/installed
+	@echo "== Testing what needs no backend"
+	@KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -m once
+
+test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
+	@echo "== Testing on jax with Keras $(KERAS_MIN)"
+	@export KERAS_BACKEND=jax PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
+	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
+	    $(TEST)/bin/python -m pytest -m "not once" $(KERAS_MIN_TESTS)
+
+clean:
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "PYTHON: expected Python 3.11 or newer; received '$(PYTHON)'" \
+	    "($$($(PYTHON) --version 2>&1 || true))" >&2; exit 1; }
+
+check-backend:
+	@$(if $(filter $(BACKEND),$(BACKENDS)),true,echo "BACKEND: expected one of \
+	    $(BACKENDS); received '$(BACKEND)'" >&2; exit 1)
+
+$(TEST)/installed: $(RECIPE) | check-python
+	@echo "== Installing the tests' environment into $(TEST) (a few minutes)"
+	@$(PYTHON) -m venv --clear $(TEST)
+	@$(TEST)/bin/python $(INSTALL) --editable ".[dev,tensorflow-cpu,jax,torch]"
+	@touch $@
+
+$(DEMO)/installed: $(RECIPE) | check-python check-backend
+	@echo "== Installing the demo's environment into $(DEMO) (a few minutes)"
+	@$(PYTHON) -m venv --clear $(DEMO)
+	@$(DEMO)/bin/python $(INSTALL) --editable ".[examples,$(EXTRA_$(BACKEND))]"
+	@touch $@
+
+$(KERAS_MIN_PATH)/installed: $(RECIPE) $(TEST)/installed
+	@echo "== Installing Keras $(KERAS_MIN) into $(@D)"
+	@rm -rf $(@D)
+	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --target $(@D) keras==$(KERAS_MIN)
+	@touch $@
