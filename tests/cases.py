@@ -48,7 +48,14 @@ ALL = SHAPES | MASKS
 
 KINDS = {
     name: ALL[name]
-    for name in ("dense", "dense_wide", "image", "first_image", "two_axes", "mask_image")
+    for name in (
+        "dense",
+        "dense_wide",
+        "image",
+        "first_image",
+        "two_axes",
+        "mask_image",
+    )
 }
 """One of each kind, for what need not be tried on every shape."""
 

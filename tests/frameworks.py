@@ -148,7 +148,9 @@ def second_gradient(function, x, upstream):
 
 def tensor(array, dtype=None):
     """A tensor of the backend, of the array's dtype unless another is named."""
-    return keras.ops.convert_to_tensor(array, dtype=dtype or str(np.asarray(array).dtype))
+    return keras.ops.convert_to_tensor(
+        array, dtype=dtype or str(np.asarray(array).dtype)
+    )
 
 
 def numpy(value):

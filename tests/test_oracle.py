@@ -35,7 +35,9 @@ def test_gradient_equals_finite_differences(shape, axis, mask, renorm):
     x, dy = rng.normal(size=(2, *shape))
     gamma, beta, r, d = (
         oracle.spread(
-            rng.normal(1, 0.3, [shape[a] for a in sorted(oracle.features(axis, x.ndim))]),
+            rng.normal(
+                1, 0.3, [shape[a] for a in sorted(oracle.features(axis, x.ndim))]
+            ),
             x,
             axis,
         )

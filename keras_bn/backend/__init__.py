@@ -4,6 +4,7 @@
 """
 
 import importlib
+from types import ModuleType
 from typing import cast
 
 import keras
@@ -11,7 +12,14 @@ import numpy as np
 
 from keras_bn.backend.interface import Kernels, Service
 
-__all__ = ["Service", "describe", "kernels", "represents", "require_represented"]
+__all__ = [
+    "Service",
+    "describe",
+    "kernels",
+    "represents",
+    "require_represented",
+    "timing",
+]
 
 
 _KERNEL_FILES = {
@@ -26,6 +34,17 @@ _KERNEL_FILES = {
 _kernels = importlib.import_module(
     f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
 )
+
+
+def timing() -> ModuleType:
+    """The steps that the benchmark times on this backend: see `jax_timing`."""
+    name = keras.backend.backend()
+    if name not in _KERNEL_FILES:
+        raise ValueError(
+            "The benchmark needs a backend that trains, one of "
+            f"{sorted(_KERNEL_FILES)}. Received: KERAS_BACKEND={name}"
+        )
+    return importlib.import_module(f"keras_bn.backend.{name}_timing")
 
 
 def kernels() -> Kernels:

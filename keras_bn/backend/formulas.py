@@ -143,10 +143,10 @@ def inference_gradients(
     axes: Axes,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `sum(dy * ((x - mean) / sqrt(variance + epsilon) * scale + offset))`.
+    """The gradients of `sum(dy * y)` for x, mean, variance, scale and offset.
 
-    For x, mean, variance, scale and offset, in this order; mean and variance are given,
-    not taken from x.
+    `y = (x - mean) / sqrt(variance + epsilon) * scale + offset`, with mean and variance
+    given, not taken from x.
     """
     del offset
     values, g = widen(x), widen(dy)

@@ -22,6 +22,19 @@ def statistics_dtype(dtype: Any) -> str:
     return "float64" if backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
+def as_tensor(x: Any, dtype: str | None = None) -> Tensor:
+    """`x` as a tensor, of `dtype` if given.
+
+    `keras.ops` takes some microseconds to find that there is nothing to do, which for
+    a small layer is most of its time.
+    """
+    if not ops.is_tensor(x):
+        x = ops.convert_to_tensor(x)
+    if dtype is None or backend.standardize_dtype(x.dtype) == dtype:
+        return x
+    return ops.cast(x, dtype)
+
+
 class Axes(NamedTuple):
     """Which axes of an input keep their statistics, and which are averaged over.
 
@@ -160,5 +173,6 @@ class Kernels(Protocol):
     ) -> Tensor:
         """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, mean given.
 
-        The activation is applied to it, as in `train`. The output has the dtype of `x`. Gradients reach all five tensors.
+        The activation is applied to it, as in `train`. The output has the dtype of
+        `x`. Gradients reach all five tensors.
         """

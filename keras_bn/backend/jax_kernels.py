@@ -20,9 +20,14 @@ import jax.numpy as jnp
 
 from keras_bn.backend import formulas, reference
 from keras_bn.backend.activations import activate
-from keras_bn.backend.interface import Axes, Correction, Moments, Service, corrected
-
-Tensor = jax.Array
+from keras_bn.backend.interface import (
+    Axes,
+    Correction,
+    Moments,
+    Service,
+    Tensor,
+    corrected,
+)
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -72,7 +77,7 @@ def _train(
     return _forward(axes, epsilon, activation, x, scale, offset, mask)[0]
 
 
-def _forward(axes, epsilon, activation, x, scale, offset, mask):  # type: ignore[no-untyped-def]
+def _forward(axes, epsilon, activation, x, scale, offset, mask):
     values = formulas.widen(x)
     centred = _moments(values, axes, mask)
     y = formulas.normalize(values, scale, offset, centred, axes, epsilon)
@@ -80,7 +85,7 @@ def _forward(axes, epsilon, activation, x, scale, offset, mask):  # type: ignore
     return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
 
 
-def _backward(axes, epsilon, activation, saved, cotangents):  # type: ignore[no-untyped-def]
+def _backward(axes, epsilon, activation, saved, cotangents):
     x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
     dy, _ = cotangents
     slopes = formulas.gradients(
@@ -94,9 +99,7 @@ def _backward(axes, epsilon, activation, saved, cotangents):  # type: ignore[no-
 _train.defvjp(_forward, _backward)
 
 
-def _moments(
-    x: Tensor, axes: Axes, mask: Tensor | None
-) -> formulas.CentredMoments:
+def _moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
     def centred(x: Tensor) -> formulas.CentredMoments:
         return formulas.centred_moments(x, axes, mask)
 

@@ -9,7 +9,6 @@ takes them as saved. Where the mean is far from zero, both work on `x - centre`.
 What is not served goes through the formulas with the gradient written out.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -18,20 +17,26 @@ import tensorflow as tf
 from keras_bn.backend import formulas, reference
 from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.formulas import CentredMoments
-from keras_bn.backend.interface import Axes, Correction, Moments, Service, corrected
-
-Tensor = tf.Tensor
+from keras_bn.backend.interface import (
+    Axes,
+    Correction,
+    Moments,
+    Service,
+    Tensor,
+    corrected,
+)
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
 # Values that a product with ones adds up in a row: exact to 1e-6, and fast.
 _RUN = 1024
-# Channels at which a filter gradient is fast; the rows are the shorter for it.
-_WIDTH = 4096
+# Elements (of a sample, where the batch is unknown) below which a few small operators
+# take less time than a decision on the device.
+_SMALL = 2**14
 
 SERVICES = (
     Service(
-        "training, feature axis last, no mask, up to float32",
+        "training, feature axis last, no mask, up to float32, 16k elements or more",
         "tensorflow_kernels",
         "fused operators on exact statistics; saves the input alone",
     ),
@@ -60,7 +65,8 @@ def train(
     activation: str | None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
-    if _fused_fits(x, axes) and mask is None:
+    small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL
+    if _fused_fits(x, axes) and mask is None and not small:
         steps: _Steps = _FusedSteps(axes, epsilon)
     else:
         steps = _FormulaSteps(axes, epsilon, mask)
@@ -113,11 +119,16 @@ def inference(
 
     # The operator has no gradient for mean and variance.
     @tf.custom_gradient
-    def normalize(*inputs: Tensor) -> tuple[Tensor, Any]:
-        def gradients(dy: Tensor) -> tuple[Tensor, ...]:
-            return formulas.inference_gradients(*inputs, dy, axes, epsilon)
+    def normalize(*inputs: Any) -> tuple[Tensor, Any]:
+        x, mean, variance, scale, offset = inputs
 
-        return _fused_inference(*inputs, epsilon), gradients
+        def gradients(dy: Tensor) -> tuple[Tensor, ...]:
+            return formulas.inference_gradients(
+                *(x, mean, variance, scale, offset, dy, axes, epsilon)
+            )
+
+        y = _fused_inference(x, mean, variance, scale, offset, epsilon)
+        return y, gradients
 
     inputs = map(tf.convert_to_tensor, (x, mean, variance, scale, offset))
     return activate(activation, normalize(*inputs))
@@ -276,40 +287,30 @@ def _on_deviation(x: Tensor, centre: Tensor, function: Callable[[Tensor], Any]) 
 def _plain_moments(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance as E[x] and E[x²] - E[x]²; zero variance at the least.
 
-    Two operators that read x once and write nothing of its size. The sum is a product
-    with ones. The sum of squares is the filter gradient of a depthwise 1x1 convolution
-    of x, given x: it adds up in a row, so that positions are made channels until the
-    rows are short.
+    The sums are products with ones: the quickest reader of x there is, and exact where
+    it adds up runs of moderate length.
     """
-    divisor = tf.maximum(count, 1.0)
     channels = x.shape[-1]
-    positions = _known_positions(x)
-    run = _largest_divisor(positions, at_most=_RUN)
+    run = _run(x)
     rows = tf.reshape(x, (-1, run, channels))
     ones = tf.ones((tf.shape(rows)[0], 1, run))
-    mean = tf.reduce_sum(tf.matmul(ones, rows), (0, 1)) / divisor
 
-    width = channels * _largest_divisor(positions, at_most=_WIDTH // channels)
-    packed = tf.reshape(x, (1, 1, -1, width))
-    squares = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=packed,
-        filter_sizes=(1, 1, width, 1),
-        out_backprop=packed,
-        strides=[1, 1, 1, 1],
-        padding="VALID",
-    )
-    square = tf.reduce_sum(tf.reshape(squares, (-1, channels)), 0) / divisor
-    return mean, tf.maximum(square - mean * mean, 0.0)
+    def mean(rows: Tensor) -> Tensor:
+        return tf.reduce_sum(tf.matmul(ones, rows), (0, 1)) / tf.maximum(count, 1.0)
+
+    first, second = mean(rows), mean(tf.square(rows))
+    return first, tf.maximum(second - first * first, 0.0)
 
 
 def _known_positions(x: Tensor) -> int:
-    """How many positions there are, or how many a sample has if that is all we know."""
+    """How many positions there are; how many a sample has, if that is all we know."""
     leading = x.shape[:-1]
     if leading.num_elements() is not None:
         return int(leading.num_elements())
     return int(leading[1:].num_elements() or 1)
 
 
-@functools.cache
-def _largest_divisor(number: int, at_most: int) -> int:
-    return max((n for n in range(1, at_most + 1) if number % n == 0), default=1)
+def _run(x: Tensor) -> int:
+    """The longest run, of at most `_RUN` values, into which x can be cut evenly."""
+    positions = _known_positions(x)
+    return max((n for n in range(1, _RUN + 1) if positions % n == 0), default=1)

@@ -1,4 +1,4 @@
-"""Checks of arguments. Each raises at once, naming argument, expectation and arrival."""
+"""Checks of arguments. Each raises at once: argument, what was expected, what came."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from keras import backend, ops
 
 from keras_bn.backend import require_represented as require_represented
-from keras_bn.backend.interface import Axes, Tensor
+from keras_bn.backend.interface import Axes, Tensor, as_tensor
 
 RENORM_CLIPPING_KEYS = ("rmax", "rmin", "dmax")
 
@@ -38,7 +38,8 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
 
 def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes:
     """The `Axes` that `axis` means for an input of this shape."""
-    axis = integer_axis(axis)
+    if type(axis) is not int:
+        axis = integer_axis(axis)
     named = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
     outside = [one for one in named if not -ndim <= one < ndim]
@@ -223,7 +224,7 @@ def broadcastable_parameter(
     expected = axes.parameter_shape(tuple(x.shape))
     if value is None:
         return ops.full(expected, default, dtype=dtype)
-    value = ops.cast(ops.convert_to_tensor(value), dtype)
+    value = as_tensor(value, dtype)
     if tuple(value.shape) != expected:
         raise ValueError(
             f"Argument `{name}` must have shape {expected}, one value per channel. "

@@ -7,8 +7,16 @@ from keras import activations, backend, ops
 
 from keras_bn.backend import kernels
 from keras_bn.backend.activations import fusible
-from keras_bn.backend.interface import Axes, Correction, Moments, Tensor, statistics_dtype
+from keras_bn.backend.interface import (
+    Axes,
+    Correction,
+    Moments,
+    Tensor,
+    as_tensor,
+    statistics_dtype,
+)
 from keras_bn.ops import _arguments
+
 Activation = str | Callable[[Tensor], Tensor] | None
 
 
@@ -80,12 +88,10 @@ def batch_norm_train(
     gamma = _arguments.broadcastable_parameter("gamma", gamma, 1, x, axes, dtype)
     beta = _arguments.broadcastable_parameter("beta", beta, 0, x, axes, dtype)
     if mask is not None:
-        mask = _arguments.broadcast_mask(ops.convert_to_tensor(mask), x, axes)
+        mask = _arguments.broadcast_mask(as_tensor(mask), x, axes)
 
     fused, rest = _split(activation)
-    y, moments = kernels().train(
-        x, gamma, beta, axes, epsilon, mask, correction, fused
-    )
+    y, moments = kernels().train(x, gamma, beta, axes, epsilon, mask, correction, fused)
     return rest(y), moments
 
 
@@ -173,11 +179,12 @@ def _prepare(x: Any, axis: int | Sequence[int]) -> tuple[Tensor, Axes, str]:
             "Argument `x` must be a tensor with values; in a functional model use the "
             f"layer `keras_bn.BatchNormalization`. Received: x={x}"
         )
-    if hasattr(x, "dtype"):
+    if hasattr(x, "dtype") and not ops.is_tensor(x):
+        # Before a framework fails to convert it, or turns float64 into float32.
         _arguments.numeric_dtype("x", x)
-    x = ops.convert_to_tensor(x)
+    x = as_tensor(x)
     given = _arguments.numeric_dtype("x", x)
     dtype = statistics_dtype(given)
     if not backend.is_float_dtype(given):
-        x = ops.cast(x, dtype)
+        x = as_tensor(x, dtype)
     return x, _arguments.resolve_axes(axis, tuple(x.shape)), dtype

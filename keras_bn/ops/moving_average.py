@@ -1,8 +1,8 @@
 """The exponential moving average of the batch statistics."""
 
-from keras import ops
+from keras import backend, ops
 
-from keras_bn.backend.interface import Moments, Tensor
+from keras_bn.backend.interface import Moments, Tensor, as_tensor
 from keras_bn.ops._arguments import momentum_in_range
 
 
@@ -35,8 +35,8 @@ def moving_average(
     11.0
     """
     momentum = momentum_in_range("momentum", momentum)
-    average = ops.convert_to_tensor(average)
-    value = ops.cast(value, average.dtype)
+    average = as_tensor(average)
+    value = as_tensor(value, backend.standardize_dtype(average.dtype))
     return ops.where(where, average * momentum + value * (1.0 - momentum), average)
 
 
@@ -47,5 +47,5 @@ def usable(moments: Moments) -> Tensor:
     NaN or infinity in the batch made a moment non-finite: one such batch would
     otherwise spoil the average for good.
     """
-    finite = ops.logical_and(ops.isfinite(moments.mean), ops.isfinite(moments.variance))
-    return ops.logical_and(finite, moments.count > 0)
+    # One of the two is not finite exactly where their sum is not: variances are >= 0.
+    return ops.isfinite(moments.mean + moments.variance) & (moments.count > 0)

@@ -176,7 +176,9 @@ def test_saves_the_input_alone(activation):
     assert x.nbytes <= saved <= 1.01 * x.nbytes + 8 * 32 * 4
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 1, 2), (1, 0, 3, 2)])
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 1, 2), (1, 0, 3, 2)]
+)
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_any_memory_order(order, axis):
     """A transposed view gives what a copy of it gives, forward and backward."""

@@ -65,7 +65,9 @@ def assert_gradient(gradient, expected, dtype, scale=0.0):
     error = np.abs(np.asarray(gradient, "float64") - expected.reshape(gradient.shape))
     size = max(np.max(np.abs(expected), initial=0.0), scale)
     relative = max(1e-13 if dtype == "float64" else 1e-4, oracle.ulp(1.0, dtype))
-    assert np.all(error <= relative * (size + 1e-2)), f"off by {np.max(error)} of {size}"
+    assert np.all(error <= relative * (size + 1e-2)), (
+        f"off by {np.max(error)} of {size}"
+    )
 
 
 def check_training(problem, correct=False):
@@ -78,9 +80,7 @@ def check_training(problem, correct=False):
         (p.x_tensor, p.gamma_tensor, p.beta_tensor),
         p.dy_tensor,
     )
-    expected = oracle.forward(
-        p.x, p.gamma, p.beta, axis, weight=p.weight, **correction
-    )
+    expected = oracle.forward(p.x, p.gamma, p.beta, axis, weight=p.weight, **correction)
     slope = oracle.backward(p.x, p.dy, p.gamma, axis, weight=p.weight, **correction)
 
     total = p.gamma * correction.get("r", 1.0)

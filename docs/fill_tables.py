@@ -1,0 +1,146 @@
+"""Fills the performance tables of README.md and docs/performance.md.
+
+The numbers are those of docs/measurements/*.json, which `make measure` writes:
+
+    python docs/fill_tables.py          # rewrites the tables
+    python docs/fill_tables.py --check  # fails if they are not up to date
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+PAGES = {DOCS.parent / "README.md": ("summary",), DOCS / "performance.md": ("full",)}
+BACKENDS = ("torch", "jax", "tensorflow")
+IMAGES = ("image 56", "image 14", "image 112")
+NATIVE = {
+    "torch": "torch.nn.BatchNorm2d",
+    "jax": "flax.linen.BatchNorm",
+    "tensorflow": "tf fused_batch_norm",
+}
+
+
+def load(name: str) -> dict:
+    """One file of measurements."""
+    return json.loads((DOCS / "measurements" / f"{name}.json").read_text())
+
+
+def find(rows: list[dict], **wanted: str) -> list[dict]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def machine_line(machine: dict) -> str:
+    """What the numbers were measured on, in one line."""
+    names = ("processor", "cores", "python", "keras", "torch", "jax", "tensorflow")
+    return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
+
+
+def over_images(rows: list[dict], way: str, mode: str, contender: str) -> float | None:
+    """The median over the three image shapes of a contender's time over ours."""
+    found = find(rows, way=way, mode=mode, contender=contender)
+    ratios = [row["ratio"] for row in found if row["case"] in IMAGES]
+    return statistics.median(ratios) if ratios else None
+
+
+def summary() -> str:
+    """A row a backend: how much longer the peers take, and what is kept in memory."""
+    lines = [
+        "| backend | training: Keras's layer takes | the framework's own takes | "
+        "inference: Keras's, own | kept for the backward pass: ours, Keras's | "
+        "ResNet-20 step: added by ours, of what Keras's adds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for backend in BACKENDS:
+        rows = load(backend)["rows"]
+        way, native = rows[0]["way"], NATIVE[backend]
+        cells = [
+            over_images(rows, way, mode, contender)
+            for mode in ("training", "inference")
+            for contender in ("keras", native)
+        ]
+        train_keras, train_native, infer_keras, infer_native = map(times, cells)
+        kept = " and ".join(
+            "–" if (row := find(rows, contender=name)[0])["saved"] is None
+            else f"{row['saved']:.2f}"
+            for name in ("keras_bn", "keras")
+        )
+        lines.append(
+            f"| {backend} ({way}) | {train_keras} | {train_native} ({native}) | "
+            f"{infer_keras}, {infer_native} | {kept} inputs | {model_share(backend)} |"
+        )
+    machines = {machine_line({**load(b)["machine"]}): None for b in BACKENDS}
+    return "\n".join([*lines, "", *(f"- {line}" for line in machines)])
+
+
+def times(ratio: float | None) -> str:
+    """A ratio for a reader."""
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def model_share(backend: str) -> str:
+    """What our layer adds to a ResNet-20 step over what Keras's layer adds."""
+    rows = load(f"{backend}-resnet20")["rows"]
+    ours, keras, none = (
+        find(rows, contender=name)[0]["median_ms"]
+        for name in ("keras_bn", "keras", "no norm")
+    )
+    return f"{(ours - none) / (keras - none):.2f} ({ours:.0f}, {keras:.0f}, {none:.0f} ms)"
+
+
+def full() -> str:
+    """Every row that was measured, a table a backend."""
+    parts = []
+    for backend in BACKENDS:
+        document = load(backend)
+        parts += [
+            f"### {backend}",
+            machine_line(document["machine"]),
+            "| case | dtype | mode | way | layer | median ms | quartiles | vs ours | "
+            "vs limit | saved |\n|---|---|---|---|---|--:|--:|--:|--:|--:|\n"
+            + "\n".join(map(line, document["rows"])),
+        ]
+    return "\n\n".join(parts)
+
+
+def line(row: dict) -> str:
+    """One measured row."""
+    saved = "" if row["saved"] is None else f"{row['saved']:.2f}"
+    return (
+        f"| {row['case']} {row['shape']} | {row['dtype']} | {row['mode']} | {row['way']} "
+        f"| {row['contender']} | {row['median_ms']:.2f} | {row['low_ms']:.2f} to "
+        f"{row['high_ms']:.2f} | {row['ratio']:.2f} | "
+        f"{row['median_ms'] / row['limit_ms']:.2f} | {saved} |"
+    )
+
+
+def filled(page: Path, names: tuple[str, ...]) -> str:
+    """The page's text with the tables between its markers made anew."""
+    text = page.read_text()
+    for name in names:
+        start, end = f"<!-- {name}: made by docs/fill_tables.py -->", f"<!-- {name} end -->"
+        head, rest = text.split(start)
+        table = {"summary": summary, "full": full}[name]()
+        text = f"{head}{start}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def main() -> int:
+    """Rewrites the pages, or with --check says whether they would change."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = [page for page, names in PAGES.items() if filled(page, names) != page.read_text()]
+    for page in stale:
+        if check:
+            print(f"{page.name} is not up to date: run python docs/fill_tables.py")
+        else:
+            page.write_text(filled(page, PAGES[page]))
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

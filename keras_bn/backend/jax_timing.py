@@ -1,0 +1,103 @@
+"""What the benchmark runs on JAX: steps of a layer, and the peers to compare with."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import keras
+
+Step = Callable[[], object]
+
+NATIVE = "flax.linen.BatchNorm" if importlib.util.find_spec("flax") else None
+WAYS = ("jit",)
+"""How a step can run: JAX has one way worth timing."""
+
+
+def versions() -> dict[str, str]:
+    """The framework's version."""
+    return {"jax": jax.__version__}
+
+
+def copy(x: Any) -> Step:
+    """Reads x and writes as much: two passes over the tensor."""
+    step = jax.jit(lambda x: x + 1)
+    return lambda: jax.block_until_ready(step(x))
+
+
+def training(layer: Any, x: Any, dy: Any, way: str) -> Step:
+    """Forward, backward for x, gamma and beta, and the moving statistics."""
+    del way
+    trainable, state = _values(layer)
+
+    @jax.jit
+    def step(trainable: Any, state: Any, x: Any, dy: Any) -> Any:
+        y, pull_back, state = jax.vjp(
+            lambda weights, x: layer.stateless_call(weights, state, x, training=True),
+            *(trainable, x),
+            has_aux=True,
+        )
+        return y, pull_back(dy), state
+
+    return lambda: jax.block_until_ready(step(trainable, state, x, dy))
+
+
+def inference(layer: Any, x: Any, way: str) -> Step:
+    """The layer's output by its moving statistics."""
+    del way
+    trainable, state = _values(layer)
+    step = jax.jit(lambda t, s, x: layer.stateless_call(t, s, x, training=False)[0])
+    return lambda: jax.block_until_ready(step(trainable, state, x))
+
+
+def native(
+    x: Any, dy: Any, axis: int, momentum: float, epsilon: float, way: str
+) -> Iterator[tuple[str, Step, Step]]:
+    """The framework's own layer: its name, a training step, an inference step."""
+    del way
+    if NATIVE is None:
+        return
+    from flax import linen
+
+    options = {"axis": axis, "momentum": momentum, "epsilon": epsilon, "dtype": x.dtype}
+    layer = linen.BatchNorm(use_running_average=False, **options)
+    fixed = linen.BatchNorm(use_running_average=True, **options)
+    variables = layer.init(jax.random.key(0), x)
+    weights, state = variables["params"], variables["batch_stats"]
+
+    @jax.jit
+    def train(weights: Any, state: Any, x: Any, dy: Any) -> Any:
+        y, pull_back, state = jax.vjp(
+            lambda weights, x: layer.apply(
+                {"params": weights, "batch_stats": state}, x, mutable=["batch_stats"]
+            ),
+            *(weights, x),
+            has_aux=True,
+        )
+        return y, pull_back(dy), state
+
+    infer = jax.jit(fixed.apply)
+    yield (
+        NATIVE,
+        lambda: jax.block_until_ready(train(weights, state, x, dy)),
+        lambda: jax.block_until_ready(infer(variables, x)),
+    )
+
+
+def saved_bytes(layer: Any, x: Any) -> int | None:
+    """The bytes that the forward pass keeps for the backward pass."""
+    trainable, state = _values(layer)
+
+    def call(trainable: Any, x: Any) -> Any:
+        return layer.stateless_call(trainable, state, x, training=True)[0]
+
+    _, pull_back = jax.jit(lambda *inputs: jax.vjp(call, *inputs))(trainable, x)
+    kept = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pull_back)}
+    return sum(kept.values())
+
+
+def _values(layer: keras.Layer) -> tuple[list[Any], list[Any]]:
+    return (
+        [variable.value for variable in layer.trainable_variables],
+        [variable.value for variable in layer.non_trainable_variables],
+    )

@@ -1,0 +1,113 @@
+"""The benchmark's result as a table, a JSON file and a picture."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import keras
+from rich.table import Table
+
+import keras_bn
+from keras_bn.backend import timing
+from keras_bn.benchmark.layer import OURS, Row
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)))
+        if hasattr(os, "sched_getaffinity")
+        else str(os.cpu_count()),
+        "python": platform.python_version(),
+        "keras_bn": keras_bn.__version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        **timing().versions(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line a contender; cases apart."""
+    title = ", ".join(f"{key} {value}" for key, value in machine().items())
+    result = Table(title=title, title_justify="left")
+    for name in ("case", "mode", "way", "layer"):
+        result.add_column(name)
+    for name in ("median ms", "quartiles", "vs ours", "vs limit", "saved"):
+        result.add_column(name, justify="right")
+    for (case, shape, dtype, mode, way), lines in groupby(rows, lambda row: row[:5]):
+        for i, row in enumerate(lines):
+            head = [f"{case}\n{shape} {dtype}", mode, way] if i == 0 else ["", "", ""]
+            result.add_row(
+                *head,
+                row.contender,
+                f"{row.median_ms:.2f}",
+                f"{row.low_ms:.2f} to {row.high_ms:.2f}",
+                "" if row.contender == OURS else f"{row.ratio:.2f}",
+                f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
+                "" if row.saved is None else f"{row.saved:.2f}",
+                style="bold" if row.contender == OURS else None,
+            )
+        result.add_section()
+    return result
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Writes machine and rows; the file is complete or not there."""
+    document: dict[str, Any] = {
+        "machine": machine(),
+        "rows": [row._asdict() for row in rows],
+    }
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(document, indent=1) + "\n")
+    draft.replace(path)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bars: time of each contender over ours, one group a case."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Argument `--plot` needs matplotlib: pip install 'keras-bn[plot]'"
+        ) from error
+    groups = [
+        (f"{case}\n{mode}, {way}", list(lines))
+        for (case, _, _, mode, way), lines in groupby(rows, lambda row: row[:5])
+    ]
+    names = list(dict.fromkeys(row.contender for row in rows))
+    figure = Figure(figsize=(max(7, 1.5 * len(groups)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        heights = [
+            next((row.ratio for row in lines if row.contender == name), float("nan"))
+            for _, lines in groups
+        ]
+        places = [
+            place + (i - (len(names) - 1) / 2) * width for place in range(len(groups))
+        ]
+        axes.bar(places, heights, width, label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=8)
+    axes.set_ylabel("time, ours = 1 (lower is faster)")
+    backend = machine()
+    axes.set_title(
+        f"Batch normalization on {backend['backend']}, {backend['processor']}"
+    )
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)

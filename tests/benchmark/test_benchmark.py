@@ -1,0 +1,95 @@
+"""The benchmark's command, on a small input: what it prints and writes, never how fast."""
+
+import json
+
+import keras
+import pytest
+
+from keras_bn.backend import timing
+from keras_bn.benchmark import interleaved
+from keras_bn.benchmark.command import main
+from keras_bn.benchmark.layer import CASES
+from keras_bn.benchmark.model import NORMS, resnet20
+
+SMALL = ["--shape", "4x6x6x8", "--rounds", "2"]
+
+
+def test_turns_are_interleaved():
+    calls = []
+    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert "".join(calls) == "aabb" + "ab" * 3
+
+
+def test_prints_and_writes_every_contender(tmp_path, capsys):
+    file, picture = tmp_path / "result.json", tmp_path / "result.png"
+    assert main([*SMALL, "--json", str(file), "--plot", str(picture)]) == 0
+    document = json.loads(file.read_text())
+    assert document["machine"]["backend"] == keras.backend.backend()
+    assert document["machine"]["processor"]
+    training = [row for row in document["rows"] if row["mode"] == "training"]
+    names = [row["contender"] for row in training]
+    assert names[:4] == ["keras_bn", "keras", "keras_bn + relu", "keras + relu"]
+    assert all(row["median_ms"] > 0 and row["limit_ms"] > 0 for row in document["rows"])
+    assert {row["mode"] for row in document["rows"]} == {"training", "inference"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "keras_bn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_and_channels_first(dtype, capsys):
+    arguments = ["--shape", "4x8x6x6", "--axis", "1", "--dtype", dtype, "--rounds", "1"]
+    assert main(arguments) == 0
+    assert dtype in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "nonsense"], "--case must be out of"),
+        (["--way", "nonsense"], "--way must be out of"),
+    ],
+)
+def test_unknown_names(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "12"], "expected sizes with an x between"),
+        (["--shape", "ax3"], "expected sizes with an x between"),
+        (["--mode", "nonsense"], "expected out of training, inference"),
+    ],
+)
+def test_unreadable_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_cases_are_those_of_the_documentation():
+    assert [case.name for case in CASES][:3] == ["image 56", "image 14", "image 112"]
+    assert {case.dtype for case in CASES} == {"float32", "bfloat16", "float16"}
+
+
+def test_resnet20_has_the_papers_size():
+    trainable = resnet20(keras.layers.BatchNormalization).trainable_weights
+    # He et al., 2016, table 6: 0.27 million.
+    assert round(sum(weight.size for weight in trainable) / 1e6, 2) == 0.27
+
+
+def test_norms_differ_in_nothing_else():
+    shapes = {
+        name: [w.shape for w in resnet20(norm).weights if "normalization" not in w.path]
+        for name, norm in NORMS.items()
+    }
+    assert shapes["keras_bn"] == shapes["keras"]
+    kernels = [shape for shape in shapes["no norm"] if len(shape) == 4]
+    assert kernels == [shape for shape in shapes["keras"] if len(shape) == 4]
+
+
+def test_timing_offers_the_same_on_every_backend():
+    assert {"WAYS", "copy", "inference", "native", "saved_bytes", "training"} <= set(
+        dir(timing())
+    )

@@ -1,0 +1,209 @@
+"""The layer as an object: configuration, copies, shapes, weights."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+
+import frameworks
+import keras_bn
+
+ARGUMENTS = {
+    "default": {},
+    "axis": {"axis": 1},
+    "axes": {"axis": (1, -1)},
+    "numbers": {"momentum": 0.7, "epsilon": 1e-5, "renorm_momentum": 0.5},
+    "bare": {"center": False, "scale": False},
+    "renorm": {"renorm": True, "renorm_clipping": {"rmax": 2.0, "dmax": 0.5}},
+    "renorm_clipping unread": {"renorm_clipping": {"rmax": 2.0}},
+    "regularized": {
+        "gamma_regularizer": keras.regularizers.L2(0.1),
+        "beta_constraint": "non_neg",
+    },
+    "policy": {"dtype": "mixed_bfloat16", "name": "norm", "trainable": False},
+}
+parametrize = pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
+
+
+def random(*shape):
+    return np.random.default_rng(0).normal(3, 2, shape).astype("float32")
+
+
+def values(layer):
+    return [frameworks.numpy(weight.value).copy() for weight in layer.weights]
+
+
+def trained(arguments):
+    layer = keras_bn.BatchNormalization(**arguments)
+    layer(random(5, 4, 3), training=True)
+    return layer
+
+
+@parametrize
+def test_config_gives_an_equal_layer(arguments):
+    layer = keras_bn.BatchNormalization(**arguments)
+    config = layer.get_config()
+    assert keras_bn.BatchNormalization.from_config(config).get_config() == config
+
+
+@parametrize
+def test_serialization_gives_an_equal_layer(arguments):
+    layer = keras_bn.BatchNormalization(**arguments)
+    copied = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(copied) is keras_bn.BatchNormalization
+    assert copied.get_config() == layer.get_config()
+
+
+@parametrize
+def test_keras_reads_the_config_of_our_layer_and_back(arguments):
+    if isinstance(arguments.get("axis"), tuple):
+        pytest.skip("Keras's layer has one axis")
+    config = keras_bn.BatchNormalization(**arguments).get_config()
+    theirs = keras.layers.BatchNormalization.from_config(config).get_config()
+    assert keras_bn.BatchNormalization.from_config(theirs).get_config() == config
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("name", ["axes", "renorm", "policy"])
+def test_copies_of_a_model_have_equal_weights_of_their_own(how, name):
+    layer = trained(ARGUMENTS[name])
+    copied = how(keras.Sequential([keras.Input((4, 3)), layer])).layers[0]
+    before = values(layer)
+    np.testing.assert_equal(values(copied), before)
+    copied.moving_mean.assign(copied.moving_mean + 1)
+    np.testing.assert_equal(values(layer), before)
+
+
+@pytest.mark.parametrize("name", ["axes", "renorm", "policy"])
+def test_clone_model_gives_fresh_weights(name):
+    layer = trained({**ARGUMENTS[name], "trainable": True})
+    model = keras.Sequential([keras.Input((4, 3)), layer])
+    clone = keras.models.clone_model(model).layers[0]
+    assert clone.get_config() == layer.get_config()
+    np.testing.assert_array_equal(frameworks.numpy(clone.moving_mean.value), 0.0)
+    assert np.all(frameworks.numpy(layer.moving_mean.value) != 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({}, ["gamma", "beta", "moving_mean", "moving_variance"]),
+        ({"center": False}, ["gamma", "moving_mean", "moving_variance"]),
+        ({"scale": False}, ["beta", "moving_mean", "moving_variance"]),
+    ],
+    ids=["both", "no beta", "no gamma"],
+)
+@pytest.mark.parametrize("renorm", [False, True])
+def test_weights_in_kerass_order(arguments, names, renorm):
+    names = names + (
+        ["moving_stddev", "renorm_mean", "renorm_stddev"] if renorm else []
+    )
+    ours, theirs = (
+        layer(renorm=renorm, **arguments)
+        for layer in (keras_bn.BatchNormalization, keras.layers.BatchNormalization)
+    )
+    ours.build((None, 3))
+    theirs.build((None, 3))
+    for weights in ("trainable_weights", "non_trainable_weights"):
+        assert [w.name for w in getattr(ours, weights)] == [
+            w.name for w in getattr(theirs, weights)
+        ]
+    assert sorted(w.name for w in ours.weights) == sorted(names)
+
+
+def test_frozen_layer_has_no_trainable_weights():
+    layer = trained({"trainable": False})
+    assert layer.trainable_weights == []
+    assert len(layer.non_trainable_weights) == 4
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape"),
+    [(-1, (None, 3)), (1, (None, 3, None)), ((1, 3), (2, 3, None, 4))],
+    ids=str,
+)
+def test_output_has_the_shape_of_the_input(axis, shape):
+    layer = keras_bn.BatchNormalization(axis=axis)
+    assert layer.compute_output_shape(shape) == shape
+    assert tuple(layer(keras.Input(batch_shape=shape)).shape) == shape
+
+
+def test_output_shape_of_an_axis_that_is_not_there():
+    with pytest.raises(ValueError, match=r"`axis` must be in the range \[-2, 1\]"):
+        keras_bn.BatchNormalization(axis=2).compute_output_shape((4, 3))
+
+
+MASKS = {
+    "kerass": (-1, (5, 4), True),
+    "kerass, axis 1": (1, (5, 4), True),
+    "without the feature axis": (1, (5, 3), False),
+    "none": (-1, None, False),
+}
+
+
+@pytest.mark.parametrize(("axis", "shape", "passed"), MASKS.values(), ids=MASKS)
+def test_mask_is_passed_on_where_it_lacks_the_last_axis(axis, shape, passed):
+    layer = keras_bn.BatchNormalization(axis=axis)
+    mask = None if shape is None else np.ones(shape, bool)
+    x = random(5, 4, 3)
+    assert layer.supports_masking
+    assert layer.compute_mask(x, mask) is (mask if passed else None)
+    y = layer(x, mask=mask)
+    # The name under which Keras attaches a mask to a tensor.
+    assert (getattr(y, "_keras_mask", None) is not None) == passed
+
+
+def test_repr_names_the_layer():
+    layer = keras_bn.BatchNormalization(name="norm")
+    assert repr(layer) == "<BatchNormalization name=norm, built=False>"
+
+
+def test_takes_any_integer_type_for_axis():
+    layer = keras_bn.BatchNormalization(axis=np.int64(1))
+    assert type(layer.get_config()["axis"]) is int
+
+
+def test_list_of_axes_stays_a_list_in_the_config():
+    assert keras_bn.BatchNormalization(axis=(1, 2)).get_config()["axis"] == [1, 2]
+
+
+def test_initializers():
+    layer = keras_bn.BatchNormalization(
+        gamma_initializer=keras.initializers.Constant(2.0),
+        beta_initializer="ones",
+        moving_mean_initializer=keras.initializers.Constant(3.0),
+        moving_variance_initializer=keras.initializers.Constant(4.0),
+        renorm=True,
+    )
+    layer.build((None, 1))
+    got = {
+        weight.name: float(frameworks.numpy(weight.value)[0])
+        for weight in layer.weights
+    }
+    assert got == {
+        "gamma": 2.0,
+        "beta": 1.0,
+        "moving_mean": 3.0,
+        "moving_variance": 4.0,
+        "moving_stddev": 2.0,
+        "renorm_mean": 3.0,
+        "renorm_stddev": 2.0,
+    }
+
+
+def test_random_initializers_are_not_shared_by_two_weights():
+    initializer = keras.initializers.RandomUniform(1.0, 2.0)
+    layer = keras_bn.BatchNormalization(
+        moving_variance_initializer=initializer, renorm=True
+    )
+    layer.build((None, 8))
+    assert np.all(frameworks.numpy(layer.moving_stddev.value) >= 1)
+    assert np.all(frameworks.numpy(layer.renorm_stddev.value) >= 1)

@@ -1,0 +1,316 @@
+"""The import rules of the package, read from its source. The tables are the rules."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[1]
+
+# A part is a folder or a module directly in keras_bn/, "keras_bn" its __init__.py.
+# Each row: the other parts that it may import.
+MAY_IMPORT = {
+    "keras_bn": {"layers", "ops", "backend"},
+    "layers": {"ops"},
+    "ops": {"backend"},
+    "backend": set(),
+    # Its report names the version of the package.
+    "benchmark": {"keras_bn", "layers", "backend"},
+}
+
+FRAMEWORKS = ("tensorflow", "jax", "torch")
+
+# The packages, other than Keras and NumPy, that a module or those under it may import.
+OUTSIDE = {
+    **{f"keras_bn.backend.{name}_kernels": {name} for name in FRAMEWORKS},
+    **{f"keras_bn.backend.{name}_timing": {name} for name in FRAMEWORKS},
+    "keras_bn.benchmark": {"matplotlib", "rich"},
+}
+# Flax's layer is one of those that the benchmark compares ours with.
+OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
+
+PUBLIC = {
+    "keras_bn": ["BatchNormalization", "__version__", "backend", "layers", "ops"],
+    "keras_bn.backend": [
+        "Service",
+        "describe",
+        "kernels",
+        "represents",
+        "require_represented",
+        "timing",
+    ],
+    "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],
+    "keras_bn.layers": ["BatchNormalization"],
+    "keras_bn.ops": [
+        "Moments",
+        "batch_norm_inference",
+        "batch_norm_train",
+        "moving_average",
+        "renorm_correction",
+        "statistics_dtype",
+    ],
+}
+
+SAYS_NOTHING = {"common", "helper", "helpers", "misc", "util", "utils"}
+
+
+class Module(NamedTuple):
+    name: str
+    tree: ast.Module
+
+    @property
+    def part(self):
+        return part(self.name)
+
+    @property
+    def imports(self):
+        """All that it imports, dotted in full: `from a import b` is `a.b`."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                # A relative import counts as one of an unknown part: none is needed.
+                base = "." * node.level + (node.module or "")
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+    @property
+    def strings(self):
+        """Its string constants; not its docstrings, which may name a framework."""
+        standing_alone = {
+            id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)
+        }
+        for node in ast.walk(self.tree):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and id(node) not in standing_alone:
+                yield node.value
+
+    @property
+    def names(self):
+        """Every identifier, and every dotted chain of them, in its code."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name | ast.Attribute):
+                yield ast.unparse(node)
+
+
+def part(name):
+    return name.split(".")[1] if "." in name else name
+
+
+def is_package(name):
+    return name.partition(".")[0] == "keras_bn"
+
+
+def other_parts(module):
+    """A part imports only the parts below it."""
+    allowed = {module.part, *MAY_IMPORT.get(module.part, ())}
+    if module.part not in MAY_IMPORT:
+        yield f"part {module.part!r} has no row in MAY_IMPORT"
+    for name in module.imports:
+        if name.startswith(".") or (is_package(name) and part(name) not in allowed):
+            yield f"imports {name}; allowed parts: {sorted(allowed)}"
+
+
+def other_packages(module):
+    """Keras and NumPy everywhere; a framework in its own files only."""
+    allowed = {"", "keras", "numpy", "keras_bn", *sys.stdlib_module_names}
+    for owner, packages in OUTSIDE.items():
+        if f"{module.name}.".startswith(f"{owner}."):
+            allowed |= packages
+    for name in module.imports:
+        if name.partition(".")[0] not in allowed:
+            yield f"imports {name}"
+
+
+def framework_files(module):
+    """Only keras_bn.backend chooses a framework's file, or imports a computed name."""
+    if module.name == "keras_bn.backend":
+        return
+    for name in module.imports:
+        if re.search(r"\w_(kernels|timing)\b", name):
+            yield f"imports {name}"
+    for name in module.names:
+        if name == "__import__" or name.endswith("import_module"):
+            yield f"uses {name}"
+
+
+def backend_name(module):
+    """Only keras_bn.backend asks which backend Keras runs on."""
+    if module.name == "keras_bn.backend":
+        return
+    for name in module.imports:
+        if name in ("keras.backend.backend", "keras.config.backend"):
+            yield f"imports {name}"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and re.search(
+            r"(backend|config)\.backend$", ast.unparse(node.func)
+        ):
+            yield f"calls {ast.unparse(node)}"
+    if "KERAS_BACKEND" in module.strings:
+        yield "reads KERAS_BACKEND"
+
+
+def framework_names(module):
+    """Outside keras_bn/backend/ no code and no message names a framework."""
+    if module.part == "backend":
+        return
+    for text in (*module.strings, *module.names):
+        if re.search(r"tensorflow|\bjax|torch", text, re.IGNORECASE):
+            yield f"names a framework: {text!r}"
+
+
+def docstring(module):
+    """Every module says what it is for."""
+    if not ast.get_docstring(module.tree):
+        yield "has no docstring"
+
+
+def telling_name(module):
+    """A file is named after what it holds."""
+    if module.name.rpartition(".")[2].strip("_") in SAYS_NOTHING:
+        yield f"is named {module.name}"
+
+
+def public_only(module):
+    """An example uses what a user may use."""
+    public = set(PUBLIC) | {f"{p}.{n}" for p, names in PUBLIC.items() for n in names}
+    for name in (*module.imports, *module.names):
+        if not is_package(name):
+            continue
+        # Of `keras_bn.BatchNormalization.from_config` the first two are the package's.
+        owned = name
+        while owned.rpartition(".")[0] not in ("", *PUBLIC):
+            owned = owned.rpartition(".")[0]
+        if owned not in public:
+            yield f"uses {name}"
+
+
+FOR_ALL = [docstring, telling_name]
+RULES = {
+    "keras_bn": [
+        other_parts,
+        other_packages,
+        framework_files,
+        backend_name,
+        framework_names,
+        *FOR_ALL,
+    ],
+    "examples": [public_only, *FOR_ALL],
+    "tests": FOR_ALL,
+}
+FILES = [
+    (path, rule)
+    for folder, rules in RULES.items()
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    for rule in rules
+]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    FILES,
+    ids=[f"{path.relative_to(ROOT)}-{rule.__name__}" for path, rule in FILES],
+)
+def test_rule(path, rule):
+    module = Module(module_name(path), ast.parse(path.read_text()))
+    assert list(rule(module)) == [], rule.__doc__
+
+
+@pytest.mark.parametrize("folder", RULES)
+def test_every_folder_has_files(folder):
+    assert [path for path, _ in FILES if path.is_relative_to(ROOT / folder)]
+
+
+VIOLATIONS = [
+    (other_parts, "keras_bn.ops.batch_norm", "from keras_bn.layers import x"),
+    (other_parts, "keras_bn.ops.batch_norm", "from keras_bn import layers"),
+    (other_parts, "keras_bn.backend.reference", "import keras_bn.ops"),
+    (other_parts, "keras_bn.layers.x", "from keras_bn.backend import kernels"),
+    (other_parts, "keras_bn.layers.x", "import keras_bn"),
+    (other_parts, "keras_bn.layers.x", "from ..backend import kernels"),
+    (other_parts, "keras_bn.layers.x", "def f():\n    import keras_bn.cli"),
+    (other_parts, "keras_bn.new_part", ""),
+    (other_packages, "keras_bn.layers.x", "import tensorflow as tf"),
+    (other_packages, "keras_bn.backend", "def f():\n    from jax import numpy"),
+    (other_packages, "keras_bn.backend.jax_kernels", "import torch"),
+    (other_packages, "keras_bn.ops.x", "import scipy.stats"),
+    (other_packages, "keras_bn.benchmarks", "import rich"),
+    (framework_files, "keras_bn.ops.x", "from keras_bn.backend import jax_kernels"),
+    (framework_files, "keras_bn.ops.x", "import keras_bn.backend.jax_kernels"),
+    (framework_files, "keras_bn.ops.x", "from keras_bn.backend import jax_timing"),
+    (framework_files, "keras_bn.ops.x", "import importlib\nimportlib.import_module(x)"),
+    (framework_files, "keras_bn.ops.x", "__import__('jax')"),
+    (backend_name, "keras_bn.ops.x", "import keras\nkeras.backend.backend()"),
+    (backend_name, "keras_bn.ops.x", "from keras import backend\nbackend.backend()"),
+    (backend_name, "keras_bn.ops.x", "from keras.backend import backend"),
+    (backend_name, "keras_bn.ops.x", "import keras\nkeras.config.backend()"),
+    (backend_name, "keras_bn.ops.x", "import os\nos.environ['KERAS_BACKEND']"),
+    (framework_names, "keras_bn.layers.x", "name == 'torch'"),
+    (framework_names, "keras_bn.layers.x", "raise ValueError(f'not on JAX: {x}')"),
+    (framework_names, "keras_bn.layers.x", "torch_mean = 0"),
+    (docstring, "keras_bn.ops.x", "# A comment is not a docstring."),
+    (telling_name, "keras_bn.layers._utils", ""),
+    (telling_name, "examples.helpers", ""),
+    (public_only, "examples.x", "from keras_bn.backend import reference"),
+    (public_only, "examples.x", "from keras_bn.ops.renorm import renorm_correction"),
+    (public_only, "examples.x", "import keras_bn\nkeras_bn.ops._arguments.f()"),
+    (public_only, "examples.x", "import keras_bn\nkeras_bn.backend.reference.moments"),
+]
+
+ALLOWED = [
+    (other_parts, "keras_bn.layers.x", "from keras_bn.ops import batch_norm_train"),
+    (other_parts, "keras_bn.ops.x", "from keras_bn.ops import _arguments"),
+    (other_packages, "keras_bn.backend.jax_kernels", "import jax.numpy as jnp"),
+    (other_packages, "keras_bn.ops.x", "import math\nfrom keras import ops"),
+    (framework_files, "keras_bn.backend", "import_module('jax')"),
+    (framework_files, "keras_bn.ops.x", "from keras_bn.backend import timing"),
+    (other_packages, "keras_bn.benchmark.report", "import rich"),
+    (backend_name, "keras_bn.backend", "import keras\nkeras.backend.backend()"),
+    (backend_name, "keras_bn.ops.x", "from keras import backend\nbackend.epsilon()"),
+    (framework_names, "keras_bn.layers.x", '"""PyTorch keeps the rest."""'),
+    (framework_names, "keras_bn.backend", "'jax'"),
+    (public_only, "examples.x", "import keras_bn\nkeras_bn.ops.moving_average(a, b)"),
+    (public_only, "examples.x", "import keras_bn\nkeras_bn.BatchNormalization.build"),
+    (public_only, "examples.x", "from keras_bn import BatchNormalization, ops"),
+]
+
+
+def named(table):
+    rules = [rule for rule, *_ in table]
+    return [f"{r.__name__}-{rules[:i].count(r)}" for i, r in enumerate(rules)]
+
+
+@pytest.mark.parametrize(("rule", "name", "code"), VIOLATIONS, ids=named(VIOLATIONS))
+def test_a_violation_is_caught(rule, name, code):
+    assert list(rule(Module(name, ast.parse(code))))
+
+
+@pytest.mark.parametrize(("rule", "name", "code"), ALLOWED, ids=named(ALLOWED))
+def test_what_is_allowed_passes(rule, name, code):
+    assert not list(rule(Module(name, ast.parse(code))))
+
+
+def packages():
+    return sorted(module_name(p) for p in (ROOT / "keras_bn").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("package", packages())
+def test_public_names(package):
+    assert importlib.import_module(package).__all__ == PUBLIC[package]
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [(p, n) for p, names in PUBLIC.items() for n in names]
+)
+def test_public_name_exists(package, name):
+    assert hasattr(importlib.import_module(package), name)

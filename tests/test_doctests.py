@@ -1,0 +1,54 @@
+"""The examples in the docstrings run, on every backend."""
+
+import doctest
+import importlib
+import pkgutil
+
+import keras
+import pytest
+
+import keras_bn
+
+OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
+# Importing these runs a program.
+PROGRAMS = {"keras_bn.__main__", "keras_bn.benchmark.__main__"}
+
+
+def importable(name):
+    """Whether a module is for this backend, and not a program."""
+    framework = name.removeprefix("keras_bn.backend.").partition("_")[0]
+    return framework not in OTHERS and name not in PROGRAMS
+
+
+MODULES = ["keras_bn"] + [
+    module.name
+    for module in pkgutil.walk_packages(keras_bn.__path__, "keras_bn.")
+    if importable(module.name)
+]
+WITH_EXAMPLES = [
+    "keras_bn.backend",
+    "keras_bn.layers.batch_normalization",
+    "keras_bn.ops.batch_norm",
+    "keras_bn.ops.moving_average",
+    "keras_bn.ops.renorm",
+]
+
+
+def examples_of(name):
+    module = importlib.import_module(name)
+    globs = {**vars(module), "keras": keras}
+    return doctest.DocTestFinder().find(module, globs=globs)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_print_what_they_say(name):
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    report = []
+    for test in examples_of(name):
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_module_has_examples(name):
+    assert sum(len(test.examples) for test in examples_of(name)) > 0

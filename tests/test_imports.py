@@ -1,0 +1,85 @@
+"""`import keras_bn` is light, and all that `load_model` needs."""
+
+import json
+import sys
+
+import keras
+import pytest
+
+import fresh_process
+
+FRAMEWORKS = {"tensorflow", "jax", "torch", "flax", "openvino"}
+OPTIONAL = {"matplotlib", "sklearn", "rich", "scipy", "pandas"}
+
+# Keras itself imports some of these where they are installed, so after `import keras`
+# they are taken out of `sys.modules` again, to see who asks for them then.
+ASK = """
+import json, sys
+
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in forbidden:
+            asked.append(name)
+            raise ImportError(f"{name} was asked for")
+
+statements, forbidden = json.loads(sys.argv[1])
+import keras
+for name in list(sys.modules):
+    if name.partition(".")[0] in forbidden:
+        del sys.modules[name]
+sys.meta_path.insert(0, Recorder())
+answers = {}
+for statement in statements:
+    asked, before = [], set(sys.modules)
+    try:
+        exec(statement)
+    except ImportError:
+        pass  # It is in `asked`, which says more.
+    new = {name.partition(".")[0] for name in set(sys.modules) - before}
+    answers[statement] = {"asked": asked, "new": sorted(new)}
+print(json.dumps(answers))
+"""
+OURS = "import keras_bn"
+GUARDED = "try:\n import matplotlib.pyplot\nexcept ImportError: pass"
+
+LOAD = """
+import sys
+import keras_bn
+import numpy as np
+from keras import models
+print(models.load_model(sys.argv[1]).predict(np.ones((1, 2)), verbose=0).tolist())
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """For each statement: what it asks for of the forbidden, which roots it brings."""
+    forbidden = (FRAMEWORKS | OPTIONAL) - {keras.backend.backend()}
+    question = json.dumps([[OURS, GUARDED], sorted(forbidden)])
+    output = fresh_process.run(["-c", ASK, question], keras.backend.backend())
+    return json.loads(output.splitlines()[-1])
+
+
+def test_no_other_framework_and_no_optional_package_is_asked_for(answers):
+    assert answers[OURS]["asked"] == []
+
+
+def test_nothing_but_the_package_and_the_framework_is_imported(answers):
+    standard = {keras.backend.backend(), *sys.stdlib_module_names}
+    assert set(answers[OURS]["new"]) - standard == {"keras_bn"}
+
+
+def test_a_forbidden_import_is_seen_even_if_guarded(answers):
+    assert answers[GUARDED]["asked"] == ["matplotlib"]
+
+
+def test_loading_a_model_needs_only_the_import(tmp_path):
+    import keras_bn
+
+    model = keras.Sequential([keras.Input((2,)), keras_bn.BatchNormalization()])
+    path = tmp_path / "model.keras"
+    model.save(path)
+    output = fresh_process.run(["-c", LOAD, path], keras.backend.backend())
+    # gamma 1, beta 0, moving mean 0, moving variance 1.
+    expected = (1 + 1e-3) ** -0.5
+    assert json.loads(output.splitlines()[-1]) == [pytest.approx([expected] * 2)]
