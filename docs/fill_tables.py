@@ -64,7 +64,8 @@ def summary() -> str:
         ]
         train_keras, train_native, infer_keras, infer_native = map(times, cells)
         kept = " and ".join(
-            "–" if (row := find(rows, contender=name)[0])["saved"] is None
+            "-"
+            if (row := find(rows, contender=name)[0])["saved"] is None
             else f"{row['saved']:.2f}"
             for name in ("keras_bn", "keras")
         )
@@ -78,7 +79,7 @@ def summary() -> str:
 
 def times(ratio: float | None) -> str:
     """A ratio for a reader."""
-    return "–" if ratio is None else f"{ratio:.2f}×"
+    return "-" if ratio is None else f"{ratio:.2f} times"
 
 
 def model_share(backend: str) -> str:
@@ -88,7 +89,9 @@ def model_share(backend: str) -> str:
         find(rows, contender=name)[0]["median_ms"]
         for name in ("keras_bn", "keras", "no norm")
     )
-    return f"{(ours - none) / (keras - none):.2f} ({ours:.0f}, {keras:.0f}, {none:.0f} ms)"
+    return (
+        f"{(ours - none) / (keras - none):.2f} ({ours:.0f}, {keras:.0f}, {none:.0f} ms)"
+    )
 
 
 def full() -> str:
@@ -121,7 +124,10 @@ def filled(page: Path, names: tuple[str, ...]) -> str:
     """The page's text with the tables between its markers made anew."""
     text = page.read_text()
     for name in names:
-        start, end = f"<!-- {name}: made by docs/fill_tables.py -->", f"<!-- {name} end -->"
+        start, end = (
+            f"<!-- {name}: made by docs/fill_tables.py -->",
+            f"<!-- {name} end -->",
+        )
         head, rest = text.split(start)
         table = {"summary": summary, "full": full}[name]()
         text = f"{head}{start}\n\n{table}\n\n{end}{rest.split(end)[1]}"
@@ -133,7 +139,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    stale = [page for page, names in PAGES.items() if filled(page, names) != page.read_text()]
+    stale = [
+        page for page, names in PAGES.items() if filled(page, names) != page.read_text()
+    ]
     for page in stale:
         if check:
             print(f"{page.name} is not up to date: run python docs/fill_tables.py")

@@ -1,4 +1,4 @@
-"""CONTRACT.md's table of numbers, one function a promise, for any layer class.
+"""The promises on numbers, one function a promise, for any layer class.
 
 A promise is given a layer class and `start`: `start(layer)` gives a function
 `train(x, mask=None)`, which calls the layer in training mode and returns its output as

@@ -1,4 +1,4 @@
-"""CONTRACT.md's bad input: a clear error at once, and nothing half done.
+"""Bad input: a clear error at once, and nothing half done.
 
 Each row of the tables: what is done, the error, and a pattern of its message, which
 names the argument, what was expected and what came.

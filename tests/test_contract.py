@@ -1,4 +1,4 @@
-"""CONTRACT.md, promise by promise: kept by our layer in every way of running it.
+"""What the README promises, one by one: kept by our layer in every way of running it.
 
 The table of promises is in `promises.py`. Keras's own layer is held to it as well: it
 breaks exactly those that the table says it does, with the error that the table says.

@@ -34,7 +34,9 @@ def test_tables_are_what_was_measured():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/performance.md"]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)

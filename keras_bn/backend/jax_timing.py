@@ -15,8 +15,8 @@ WAYS = ("jit",)
 
 
 def versions() -> dict[str, str]:
-    """The framework's version."""
-    return {"jax": jax.__version__}
+    """The backend's name and version."""
+    return {"backend": "jax", "jax": jax.__version__}
 
 
 def copy(x: Any) -> Step:

@@ -12,8 +12,8 @@ WAYS = ("graph", "xla")
 
 
 def versions() -> dict[str, str]:
-    """The framework's version."""
-    return {"tensorflow": tf.__version__}
+    """The backend's name and version."""
+    return {"backend": "tensorflow", "tensorflow": tf.__version__}
 
 
 def copy(x: Any) -> Step:

@@ -12,8 +12,8 @@ WAYS = ("eager", "compiled")
 
 
 def versions() -> dict[str, str]:
-    """The framework's version."""
-    return {"torch": torch.__version__}
+    """The backend's name and version."""
+    return {"backend": "torch", "torch": torch.__version__}
 
 
 def copy(x: Any) -> Step:

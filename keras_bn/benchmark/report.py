@@ -26,7 +26,6 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "keras_bn": keras_bn.__version__,
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
         **timing().versions(),
     }
 

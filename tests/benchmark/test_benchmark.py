@@ -1,4 +1,4 @@
-"""The benchmark's command, on a small input: what it prints and writes, never how fast."""
+"""The benchmark on small inputs: what it prints and writes, never how fast it is."""
 
 import json
 
