@@ -207,3 +207,48 @@ def test_random_initializers_are_not_shared_by_two_weights():
     layer.build((None, 8))
     assert np.all(frameworks.numpy(layer.moving_stddev.value) >= 1)
     assert np.all(frameworks.numpy(layer.renorm_stddev.value) >= 1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", keras.ops.sin])
+def test_activation_equals_a_layer_after_it(activation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 6, 6, 4)).astype("float32")
+    targets = rng.normal(size=x.shape).astype("float32")
+    weights, predictions = [], []
+    for layers in (
+        [keras_bn.BatchNormalization(activation=activation)],
+        [keras_bn.BatchNormalization(), keras.layers.Activation(activation)],
+    ):
+        keras.utils.set_random_seed(0)
+        convolution = keras.layers.Conv2D(4, 3, padding="same")
+        model = keras.Sequential([keras.Input((6, 6, 4)), convolution, *layers])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.train_on_batch(x, targets)
+        model.train_on_batch(x, targets)
+        weights.append(model.get_weights())
+        predictions.append(model.predict_on_batch(x))
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(*predictions, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_activation_is_saved_with_the_model(activation, tmp_path):
+    layer = keras_bn.BatchNormalization(activation=activation)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].activation is keras.activations.get(activation)
+    x = np.linspace(-2, 2, 8, dtype="float32").reshape(2, 4)
+    np.testing.assert_array_equal(model.predict_on_batch(x), loaded.predict_on_batch(x))
+
+
+def test_config_without_activation_is_keras_s():
+    config = keras_bn.BatchNormalization().get_config()
+    assert "activation" not in config
+    keras.layers.BatchNormalization.from_config(config)
+
+
+def test_unknown_activation():
+    with pytest.raises(ValueError, match="nonsense"):
+        keras_bn.BatchNormalization(activation="nonsense")
