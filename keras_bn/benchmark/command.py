@@ -1,6 +1,7 @@
 """The command line of the benchmark."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from keras_bn.backend import timing
 from keras_bn.benchmark import report
 from keras_bn.benchmark.layer import CASES, PASSES, Case, Row, run_case
 from keras_bn.benchmark.model import added_share, run_model
+
+_WIDTH = 132
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Argument --way must be out of {timing().WAYS} on this backend. "
             f"Received: {', '.join(sorted(unknown))}"
         )
-    console = Console()
+    # Into a file or a pipe, as wide as the table; on a terminal, as wide as that is.
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     rows = _measure(options, ways, console)
     console.print(report.table(rows))
     console.print(

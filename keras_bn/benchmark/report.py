@@ -76,37 +76,41 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars: time of each contender over ours, one group a case."""
+    """Bars: time of each contender over ours; a panel a mode, a group a case."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "Argument `--plot` needs matplotlib: pip install 'keras-bn[plot]'"
         ) from error
-    groups = [
-        (f"{case}\n{mode}, {way}", list(lines))
-        for (case, _, _, mode, way), lines in groupby(rows, lambda row: row[:5])
-    ]
     names = list(dict.fromkeys(row.contender for row in rows))
-    figure = Figure(figsize=(max(7, 1.5 * len(groups)), 4.5), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        heights = [
-            next((row.ratio for row in lines if row.contender == name), float("nan"))
-            for _, lines in groups
-        ]
-        places = [
-            place + (i - (len(names) - 1) / 2) * width for place in range(len(groups))
-        ]
-        axes.bar(places, heights, width, label=name)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=8)
-    axes.set_ylabel("time, ours = 1 (lower is faster)")
+    modes = list(dict.fromkeys((row.mode, row.way) for row in rows))
+    figure = Figure(figsize=(12, 3.6 * len(modes)), layout="constrained")
+    for axes, (mode, way) in zip(
+        figure.subplots(len(modes), squeeze=False)[:, 0], modes, strict=True
+    ):
+        _bars(axes, [row for row in rows if (row.mode, row.way) == (mode, way)], names)
+        axes.set_title(f"{mode} ({way})", loc="left")
     backend = machine()
-    axes.set_title(
+    figure.suptitle(
         f"Batch normalization on {backend['backend']}, {backend['processor']}"
     )
-    axes.legend(fontsize=8)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=6
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _bars(axes: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+    cases = list(dict.fromkeys(row.case for row in rows))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        shift = (i - (len(names) - 1) / 2) * width
+        ratios = {row.case: row.ratio for row in rows if row.contender == name}
+        heights = [ratios.get(case, float("nan")) for case in cases]
+        places = [place + shift for place in range(len(cases))]
+        axes.bar(places, heights, width, label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel("time, ours = 1")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
