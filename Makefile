@@ -41,7 +41,7 @@ help:
 	@echo "make test            lint, and every test on TensorFlow, JAX and PyTorch"
 	@echo "make test-BACKEND    the tests on one backend, e.g. make test-jax"
 	@echo "make test-once       the tests that need no backend"
-	@echo "make test-min-keras  the tests on JAX with Keras $(KERAS_MIN), the lowest one"
+	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
 	@echo "make lint            ruff and mypy"
 	@echo "make measure         the benchmark on each backend, into docs/performance.md"
 	@echo "make clean           remove the virtual environments, caches and results"
@@ -70,8 +70,8 @@ test-once: $(TEST)/installed
 	@KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -m once
 
 test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
-	@echo "== Testing on jax with Keras $(KERAS_MIN)"
-	@export KERAS_BACKEND=jax PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
+	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"
+	@export KERAS_BACKEND=tensorflow PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
 	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
 	    $(TEST)/bin/python -m pytest -m "not once" $(KERAS_MIN_TESTS)
 

@@ -276,7 +276,7 @@ def test_empty_batch(shape):
     assert tuple(y.shape) == shape
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=5),
     position=st.integers(0, 4),
