@@ -10,12 +10,14 @@ from typing import cast
 import keras
 import numpy as np
 
-from keras_bn.backend.interface import Kernels, Service
+from keras_bn.backend.interface import Kernels, Replicas, Service, Tensor
 
 __all__ = [
     "Service",
     "describe",
     "kernels",
+    "recomputing",
+    "replicas",
     "represents",
     "require_represented",
     "timing",
@@ -34,6 +36,11 @@ _KERNEL_FILES = {
 _kernels = importlib.import_module(
     f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
 )
+_context = (
+    importlib.import_module(f"keras_bn.backend.{keras.backend.backend()}_context")
+    if keras.backend.backend() in _KERNEL_FILES
+    else None
+)
 
 
 def timing() -> ModuleType:
@@ -50,6 +57,32 @@ def timing() -> ModuleType:
 def kernels() -> Kernels:
     """The kernels for the backend that Keras runs on."""
     return cast(Kernels, _kernels)
+
+
+def replicas() -> Replicas | None:
+    """The replicas that the running call is one of, under the engine that is started.
+
+    None where it runs alone. See the module of the backend, such as `torch_context`.
+
+    Raises:
+        ValueError: The engine that is started cannot serve synchronized statistics.
+    """
+    return _context.replicas() if _context else None
+
+
+def recomputing(x: Tensor, state: Tensor) -> bool:
+    """Whether this forward pass repeats an earlier one, for activation checkpointing.
+
+    State must not move a second time then.
+
+    Args:
+        x: An input of the running call.
+        state: The value of a variable that it would update.
+
+    Raises:
+        ValueError: The backend cannot bring an update out of such a pass (JAX).
+    """
+    return _context is not None and bool(_context.recomputing(x, state))
 
 
 def describe() -> list[Service]:

@@ -4,13 +4,21 @@ The reference follows it by autodiff; kernels that write their gradient out use
 `gradients`, which keeps nothing of the forward pass but its input.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
 from keras_bn.backend.activations import SLOPES, activate
-from keras_bn.backend.interface import Axes, Moments, Tensor, statistics_dtype
+from keras_bn.backend.interface import (
+    Axes,
+    Moments,
+    Replicas,
+    Tensor,
+    statistics_dtype,
+)
 
 
 class CentredMoments(NamedTuple):
@@ -60,6 +68,48 @@ def centred_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> CentredMoment
     return CentredMoments(count, centre, residual, variance)
 
 
+def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments:
+    """The moments of all replicas' values together: one gather, then Chan's merge.
+
+    With n the counts, c the centres, r the residuals, v the variances, N = sum(n):
+
+        C = sum(n * c) / N      R = sum(n * (c - C + r)) / N
+        V = sum(n * (v + (c - C + r - R)²)) / N
+
+    Centres are subtracted from each other before anything is squared, and the residuals
+    keep what their rounding lost: sums of x and x² over the replicas would lose all of
+    the variance at mean / std 1e4, a merge of rounded means three digits of it. Source:
+    Chan, Golub and LeVeque, 1979.
+    """
+    shapes = [tuple(part.shape) for part in centred]
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = [
+        ops.reshape(part, (size,)) for part, size in zip(centred, sizes, strict=True)
+    ]
+    rows = replicas.gather(ops.concatenate(parts))
+    ends = list(itertools.accumulate(sizes))[:-1]
+    count, centre, residual, variance = ops.split(rows, ends, axis=1)
+
+    total_count = ops.sum(count, axis=0)
+    one = ops.ones_like(total_count)
+    share = count / ops.where(total_count > 0, total_count, one)
+
+    def mean(values: Tensor) -> Tensor:
+        # A replica without data has a mean of 0, which may be far from all others.
+        return ops.sum(
+            ops.where(count > 0, share * values, ops.zeros_like(values)), axis=0
+        )
+
+    common = ops.stop_gradient(mean(centre))
+    offset = centre - common + residual
+    remaining = mean(offset)
+    spread = mean(variance + ops.square(offset - remaining))
+    found = (total_count, common, remaining, spread)
+    return CentredMoments(
+        *(ops.reshape(one, shape) for one, shape in zip(found, shapes, strict=True))
+    )
+
+
 def affine(
     x: Tensor, centre: Tensor, factor: Tensor, offset: Tensor, axes: Axes
 ) -> Tensor:
@@ -91,6 +141,7 @@ def gradients(
     axes: Axes,
     epsilon: float,
     activation: str | None,
+    replicas: Replicas | None = None,
     about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
     apart: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *both: both,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +153,8 @@ def gradients(
         dx = scale / sqrt(variance + epsilon) * (g - (doffset + n * dscale) / N)
 
     where the last subtraction is for the unmasked positions only: the sums run over
-    all, but a masked one has no part in the statistics. Source: Ioffe and Szegedy,
+    all, but a masked one has no part in the statistics. In dx the sums are those of all
+    `replicas`, whose losses are summed. Source: Ioffe and Szegedy,
     2015, section 3, with the chain through mean and variance multiplied out.
 
     All that can be done per channel is, so that an element costs two products for
@@ -125,8 +177,11 @@ def gradients(
     dscale = (product - centred.residual * doffset) * rstd
 
     count = ops.where(centred.count > 0, centred.count, ops.ones_like(centred.count))
-    slope = rstd * dscale / count
-    level = doffset / count - centred.residual * slope
+    sums = (dscale, doffset)
+    if replicas is not None:
+        sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
+    slope = rstd * sums[0] / count
+    level = sums[1] / count - centred.residual * slope
     values, g = incoming(*apart(x, dy))
     statistics = affine(values, centred.centre, slope, level, axes)
     dx = (g - _unmasked(statistics, mask)) * axes.broadcast(scale * rstd)

@@ -110,6 +110,20 @@ def corrected(
     return scale * r, scale * d + offset
 
 
+class Replicas(Protocol):
+    """The devices or processes that train one model together, each on its own data.
+
+    Both functions are collectives: every replica calls them, in the same order, also
+    with an empty batch.
+    """
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The vectors of all replicas, `(replicas, size)`, the same on all of them."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all replicas, the same on all of them."""
+
+
 class Service(NamedTuple):
     """One row of `keras_bn.backend.describe()`.
 
@@ -147,6 +161,7 @@ class Kernels(Protocol):
         mask: Tensor | None,
         correction: Correction | None,
         activation: str | None,
+        replicas: Replicas | None = None,
     ) -> tuple[Tensor, Moments]:
         """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, and the moments.
 
@@ -156,8 +171,11 @@ class Kernels(Protocol):
         tensor of the rank of `x` that broadcasts to it. `scale` and `offset` are first
         `corrected`. The output has the dtype of `x`.
 
-        The gradient for `x` is the total one, with the way through mean and variance;
-        the moments that are returned pass no gradient on.
+        With `replicas`, the moments are those of all their inputs together.
+
+        The gradient for `x` is the total one, with the way through mean and variance
+        (on all replicas: of the sum of their losses); those for `scale` and `offset`
+        are of this replica's output. The moments that are returned pass no gradient on.
         """
 
     def inference(

@@ -28,6 +28,7 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
+from keras_bn.backend.jax_context import ManualAxes, vary_alike
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -53,53 +54,68 @@ def train(
     mask: Tensor | None,
     correction: Correction | None,
     activation: str | None,
+    replicas: ManualAxes | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
     if correction is not None:
         # XLA finds that these moments and those of _train are the same computation.
         values = formulas.widen(jax.lax.stop_gradient(x))
-        moments = _moments(values, axes, mask).bookkeeping()
+        moments = _moments(values, axes, mask, replicas).bookkeeping()
         scale, offset = corrected(scale, offset, moments, correction)
-    y, moments = _train(axes, epsilon, activation, x, scale, offset, mask)
+    scale, offset = vary_alike(x, scale, offset)
+    y, moments = _train(axes, epsilon, activation, replicas, x, scale, offset, mask)
     return y, Moments(*map(jax.lax.stop_gradient, moments))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _train(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _normalize(
     axes: Axes,
     epsilon: float,
     activation: str | None,
+    replicas: ManualAxes | None,
     x: Tensor,
     scale: Tensor,
     offset: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    return _forward(axes, epsilon, activation, x, scale, offset, mask)[0]
+    return _forward(axes, epsilon, activation, replicas, x, scale, offset, mask)[0]
 
 
-def _forward(axes, epsilon, activation, x, scale, offset, mask):
+def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
     values = formulas.widen(x)
-    centred = _moments(values, axes, mask)
+    centred = _moments(values, axes, mask, replicas)
     y = formulas.normalize(values, scale, offset, centred, axes, epsilon)
     y = activate(activation, y).astype(x.dtype)
     return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
 
 
-def _backward(axes, epsilon, activation, saved, cotangents):
+def _backward(axes, epsilon, activation, replicas, saved, cotangents):
     x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
     dy, _ = cotangents
     slopes = formulas.gradients(
         *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
+        replicas=replicas,
         about=_total_about,
         apart=lambda *tensors: jax.lax.optimization_barrier(tensors),
     )
     return (*slopes, None)
 
 
-_train.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
+
+# Compiled as one also where the caller is not: eagerly, the branches of `_own_moments`
+# are new functions at every call, and XLA would compile them each time (90 ms).
+_train = jax.jit(_normalize, static_argnums=(0, 1, 2, 3))
 
 
-def _moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
+def _moments(
+    x: Tensor, axes: Axes, mask: Tensor | None, replicas: ManualAxes | None
+) -> formulas.CentredMoments:
+    own = _own_moments(x, axes, mask)
+    return own if replicas is None else formulas.over_replicas(own, replicas)
+
+
+def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
     def centred(x: Tensor) -> formulas.CentredMoments:
         return formulas.centred_moments(x, axes, mask)
 

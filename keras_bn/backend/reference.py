@@ -12,6 +12,7 @@ from keras_bn.backend.interface import (
     Axes,
     Correction,
     Moments,
+    Replicas,
     Service,
     Tensor,
     corrected,
@@ -32,8 +33,12 @@ def train(
     mask: Tensor | None,
     correction: Correction | None,
     activation: str | None,
+    replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    # No autodiff passes through every engine's collectives: the kernel files that have
+    # replicas write the gradient out.
+    assert replicas is None
     # Widened once, so that the parts of the gradient for x are added up before they
     # are rounded to half precision.
     values = formulas.widen(x)

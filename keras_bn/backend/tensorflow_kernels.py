@@ -21,6 +21,7 @@ from keras_bn.backend.interface import (
     Axes,
     Correction,
     Moments,
+    Replicas,
     Service,
     Tensor,
     corrected,
@@ -63,13 +64,13 @@ def train(
     mask: Tensor | None,
     correction: Correction | None,
     activation: str | None,
+    replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
     small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL
-    if _fused_fits(x, axes) and mask is None and not small:
-        steps: _Steps = _FusedSteps(axes, epsilon)
-    else:
-        steps = _FormulaSteps(axes, epsilon, mask)
+    fused = _fused_fits(x, axes) and mask is None and not small and replicas is None
+    by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
+    steps: _Steps = _FusedSteps(axes, epsilon) if fused else by_formula
     centred = steps.moments(tf.stop_gradient(x))
     moments = centred.bookkeeping()
     scale, offset = corrected(scale, offset, moments, correction)
@@ -78,12 +79,11 @@ def train(
     def first_order(*inputs: Tensor) -> tuple[Any, Any]:
         def second_order(*upstream: Tensor) -> Any:
             # By the formulas, from x on: with the way through its moments.
-            formula = _FormulaSteps(axes, epsilon, mask)
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
                 x, scale, offset, dy = inputs
-                again = formula.moments(x)
-                slopes = formula.gradients(x, scale, offset, again, dy, activation)
+                again = by_formula.moments(x)
+                slopes = by_formula.gradients(x, scale, offset, again, dy, activation)
             return tape.gradient(slopes, inputs, upstream)
 
         x, scale, offset, dy = inputs
@@ -189,9 +189,12 @@ class _FormulaSteps(NamedTuple):
     axes: Axes
     epsilon: float
     mask: Tensor | None
+    replicas: Replicas | None
 
     def moments(self, x: Tensor) -> CentredMoments:
-        return formulas.centred_moments(formulas.widen(x), self.axes, self.mask)
+        own = formulas.centred_moments(formulas.widen(x), self.axes, self.mask)
+        replicas = self.replicas
+        return own if replicas is None else formulas.over_replicas(own, replicas)
 
     def normalize(
         self, x: Tensor, scale: Tensor, offset: Tensor, centred: CentredMoments
@@ -212,7 +215,7 @@ class _FormulaSteps(NamedTuple):
     ) -> tuple[Tensor, ...]:
         return formulas.gradients(
             *(x, scale, offset, self.mask, centred, dy),
-            *(self.axes, self.epsilon, activation),
+            *(self.axes, self.epsilon, activation, self.replicas),
         )
 
 

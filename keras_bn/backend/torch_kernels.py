@@ -22,10 +22,12 @@ from keras_bn.backend.interface import (
     Axes,
     Correction,
     Moments,
+    Replicas,
     Service,
     Tensor,
     corrected,
 )
+from keras_bn.backend.torch_synchronized import train_together
 
 # A mean that is added up in float32 is known to a few roundings. Up to 10 standard
 # deviations from zero that is 2e-6 of the deviation; further out values are shifted.
@@ -46,6 +48,11 @@ SERVICES = (
         "training, the same, below 16k elements",
         "torch_kernels",
         "a few plain operators, torch's autograd",
+    ),
+    Service(
+        "training, synchronized over processes",
+        "torch_synchronized",
+        "the formulas, gradient written out; saves the input alone",
     ),
     Service("training, all else", "reference", "keras.ops, torch's autograd"),
     Service(
@@ -81,9 +88,12 @@ def train(
     mask: Tensor | None,
     correction: Correction | None,
     activation: str | None,
+    replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
     arguments = (axes, epsilon, mask, correction, activation)
+    if replicas is not None:
+        return train_together(x, scale, offset, *arguments, replicas)
     if not serves_training(x, axes, mask):
         return reference.train(x, scale, offset, *arguments)
     if x.numel() < _SMALL:

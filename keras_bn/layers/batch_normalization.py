@@ -7,16 +7,18 @@ import keras
 import numpy as np
 from keras import activations, constraints, initializers, ops, regularizers
 
+from keras_bn.layers.no_update import updates_stopped
 from keras_bn.ops import (
     Moments,
     _arguments,
     batch_norm_inference,
     batch_norm_train,
+    merge_moments,
     moving_average,
     renorm_correction,
     statistics_dtype,
 )
-from keras_bn.ops.moving_average import usable
+from keras_bn.ops.moving_average import recomputing, usable
 
 Shape = tuple[int | None, ...]
 
@@ -69,10 +71,20 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             limit the correction `(r, d)` to [rmin, rmax] and [-dmax, dmax].
         renorm_momentum: Number in [0, 1]: the share kept by the moving statistics that
             the correction uses.
-        synchronized: Must be False in this release.
+        synchronized: Whether the statistics are those of all replicas together: the
+            devices or processes that train one model under `tf.distribute`, JAX's
+            `shard_map` or `pmap`, or `torch.distributed` (`DistributedDataParallel`).
+            One process alone, without such an engine, costs nothing.
         activation: Activation applied to the output, as in other Keras layers; None
             for none. Where its gradient can be had from its output (relu, relu6,
             leaky_relu, elu, selu, sigmoid, tanh), training keeps no tensor for it.
+        accumulation_steps: Integer: move the averages once in as many training calls,
+            by the moments of all these batches merged. Give it the
+            `gradient_accumulation_steps` of the optimizer. Each batch is still
+            normalized by its own statistics.
+        freeze_statistics: Whether training, too, normalizes by the moving averages and
+            leaves them as they are, while gamma and beta train: for fine-tuning. May
+            be set on the layer (before `compile()`, as `trainable`).
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -92,7 +104,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         TypeError: An argument of a wrong type; inputs that are not real numbers.
         ValueError: An argument out of its range; an axis that the inputs do not have or
             whose size is unknown; a mask that does not fit; float64 where the backend
-            does not compute in it. A call that raises leaves every weight as it was.
+            does not compute in it; `synchronized` under an engine that cannot serve
+            it; training inside `keras.remat` on JAX, which lets no update out. A call
+            that raises leaves every weight as it was.
 
     Warns:
         UserWarning: Once per layer, when it trains on one sample per channel: a value
@@ -136,15 +150,11 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         synchronized: bool = False,
         *,
         activation: Any = None,
+        accumulation_steps: int = 1,
+        freeze_statistics: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if synchronized:
-            raise ValueError(
-                "Argument `synchronized` must be False: statistics synchronized over "
-                "replicas are not available in this release, on any backend. "
-                f"Received: synchronized={synchronized!r}"
-            )
         _arguments.float_policy(self.dtype_policy)
         self.axis = _arguments.integer_axis(axis)
         self.momentum = _arguments.momentum_in_range("momentum", momentum)
@@ -167,8 +177,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.renorm_momentum = _arguments.momentum_in_range(
             "renorm_momentum", renorm_momentum
         )
-        self.synchronized = False
+        self.synchronized = bool(synchronized)
         self.activation = activations.get(activation)
+        self.accumulation_steps = _arguments.positive_integer(
+            "accumulation_steps", accumulation_steps
+        )
+        self.freeze_statistics = bool(freeze_statistics)
         self.supports_masking = True
 
         self.gamma = None
@@ -215,6 +229,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             self.renorm_stddev = self._add_statistic(
                 "renorm_stddev", shape, self._initial_stddev
             )
+        if self.accumulation_steps > 1:
+            for part in Moments._fields:
+                name = f"accumulated_{part}"
+                setattr(self, name, self._add_statistic(name, shape, "zeros"))
+            self.accumulated_steps = self._add_statistic(
+                "accumulated_steps", (), "zeros"
+            )
         self.input_spec = keras.InputSpec(
             ndim=len(input_shape),
             axes={axis: input_shape[axis] for axis in axes.features},
@@ -230,6 +251,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             dtype=statistics_dtype(self.variable_dtype),
             trainable=False,
             autocast=False,
+            # Replicas that have the same statistics write the same; others' are
+            # averaged, where the engine (tf.distribute) can.
+            aggregation="none" if self.synchronized else "mean",
         )
 
     def _initial_stddev(self, shape: Shape, dtype: str | None = None) -> Any:
@@ -269,6 +293,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             _arguments.real_dtype("inputs", inputs)
         return super().__call__(*args, **kwargs)
 
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """`layer_call` itself: `keras.RematScope` leaves this layer as it is.
+
+        It keeps its input alone for the backward pass, as a recomputed layer would. On
+        JAX, recomputing would also lose the update of the moving statistics.
+        """
+        return layer_call
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
         dtype = _arguments.numeric_dtype("inputs", inputs)
@@ -277,7 +309,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         axes = _arguments.resolve_axes(self.axis, tuple(inputs.shape))
         # Also where inference will not use it: the mistake is there already.
         self._mask_lacks(mask, inputs)
-        if training and self.trainable:
+        if training and self.trainable and not self.freeze_statistics:
             if axes.samples(tuple(inputs.shape)) == 1:
                 self._warn_of_single_samples(tuple(inputs.shape))
             y = self._train(inputs, mask)
@@ -304,14 +336,43 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             mask=mask,
             correction=self._renorm_correction if self.renorm else None,
             activation=self.activation,
+            synchronized=self.synchronized,
         )
+        state = self._statistic("moving_mean")
+        if not updates_stopped() and not recomputing(inputs, state):
+            self._update_statistics(moments)
+        return y
+
+    def _update_statistics(self, moments: Moments) -> None:
+        where = usable(moments)
+        if self.accumulation_steps > 1:
+            moments, where = self._accumulate(moments, where)
         if self.renorm:
-            self._update_renorm_statistics(moments)
+            self._update_renorm_statistics(moments, where)
         else:
-            where = usable(moments)
             self._update("moving_mean", moments.mean, self.momentum, where)
             self._update("moving_variance", moments.variance, self.momentum, where)
-        return y
+
+    def _accumulate(self, moments: Moments, where: Any) -> tuple[Moments, Any]:
+        """The moments of the batches since the last update, and where to update now."""
+        batch = (
+            ops.cast(ops.where(where, part, ops.zeros_like(part)), variable.dtype)
+            for part, variable in zip(moments, self._accumulators(), strict=True)
+        )
+        so_far = (variable.value for variable in self._accumulators())
+        merged = merge_moments(Moments(*so_far), Moments(*batch))
+        steps = self.accumulated_steps.value + 1
+        complete = steps >= self.accumulation_steps
+        for variable, value in zip(
+            (self.accumulated_steps, *self._accumulators()),
+            (steps, *merged),
+            strict=True,
+        ):
+            variable.assign(ops.where(complete, ops.zeros_like(value), value))
+        return merged, complete & (merged.count > 0)
+
+    def _accumulators(self) -> list[Any]:
+        return [getattr(self, f"accumulated_{part}") for part in Moments._fields]
 
     def _renorm_correction(self, mean: Any, variance: Any) -> tuple[Any, Any]:
         return renorm_correction(
@@ -323,9 +384,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             clipping=self.renorm_clipping,
         )
 
-    def _update_renorm_statistics(self, moments: Moments) -> None:
+    def _update_renorm_statistics(self, moments: Moments, where: Any) -> None:
         stddev = ops.sqrt(moments.variance + self.epsilon)
-        where = usable(moments)
         self._update("renorm_mean", moments.mean, self.renorm_momentum, where)
         self._update("renorm_stddev", stddev, self.renorm_momentum, where)
         self._update("moving_mean", moments.mean, self.momentum, where)
@@ -336,10 +396,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self._update("moving_variance", variance, 0.0, where)
 
     def _update(self, name: str, value: Any, momentum: float, where: Any) -> Any:
-        variable = getattr(self, name)
-        average = moving_average(variable.value, value, momentum, where)
-        variable.assign(average)
+        average = moving_average(self._statistic(name), value, momentum, where)
+        getattr(self, name).assign(average)
         return average
+
+    def _statistic(self, name: str) -> Any:
+        return getattr(self, name).value
 
     def _warn_of_single_samples(self, shape: Shape) -> None:
         if self._warned_of_single_samples:
@@ -377,6 +439,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         if self.activation is not activations.linear:
             # Left out otherwise, so that Keras's own layer can read the config.
             config["activation"] = activations.serialize(self.activation)
+        if self.accumulation_steps > 1:
+            config["accumulation_steps"] = self.accumulation_steps
+        if self.freeze_statistics:
+            config["freeze_statistics"] = True
         return {**super().get_config(), **config}
 
 

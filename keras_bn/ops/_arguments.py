@@ -104,6 +104,20 @@ def positive_epsilon(value: Any) -> float:
     return number
 
 
+def positive_integer(name: str, value: Any) -> int:
+    """`value` as an integer above 0."""
+    message = (
+        f"Argument `{name}` must be an integer above 0. Received: {name}={value!r}"
+    )
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(message) from None
+    if number < 1:
+        raise ValueError(message)
+    return number
+
+
 def renorm_limits(clipping: Any) -> dict[str, float]:
     """`clipping` as a dict with keys out of rmax, rmin and dmax, in order."""
     clipping = {} if clipping is None else clipping

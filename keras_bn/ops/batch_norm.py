@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import activations, backend, ops
 
-from keras_bn.backend import kernels
+from keras_bn.backend import kernels, replicas
 from keras_bn.backend.activations import fusible
 from keras_bn.backend.interface import (
     Axes,
@@ -30,6 +30,7 @@ def batch_norm_train(
     mask: Tensor | None = None,
     correction: Correction | None = None,
     activation: Activation = None,
+    synchronized: bool = False,
 ) -> tuple[Tensor, Moments]:
     """Normalizes `x` by the statistics of this very batch.
 
@@ -55,6 +56,11 @@ def batch_norm_train(
         activation: Applied to `y`: anything that `keras.activations.get` takes. Where
             its gradient can be had from its output (relu, relu6, leaky_relu, elu, selu,
             sigmoid, tanh), no tensor is kept for it.
+        synchronized: Whether the batch is that of all replicas together: the devices
+            or processes that train one model under `tf.distribute`, JAX's `shard_map`
+            or `pmap`, or `torch.distributed`. Each replica must make the call, also on
+            an empty batch. The gradient for `x` is that of the sum of their losses;
+            those for gamma and beta are of this replica's `y`, as everywhere.
 
     Returns:
         A tuple `(y, moments)`: `y` of the shape of `x` and its dtype (float32 for
@@ -68,7 +74,7 @@ def batch_norm_train(
             model, use `keras_bn.BatchNormalization`); an argument of a wrong type.
         ValueError: `axis` out of range, named twice, or of unknown size; `epsilon` not
             above 0; `mask`, `gamma` or `beta` of a wrong shape; float64 where the
-            backend does not compute in it.
+            backend does not compute in it; an engine that cannot synchronize.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167), algorithm 1.
@@ -91,7 +97,9 @@ def batch_norm_train(
         mask = _arguments.broadcast_mask(as_tensor(mask), x, axes)
 
     fused, rest = _split(activation)
-    y, moments = kernels().train(x, gamma, beta, axes, epsilon, mask, correction, fused)
+    group = replicas() if synchronized else None
+    arguments = (axes, epsilon, mask, correction, fused, group)
+    y, moments = kernels().train(x, gamma, beta, *arguments)
     return rest(y), moments
 
 

@@ -1,0 +1,73 @@
+"""What JAX says of the running call: its replicas, and whether it is checkpointed.
+
+Replicas are the devices along the manual axes of `shard_map` and `pmap`. Under
+`keras.distribution` and plain `jit` there are none to speak of: arrays are global
+there, and so are statistics of them.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from keras_bn.backend.interface import Tensor
+
+
+class ManualAxes(NamedTuple):
+    """The devices along these axes of a mesh; see `Replicas`.
+
+    Both results are of the type that does not vary from device to device, so that
+    moving statistics may leave `shard_map` as `PartitionSpec()`.
+    """
+
+    names: tuple[str, ...]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """See `Replicas.gather`."""
+        return jax.lax.all_gather(values, self.names, to="invarying")
+
+    def total(self, values: Tensor) -> Tensor:
+        """See `Replicas.total`."""
+        return jax.lax.psum(values, self.names)
+
+
+def replicas() -> ManualAxes | None:
+    """The replicas that the running function is one of; None if it runs alone."""
+    names = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    return ManualAxes(names) if names else None
+
+
+def recomputing(x: Tensor, state: Tensor) -> bool:
+    """See `keras_bn.backend.recomputing`: JAX traces a checkpointed call once.
+
+    Raises:
+        ValueError: The call is traced by `jax.checkpoint` alone, without its state: an
+            update could not get out.
+    """
+    trace = getattr(x, "_trace", None)
+    traced_for = getattr(
+        getattr(getattr(trace, "frame", None), "debug_info", None), "traced_for", ""
+    )
+    if traced_for == "checkpoint / remat" and getattr(state, "_trace", None) != trace:
+        raise ValueError(
+            "Moving statistics cannot be updated inside `keras.remat` or "
+            "`jax.checkpoint` on JAX: what happens there can only come out as a "
+            "result. Use `keras.RematScope` around single layers (this one then saves "
+            "its input alone, and is not recomputed), or checkpoint a function of the "
+            "state: `jax.checkpoint(model.stateless_call)`. Received: training=True"
+        )
+    return False
+
+
+def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """`others`, each typed as varying over the manual axes that `x` varies over.
+
+    Autodiff adds up over the devices what flows back through the cast; without it a
+    written-out gradient would have to know what `shard_map` was told to check.
+    """
+    varying = jax.typeof(x).mat.varying
+
+    def cast(one: Tensor) -> Tensor:
+        missing = tuple(sorted(varying - jax.typeof(one).mat.varying))
+        return jax.lax.pcast(one, missing, to="varying") if missing else one
+
+    return tuple(cast(one) for one in others)
