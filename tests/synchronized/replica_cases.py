@@ -1,0 +1,170 @@
+"""What two replicas compute together: the cases, their data, and a small network."""
+
+from typing import NamedTuple
+
+import keras
+import ml_dtypes
+import numpy as np
+
+import keras_bn
+
+REPLICAS = 2
+
+
+class Case(NamedTuple):
+    """One call of `batch_norm_train(synchronized=True)` on a batch in two parts."""
+
+    name: str
+    sizes: tuple = (4, 4)
+    shape: tuple = (5, 6, 3)  # of a sample
+    mean: float = 1.0
+    stddev: float = 2.0
+    dtype: str = "float32"
+    masked: bool = False
+    axis: int | tuple = -1
+    activation: str | None = None
+    correction: tuple | None = None  # r and d
+    synchronized: bool = True
+    mutated: bool = False  # the backward pass does not add up over the replicas
+    way: str = ""  # of running it, where an engine has several
+
+
+CASES = [
+    Case("even"),
+    Case("7 and 1", (7, 1)),
+    Case("8 and 0", (8, 0)),
+    Case("dense", shape=(3,)),
+    Case("mean 1000", mean=1000.0, stddev=1.0),
+    Case("mean 1000, 7 and 1", (7, 1), mean=1000.0, stddev=1.0),
+    Case("bfloat16", dtype="bfloat16"),
+    Case("mask", masked=True),
+    Case("mask, 7 and 1", (7, 1), masked=True),
+    Case("channels first", shape=(3, 5, 6), axis=1),
+    Case("two axes", shape=(5, 6, 3), axis=(1, 3)),
+    Case("relu", activation="relu"),
+    Case("renorm", correction=(1.5, 0.3)),
+    Case("renorm, 7 and 1", (7, 1), correction=(1.5, 0.3)),
+    Case("large", shape=(64, 32, 8)),
+]
+# A shape of its own: what was compiled before is not mutated.
+MUTATED = Case("mutated", shape=(5, 7, 3), mutated=True)
+LOCAL_CASE = Case("local", synchronized=False)
+WAYS = {
+    "jax": ["pmap", "pmap, axis named", "shard_map, unchecked"],
+    "tensorflow": ["eager"],
+    "torch": ["torch.compile"],
+}[keras.backend.backend()]
+WAY_CASES = [Case(way, way=way) for way in WAYS]
+EVERY_CASE = [*CASES, *WAY_CASES, MUTATED, LOCAL_CASE]
+
+
+def ends(sizes):
+    """Where each replica's part of the batch begins and ends."""
+    stops = np.cumsum(sizes)
+    return list(zip(stops - sizes, stops, strict=True))
+
+
+def data(case):
+    """The whole batch, the gradient that comes back, gamma, beta, and the mask."""
+    rng = np.random.default_rng(0)
+    shape = (sum(case.sizes), *case.shape)
+    axes = {one % len(shape) for one in np.atleast_1d(case.axis)}
+    parameter = [n if i in axes else 1 for i, n in enumerate(shape)]
+    parameter = parameter if len(axes) > 1 else max(parameter[min(axes)], 1)
+    dtype = ml_dtypes.bfloat16 if case.dtype == "bfloat16" else case.dtype
+    mask = rng.random(shape[:-1]) < 0.6
+    # All of the second half's first samples: replicas have different counts.
+    mask[: case.sizes[0] // 2] = False
+    return {
+        # The last samples are unlike the others: both parts' statistics matter.
+        "x": (
+            rng.normal(case.mean, case.stddev, shape)
+            + 3 * (np.arange(len(mask)) > 4).reshape(-1, *[1] * len(case.shape))
+        ).astype(dtype),
+        "dy": rng.normal(size=shape).astype(dtype),
+        "gamma": rng.uniform(0.5, 1.5, parameter).astype("float32"),
+        "beta": rng.uniform(-1, 1, parameter).astype("float32"),
+        "mask": mask,
+    }
+
+
+def call(case, x, gamma, beta, mask):
+    """The call of one replica."""
+    correction = None
+    if case.correction is not None:
+        r, d = case.correction
+
+        def correction(mean, variance):
+            del variance
+            return keras.ops.ones_like(mean) * r, keras.ops.ones_like(mean) * d
+
+    return keras_bn.ops.batch_norm_train(
+        *(x, gamma, beta),
+        axis=case.axis,
+        mask=mask if case.masked else None,
+        activation=case.activation,
+        correction=correction,
+        synchronized=case.synchronized,
+    )
+
+
+class Training(NamedTuple):
+    """Three steps of plain gradient descent on a network with a convolution before."""
+
+    name: str
+    synchronized: bool = True
+    settings: dict = {}  # noqa: RUF012
+    dtype: str = "float32"
+
+
+TRAININGS = [
+    Training("plain"),
+    Training("renorm", settings={"renorm": True}),
+    Training("accumulation", settings={"accumulation_steps": 3}),
+    Training("bfloat16", dtype="mixed_bfloat16"),
+]
+LOCAL = Training("local", synchronized=False)
+BATCH, STEPS, RATE = 8, 3, 0.1
+
+
+def network(training):
+    """The network, with the same weights in every process."""
+    keras.utils.set_random_seed(0)
+    policy = training.dtype
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            # No bias: its true gradient is zero.
+            keras.layers.Conv2D(3, 3, use_bias=False, dtype=policy),
+            keras_bn.BatchNormalization(
+                momentum=0.5,
+                synchronized=training.synchronized,
+                dtype=policy,
+                **training.settings,
+            ),
+            keras.layers.ReLU(dtype=policy),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+
+
+def batches():
+    """The whole batch of each step: its second half unlike the first."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(STEPS, BATCH, 6, 6, 2)).astype("float32")
+    x[:, BATCH // 2 :] = 2 * x[:, BATCH // 2 :] + 1
+    return x, np.tanh(x.mean((2, 3, 4)))[..., None].astype("float32")
+
+
+def loss(predicted, expected):
+    """This part's share of the whole batch's mean squared error."""
+    return keras.ops.sum(keras.ops.square(predicted - expected)) / BATCH
+
+
+def state(model):
+    """All weights of a model in one vector, trainable first."""
+    every = model.trainable_variables + model.non_trainable_variables
+    return np.concatenate(
+        [keras.ops.convert_to_numpy(one.value).ravel() for one in every]
+    )

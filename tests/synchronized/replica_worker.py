@@ -1,0 +1,39 @@
+"""Runs every case on this backend's engine, and saves what each replica got."""
+
+import sys
+import warnings
+
+import keras
+import numpy as np
+import replica_cases as cases
+
+engine = __import__(f"replicas_{keras.backend.backend()}")
+
+
+def main(folder, caught):
+    """Writes `<rank>.npz` for each replica of this process, and `alone.npz`."""
+    trainings = (*cases.TRAININGS, cases.LOCAL)
+    alone = {one.name: engine.train(one, alone=True)[0] for one in trainings}
+    engine.start()
+    found = {rank: {} for rank in range(cases.REPLICAS)}
+    for case in cases.EVERY_CASE:
+        for rank, results in engine.operation(case).items():
+            found[rank] |= {f"{case.name}/{k}": v for k, v in results.items()}
+    for training in trainings:
+        for rank, weights in engine.train(training).items():
+            found[rank][f"train {training.name}"] = weights
+    counts = engine.collectives()
+    engine.stop()
+    counts["warnings"] = sum("outside" in str(one.message) for one in caught)
+    for rank, results in found.items():
+        if results:
+            np.savez(f"{folder}/{rank}.npz", **results)
+    if found.get(0):
+        np.savez(f"{folder}/alone.npz", **alone)
+        np.savez(f"{folder}/collectives.npz", **counts)
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(sys.argv[1], caught)

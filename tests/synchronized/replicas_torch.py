@@ -1,0 +1,95 @@
+"""Two processes of `torch.distributed` with gloo, and `DistributedDataParallel`."""
+
+from contextlib import contextmanager
+from datetime import timedelta
+
+import keras
+import replica_cases as cases
+import torch
+import torch.distributed as dist
+
+from keras_bn.backend import torch_context
+
+PROCESSES = cases.REPLICAS
+
+
+def start():
+    """Joins the other process; the environment says where it is."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+
+
+def stop():
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _total_of(function):
+    """With another sum over the replicas in the backward pass."""
+    original = torch_context.ProcessGroup.total
+    torch_context.ProcessGroup.total = function
+    try:
+        yield
+    finally:
+        torch_context.ProcessGroup.total = original
+
+
+def operation(case):
+    """This process's results of one call, by its rank."""
+    rank = dist.get_rank()
+    begin, end = cases.ends(case.sizes)[rank]
+    tensors = {
+        name: keras.ops.convert_to_tensor(
+            one[begin:end] if name in ("x", "dy", "mask") else one
+        )
+        for name, one in cases.data(case).items()
+    }
+    leaves = [tensors[name].requires_grad_() for name in ("x", "gamma", "beta")]
+    call = torch.compile(cases.call, backend="aot_eager") if case.way else cases.call
+    y, moments = call(case, *leaves, tensors["mask"])
+    wrong = torch_context.ProcessGroup.total
+    if case.mutated:
+        wrong = lambda _, values: values  # noqa: E731
+    with _total_of(wrong):
+        dx, dgamma, dbeta = torch.autograd.grad(y, leaves, tensors["dy"])
+    found = dict(zip(("count", "mean", "variance"), moments, strict=True))
+    found |= {"y": y, "x": dx, "gamma": dgamma, "beta": dbeta}
+    return {rank: {k: v.detach().double().numpy() for k, v in found.items()}}
+
+
+def train(training, alone=False):
+    """The weights after the steps, by rank; `alone`, on the whole batch."""
+    model = cases.network(training)
+    run = model if alone else torch.nn.parallel.DistributedDataParallel(model)
+    rank, replicas = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+    size = cases.BATCH // replicas
+    part = slice(rank * size, (rank + 1) * size)
+    optimizer = torch.optim.SGD(
+        [v.value for v in model.trainable_variables], lr=cases.RATE
+    )
+    for x, y in zip(*cases.batches(), strict=True):
+        optimizer.zero_grad()
+        predicted = run(torch.as_tensor(x[part]), training=True)
+        # DDP takes the mean over the processes, not the sum.
+        (replicas * cases.loss(predicted, torch.as_tensor(y[part]))).backward()
+        optimizer.step()
+    return {rank: cases.state(model)}
+
+
+def collectives():
+    """How often the processes talk in one call: forward, backward."""
+    counts = []
+    originals = dist.all_gather, dist.all_reduce
+
+    def counted(function):
+        def call(*args, **kwargs):
+            counts.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    dist.all_gather, dist.all_reduce = map(counted, originals)
+    try:
+        operation(cases.CASES[0])
+    finally:
+        dist.all_gather, dist.all_reduce = originals
+    return {"forward": counts.count("all_gather"), "both": len(counts)}
