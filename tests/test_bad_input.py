@@ -92,10 +92,15 @@ CONSTRUCTOR = {
         TypeError,
         r"`renorm_clipping` must be a dictionary.*\['rmax'\]",
     ),
-    "synchronized": (
-        {"synchronized": True},
+    "accumulation_steps 0": (
+        {"accumulation_steps": 0},
         ValueError,
-        "`synchronized` must be False.*Received: synchronized=True",
+        "`accumulation_steps` must be an integer above 0.*Received.*=0",
+    ),
+    "accumulation_steps 1.5": (
+        {"accumulation_steps": 1.5},
+        TypeError,
+        "`accumulation_steps` must be an integer above 0.*Received.*=1.5",
     ),
     "unknown argument": ({"momentun": 0.9}, ValueError, "momentun"),
     "dtype int32": ({"dtype": "int32"}, ValueError, "`dtype` must .*float.*int32"),

@@ -15,7 +15,10 @@ MESSAGE = (
 )
 
 # A layer that Keras's own cannot be, or (float16) whose statistics it keeps narrower.
-NOT_IN_KERAS = {"axis_tuple", "activation", "float16"}
+NOT_IN_KERAS = {"axis_tuple", "activation", "float16", "synchronized"} | {
+    "accumulation",
+    "freeze_statistics",
+}
 IN_KERAS = [case for case in regenerate.LAYERS if case not in NOT_IN_KERAS]
 
 
@@ -56,7 +59,7 @@ def arguments():
     return [
         name
         for name, parameter in signature.parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and name != "synchronized"
+        if parameter.kind is not parameter.VAR_KEYWORD
     ]
 
 

@@ -29,6 +29,9 @@ LAYERS = {
         "renorm_clipping": {"rmax": 3.0, "rmin": 0.3, "dmax": 5.0},
     },
     "activation": {"activation": "relu"},
+    "synchronized": {"synchronized": True},
+    "accumulation": {"accumulation_steps": 4},
+    "freeze_statistics": {"freeze_statistics": True},
     "mixed_bfloat16": {"dtype": "mixed_bfloat16", "renorm": True},
     "float16": {"dtype": "float16", "renorm": True},
     "every_argument_of_keras": {

@@ -115,6 +115,7 @@ class Training(NamedTuple):
     synchronized: bool = True
     settings: dict = {}  # noqa: RUF012
     dtype: str = "float32"
+    by_fit: bool = False
 
 
 TRAININGS = [
@@ -122,6 +123,8 @@ TRAININGS = [
     Training("renorm", settings={"renorm": True}),
     Training("accumulation", settings={"accumulation_steps": 3}),
     Training("bfloat16", dtype="mixed_bfloat16"),
+    # In two processes of PyTorch's, `fit` of Keras trains two models.
+    *([] if keras.backend.backend() == "torch" else [Training("fit", by_fit=True)]),
 ]
 LOCAL = Training("local", synchronized=False)
 BATCH, STEPS, RATE = 8, 3, 0.1
@@ -155,6 +158,13 @@ def batches():
     x = rng.normal(size=(STEPS, BATCH, 6, 6, 2)).astype("float32")
     x[:, BATCH // 2 :] = 2 * x[:, BATCH // 2 :] + 1
     return x, np.tanh(x.mean((2, 3, 4)))[..., None].astype("float32")
+
+
+def fit(model):
+    """The steps as `fit` makes them."""
+    x, y = (one.reshape(-1, *one.shape[2:]) for one in batches())
+    model.compile(keras.optimizers.SGD(RATE), "mse")
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
 
 
 def loss(predicted, expected):

@@ -92,7 +92,10 @@ def train(training, alone=False):
         for weight, slope in zip(weights, slopes, strict=True):
             weight.assign_sub(cases.RATE * slope)
 
-    for x, y in zip(*cases.batches(), strict=True):
+    by_fit = training.by_fit and not alone
+    if by_fit:
+        cases.fit(model)
+    for x, y in () if by_fit else zip(*cases.batches(), strict=True):
         if alone:
             step(x, y)
         else:
