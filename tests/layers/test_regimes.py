@@ -275,7 +275,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
 def test_remat_scope_around_the_layer(mode, eager):
-    """TensorFlow's compiled `fit` has no recomputation of a Dense, without us either."""
+    """Around this layer alone: TensorFlow's compiled `fit` recomputes no Dense."""
 
     def norm():
         return keras_bn.BatchNormalization(momentum=0.5, activation="relu", name="norm")

@@ -1,0 +1,70 @@
+"""What each framework says of the running call: its engine, and what it refuses."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+
+import frameworks
+import keras_bn
+
+BACKEND = keras.backend.backend()
+
+
+def _under_parameter_servers(monkeypatch):
+    import tensorflow as tf
+
+    # Without a cluster there is no real one.
+    strategy = object.__new__(tf.distribute.ParameterServerStrategy)
+    context = types.SimpleNamespace(strategy=strategy, num_replicas_in_sync=2)
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
+    monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
+
+
+def _in_a_group_of_gpus(monkeypatch):
+    import torch.distributed as dist
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+
+
+ENGINES = {
+    "tensorflow": (_under_parameter_servers, "tf.distribute's ParameterServerStrategy"),
+    "torch": (_in_a_group_of_gpus, "inputs on 'cpu' and a group with 'cuda:nccl'"),
+}
+
+
+@pytest.mark.skipif(BACKEND not in ENGINES, reason="every engine of JAX's serves it")
+@pytest.mark.filterwarnings("ignore:.*outside DistributedDataParallel:UserWarning")
+def test_an_engine_that_cannot_serve_is_named(monkeypatch):
+    prepare, match = ENGINES[BACKEND]
+    layer = keras_bn.BatchNormalization(synchronized=True)
+    layer.build((None, 3))
+    before = [frameworks.numpy(weight).copy() for weight in layer.weights]
+    prepare(monkeypatch)
+    with pytest.raises(ValueError, match=f"(?s)`synchronized` must be False.*{match}"):
+        layer(np.ones((4, 3), "float32"), training=True)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(frameworks.numpy(weight), value)
+
+
+def test_without_an_engine_there_are_no_replicas():
+    assert keras_bn.backend.replicas() is None
+
+
+def test_without_an_engine_synchronized_changes_nothing():
+    x = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+    results = []
+    for synchronized in (False, True):
+        layer = keras_bn.BatchNormalization(synchronized=synchronized)
+        y = layer(x, training=True)
+        results.append([frameworks.numpy(one) for one in (y, *layer.weights)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_plain_call_is_no_repetition():
+    x = frameworks.tensor(np.ones((2, 3), "float32"))
+    assert not keras_bn.backend.recomputing(x, x)
