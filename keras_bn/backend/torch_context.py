@@ -72,6 +72,8 @@ def recomputing(x: Tensor, state: Tensor) -> bool:
 
 
 def _in_backward_pass() -> bool:
+    if torch.compiler.is_compiling():
+        return False  # what is compiled is traced once
     # `torch.utils.checkpoint` itself tells backward passes apart by this number.
     return bool(torch._C._current_graph_task_id() != -1)
 

@@ -309,6 +309,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         axes = _arguments.resolve_axes(self.axis, tuple(inputs.shape))
         # Also where inference will not use it: the mistake is there already.
         self._mask_lacks(mask, inputs)
+        training = _arguments.boolean_training(training)
         if training and self.trainable and not self.freeze_statistics:
             if axes.samples(tuple(inputs.shape)) == 1:
                 self._warn_of_single_samples(tuple(inputs.shape))

@@ -1,10 +1,11 @@
 """Training passes that leave the moving statistics as they are."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-_stopped = ContextVar("keras_bn_updates_stopped", default=False)
+# Not a ContextVar, at which torch.compile would break its graph.
+_here = threading.local()
 
 
 @contextmanager
@@ -27,13 +28,14 @@ def no_update() -> Iterator[None]:
     >>> float(layer.moving_mean[0])
     0.0
     """
-    token = _stopped.set(True)
+    outside = updates_stopped()
+    _here.stopped = True
     try:
         yield
     finally:
-        _stopped.reset(token)
+        _here.stopped = outside
 
 
 def updates_stopped() -> bool:
     """Whether a `no_update()` is around this call."""
-    return _stopped.get()
+    return bool(getattr(_here, "stopped", False))

@@ -118,6 +118,20 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
+def boolean_training(value: Any) -> bool:
+    """`training` as a boolean; None is False."""
+    if isinstance(value, bool) or value is None:
+        return bool(value)
+    try:
+        return bool(value)
+    except Exception as error:
+        raise ValueError(
+            "Argument `training` must be a Python boolean or None. Received: a tensor "
+            "without a value yet, as `keras.remat` around a whole model on JAX makes "
+            "of it (use `keras.RematScope` around single layers)"
+        ) from error
+
+
 def renorm_limits(clipping: Any) -> dict[str, float]:
     """`clipping` as a dict with keys out of rmax, rmin and dmax, in order."""
     clipping = {} if clipping is None else clipping
