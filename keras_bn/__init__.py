@@ -1,8 +1,17 @@
 """Batch normalization for Keras 3, the same on TensorFlow, JAX and PyTorch."""
 
-from keras_bn import backend, layers, ops
+from keras_bn import backend, layers, ops, tools
 from keras_bn.layers import BatchNormalization
+from keras_bn.tools import convert
 
 __version__ = "0.1.0"
 
-__all__ = ["BatchNormalization", "__version__", "backend", "layers", "ops"]
+__all__ = [
+    "BatchNormalization",
+    "__version__",
+    "backend",
+    "convert",
+    "layers",
+    "ops",
+    "tools",
+]
