@@ -2,7 +2,7 @@
 
 from keras_bn import backend, layers, ops, tools
 from keras_bn.layers import BatchNormalization
-from keras_bn.tools import convert
+from keras_bn.tools import convert, fold
 
 __version__ = "0.1.0"
 
@@ -11,6 +11,7 @@ __all__ = [
     "__version__",
     "backend",
     "convert",
+    "fold",
     "layers",
     "ops",
     "tools",
