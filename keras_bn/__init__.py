@@ -2,7 +2,7 @@
 
 from keras_bn import backend, layers, ops, tools
 from keras_bn.layers import BatchNormalization
-from keras_bn.tools import convert, fold
+from keras_bn.tools import convert, fold, inspect, recalibrate
 
 __version__ = "0.1.0"
 
@@ -12,7 +12,9 @@ __all__ = [
     "backend",
     "convert",
     "fold",
+    "inspect",
     "layers",
     "ops",
+    "recalibrate",
     "tools",
 ]

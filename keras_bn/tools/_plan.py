@@ -14,9 +14,9 @@ from keras_bn.tools._walk import (
     activation_of,
     batch_norms,
     called_in_training,
+    computes_plainly,
     graphs,
     is_batch_norm,
-    is_plain_batch_norm,
     nodes,
     sublayers,
 )
@@ -148,7 +148,7 @@ class Plan:
         layer = node.operation
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
-        if not is_plain_batch_norm(layer):
+        if not computes_plainly(layer):
             raise Inexact(f"its class {type(layer).__name__} may compute something else")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")

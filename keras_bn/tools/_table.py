@@ -13,25 +13,25 @@ class Table:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=120, no_color=True, record=False)
+        console = Console(width=120, no_color=True)
         with console.capture() as capture:
             console.print(self)
-        return capture.get().rstrip("\n")
+        # A table pads its lines to full width.
+        return "\n".join(line.rstrip() for line in capture.get().split("\n")).strip()
 
     @staticmethod
     def table(
         title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     ) -> Any:
-        """A `rich.table.Table` of text."""
+        """A title and a table of text, for rich to print."""
         from rich import box
+        from rich.console import Group
         from rich.markup import escape
         from rich.table import Table as RichTable
 
-        table = RichTable(
-            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-        )
+        table = RichTable(box=box.SIMPLE_HEAD)
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
-        return table
+        return Group(f"[bold]{escape(title)}[/bold]", table)

@@ -26,6 +26,12 @@ def is_plain_batch_norm(layer: Layer) -> bool:
     return type(layer) in (BatchNormalization, keras.layers.BatchNormalization)
 
 
+def computes_plainly(layer: Layer) -> bool:
+    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
+    call = getattr(type(layer), "call", None)
+    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+
+
 def is_sequential(layer: Layer) -> bool:
     """Whether `layer` is a `keras.Sequential`."""
     return isinstance(layer, keras.Sequential)

@@ -1,0 +1,325 @@
+"""Why training accuracy is good and validation is not: a report on each batch norm."""
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import tree
+
+from keras_bn.tools import _data
+from keras_bn.tools._findings import (
+    SEVERITIES,
+    Facts,
+    Finding,
+    at_initial_values,
+    findings_of,
+    from_graphs,
+)
+from keras_bn.tools._moments import RunningMoments, distance_from
+from keras_bn.tools._probe import observable, observed
+from keras_bn.tools._table import Table
+from keras_bn.tools._walk import Layer, batch_norms, float64, is_plain_batch_norm
+
+VERDICTS = {
+    None: "healthy: nothing found",
+    "note": "healthy, with notes",
+    "warning": "look into the warnings",
+    "error": "do not use for inference as it is",
+}
+
+
+class LayerReport(NamedTuple):
+    """One batch norm layer.
+
+    Attributes:
+        layer: Its path in the model.
+        kind: `keras_bn` or `keras`, or the name of a subclass, then the options on.
+        axis: The feature axis, or axes.
+        channels: How many statistics it keeps.
+        momentum: The share of the moving average that is kept.
+        epsilon: Added to the variance.
+        trainable: Whether it trains; a frozen layer is in inference mode always.
+        updates: How many updates it can have had: the optimizer's steps, 0 if the
+            statistics are the initial ones, None where the model is not compiled.
+        stddev: Smallest, median and largest moving standard deviation.
+        gamma: Smallest, median and largest absolute gamma; None without one.
+        distance: How far the data's statistics are from the moving ones, in moving
+            standard deviations; None without data.
+    """
+
+    layer: str
+    kind: str
+    axis: int | list[int]
+    channels: int
+    momentum: float
+    epsilon: float
+    trainable: bool
+    updates: int | None
+    stddev: tuple[float, float, float]
+    gamma: tuple[float, float, float] | None
+    distance: float | None
+
+
+class Inspection(Table):
+    """What `inspect` found; `print` shows it as tables.
+
+    Attributes:
+        layers: One `LayerReport` a batch norm layer, in model order.
+        findings: Every `Finding`, the gravest first.
+        output_change: With data, how much the outputs change between training and
+            inference mode: the norm of the difference over the norm in inference.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        layers: list[LayerReport],
+        findings: list[Finding],
+        output_change: float | None,
+    ) -> None:
+        self.model_name = model_name
+        self.layers = layers
+        self.findings = sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
+        self.output_change = output_change
+
+    @property
+    def severity(self) -> str | None:
+        """The gravest severity found: None, `"note"`, `"warning"` or `"error"`."""
+        return self.findings[0].severity if self.findings else None
+
+    @property
+    def verdict(self) -> str:
+        """The whole in a few words."""
+        return VERDICTS[self.severity]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain Python types, ready for JSON."""
+        return {
+            "model": self.model_name,
+            "verdict": self.verdict,
+            "severity": self.severity,
+            "output_change": self.output_change,
+            "layers": [row._asdict() for row in self.layers],
+            "findings": [row._asdict() for row in self.findings],
+        }
+
+    def plot(self, path: Any) -> None:
+        """Draws distances, deviations and gammas by layer, as PNG, PDF or SVG.
+
+        Args:
+            path: The file to write; its suffix says in which format.
+
+        Raises:
+            ImportError: matplotlib is not there; `pip install keras-bn[plot]` adds it.
+        """
+        from keras_bn.tools._plot import plot_inspection
+
+        plot_inspection(self, path)
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        title = f"inspect {self.model_name}: {self.verdict}"
+        if self.output_change is not None:
+            title += f"; outputs change by {self.output_change:.2g} in inference mode"
+        parts = [self.table(title, _COLUMNS, map(_cells, self.layers))]
+        if self.findings:
+            rows = _grouped(self.findings)
+            columns = ("severity", "finding", "layers", "verdict", "advice")
+            parts.append(self.table(f"{len(self.findings)} findings", columns, rows))
+        return Group(*parts)
+
+
+def inspect(
+    model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 128
+) -> Inspection:
+    """Looks at every batch norm layer of `model`, and says what is wrong with it.
+
+    Without data: statistics never updated or not finite, momentum too high for the
+    steps taken (`momentum ** steps` of an average is still its initial value), gammas
+    that are dead, variances that have collapsed or exploded, a bias that the layer
+    removes, calls with `training=True`.
+
+    With data, also how far the statistics of the data are from the moving ones, layer
+    by layer, with the model in training mode but for dropout. With s = sqrt(variance +
+    epsilon), averaged over the channels:
+
+        distance = sqrt(mean(((m_data - m_moving)² + (s_data - s_moving)²) / s_moving²))
+
+    the 2-Wasserstein distance between normal distributions in moving standard
+    deviations, and the root mean square change of the normalized output between
+    training and inference mode. From 0.3 it is a warning, from 1 an error.
+
+    The model is left as it was.
+
+    Args:
+        model: A built Keras model. If it is compiled, the number of the optimizer's
+            steps is taken from there.
+        data: Inputs as for `recalibrate`, best from the training set; or None.
+        steps: How many batches to take; all of them if None.
+        batch_size: Samples a batch, where `data` are arrays.
+
+    Returns:
+        An `Inspection`: `print` it, or see `.layers`, `.findings`, `.verdict`,
+        `.to_dict()` and `.plot(path)`.
+
+    Raises:
+        TypeError: `model` is not a Keras model, or `data` is not data.
+        ValueError: `model` is not built, has no batch norm, or is quantized; `data`
+            are empty or of a wrong shape.
+
+    Reference:
+        [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), sections 3 and 5;
+        [Dowson and Landau, 1982](https://doi.org/10.1016/0047-259X(82)90077-X) on the
+        distance.
+
+    Example:
+
+    >>> import keras, keras_bn
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)), keras.layers.Dense(3), keras_bn.BatchNormalization()
+    ... ])
+    >>> [finding.code for finding in keras_bn.inspect(model).findings]
+    ['never-updated', 'bias']
+    """
+    layers = batch_norms(model)
+    distances: dict[str, float] = {}
+    change = None
+    if data is not None:
+        distances, change = measure(model, data, steps, batch_size)
+    biases, training = from_graphs(model)
+    steps_taken = _optimizer_steps(model)
+    rows, findings = [], []
+    for path, layer in layers.items():
+        facts = Facts(
+            path,
+            layer,
+            steps_taken,
+            distances.get(path),
+            biases.get(id(layer)),
+            id(layer) in training,
+        )
+        rows.append(_row(facts))
+        findings += findings_of(facts)
+    return Inspection(model.name, rows, findings, change)
+
+
+def measure(
+    model: Any, data: Any, steps: int | None = None, batch_size: int = 128
+) -> tuple[dict[str, float], float]:
+    """The distance of each layer by path, and the change of the outputs.
+
+    See `inspect` for both. Layers that the model does not call are left out.
+    """
+    layers = observable(model)
+    moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
+    difference = size = 0.0
+
+    def see(path: str, *batch: Any) -> None:
+        moments[path].add(*batch)
+
+    for batch in _data.batches(model, data, batch_size, steps):
+        with observed(layers, see, by_batch=True):
+            training = _flat(model(batch, training=False))
+        # Observed again, so that calls with training=True written in change nothing.
+        with observed(layers, lambda *_: None, by_batch=False):
+            inference = _flat(model(batch, training=False))
+        difference += float(np.sum((training - inference) ** 2))
+        size += float(np.sum(inference**2))
+    distances = {
+        path: distance_from(layers[path], one.mean, one.variance)
+        for path, one in moments.items()
+    }
+    return distances, (difference / size) ** 0.5 if size else 0.0
+
+
+def _flat(outputs: Any) -> np.ndarray:
+    return np.concatenate([float64(one).ravel() for one in tree.flatten(outputs)])
+
+
+def _optimizer_steps(model: Any) -> int | None:
+    optimizer = getattr(model, "optimizer", None)
+    return None if optimizer is None else int(float64(optimizer.iterations))
+
+
+def _row(facts: Facts) -> LayerReport:
+    layer = facts.layer
+    gamma = None if layer.gamma is None else _spread(np.abs(float64(layer.gamma)))
+    variance = float64(layer.moving_variance)
+    return LayerReport(
+        facts.path,
+        _kind(layer),
+        layer.axis if isinstance(layer.axis, int) else list(layer.axis),
+        int(variance.size),
+        float(layer.momentum),
+        float(layer.epsilon),
+        bool(layer.trainable),
+        0 if at_initial_values(layer) else facts.updates,
+        _spread(np.sqrt(np.maximum(variance, 0))),
+        gamma,
+        facts.distance,
+    )
+
+
+def _kind(layer: Layer) -> str:
+    name = type(layer).__name__
+    if is_plain_batch_norm(layer):
+        name = type(layer).__module__.split(".")[0]
+    options = [one for one in ("renorm", "synchronized") if getattr(layer, one, False)]
+    return " ".join([name, *options, *([] if layer.trainable else ["frozen"])])
+
+
+def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, [0, 0.5, 1])
+    return float(low), float(middle), float(high)
+
+
+_COLUMNS = (
+    "layer",
+    "kind",
+    "axis",
+    "channels",
+    "momentum",
+    "updates",
+    "moving stddev",
+    "|gamma|",
+    "distance",
+)
+
+
+def _cells(row: LayerReport) -> tuple[str, ...]:
+    return (
+        row.layer,
+        row.kind,
+        str(row.axis),
+        str(row.channels),
+        f"{row.momentum:g}",
+        "?" if row.updates is None else str(row.updates),
+        _range(row.stddev),
+        "-" if row.gamma is None else _range(row.gamma),
+        "-" if row.distance is None else f"{row.distance:.3f}",
+    )
+
+
+def _range(spread: tuple[float, float, float]) -> str:
+    low, _, high = spread
+    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+
+
+def _grouped(findings: list[Finding]) -> list[tuple[str, ...]]:
+    """One row for layers of which the same kind of thing is to be said."""
+    kinds: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
+    for one in findings:
+        kinds[(one.severity, one.code, one.advice)].append(one)
+    rows = []
+    for (severity, code, advice), several in kinds.items():
+        first = several[0].verdict
+        if any(one.verdict != first for one in several):
+            first = f"{several[0].layer}: {first}"
+        rows.append((severity, code, _few([f.layer for f in several]), first, advice))
+    return rows
+
+
+def _few(paths: list[str]) -> str:
+    shown = ", ".join(paths[:4])
+    return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
