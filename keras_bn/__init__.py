@@ -1,6 +1,6 @@
 """Batch normalization for Keras 3, the same on TensorFlow, JAX and PyTorch."""
 
-from keras_bn import backend, layers, ops, tools
+from keras_bn import backend, callbacks, layers, ops, tools
 from keras_bn.layers import BatchNormalization
 from keras_bn.tools import convert, fold, inspect, recalibrate
 
@@ -10,6 +10,7 @@ __all__ = [
     "BatchNormalization",
     "__version__",
     "backend",
+    "callbacks",
     "convert",
     "fold",
     "inspect",
