@@ -2,7 +2,7 @@
 
 from keras_bn import backend, callbacks, layers, ops, tools
 from keras_bn.layers import BatchNormalization
-from keras_bn.tools import convert, fold, inspect, recalibrate
+from keras_bn.tools import convert, fold, from_torch, inspect, recalibrate
 
 __version__ = "0.1.0"
 
@@ -13,6 +13,7 @@ __all__ = [
     "callbacks",
     "convert",
     "fold",
+    "from_torch",
     "inspect",
     "layers",
     "ops",

@@ -128,9 +128,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     The distance is that of `keras_bn.inspect`: the root mean square change of a layer's
     normalized output between training and inference mode. Each layer's is in the logs
-    as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`, `CSVLogger`,
-    `TensorBoard` and `EarlyStopping` see them if they come later in the list of
-    callbacks.
+    as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
+    `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
+    list of callbacks.
 
     Args:
         data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.
@@ -190,9 +190,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         if distances[worst] >= self._threshold and not self._warned:
             self._warned = True
             warnings.warn(
-                f"After epoch {epoch + 1}, the moving statistics of layer '{worst}' are "
-                f"{distances[worst]:.2f} standard deviations from those of the data: "
-                "inference lags behind training. Lower the momentum, or recalibrate.",
+                f"After epoch {epoch + 1}, the moving statistics of layer '{worst}' "
+                f"are {distances[worst]:.2f} standard deviations from those of the "
+                "data: inference lags behind training. Lower the momentum, or recalibrate.",
                 UserWarning,
                 stacklevel=2,
             )

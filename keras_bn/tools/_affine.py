@@ -1,4 +1,4 @@
-"""Per-channel scale and offset, and how they pass through layers that only move data."""
+"""Per-channel scale and offset, and how they pass layers that only move data."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def affine_of(layer: Layer, rank: int) -> Affine:
     return Affine(*(_laid_out(one, layer.axis, rank) for one in (scale, offset)))
 
 
-def _laid_out(values: np.ndarray, axis: Any, rank: int) -> np.ndarray:
+def _laid_out(values: Any, axis: Any, rank: int) -> Any:
     """Weights of a layer, one value per channel, in the layout of a sample."""
     axes = [axis] if isinstance(axis, int) else list(axis)
     if 0 in (one % (rank + 1) for one in axes):
@@ -86,7 +86,8 @@ def before(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affin
     Raises:
         Inexact: There is none.
     """
-    return _rule(layer)(affine, layer, inputs[1:], outputs[1:], True)
+    result: Affine = _rule(layer)(affine, layer, inputs[1:], outputs[1:], True)
+    return result
 
 
 def after(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affine:
@@ -95,7 +96,8 @@ def after(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affine
     Raises:
         Inexact: There is none.
     """
-    return _rule(layer)(affine, layer, inputs[1:], outputs[1:], False)
+    result: Affine = _rule(layer)(affine, layer, inputs[1:], outputs[1:], False)
+    return result
 
 
 def is_passable(layer: Layer) -> bool:
@@ -121,7 +123,9 @@ def _uniform(affine: Affine, layer: Layer) -> Affine:
     axis = 0 if getattr(layer, "data_format", None) == "channels_first" else -1
     for values in affine:
         if math.prod(values.shape) != values.shape[axis]:
-            raise Inexact(f"'{layer.name}' moves positions, which it scales differently")
+            raise Inexact(
+                f"'{layer.name}' moves positions, which it scales differently"
+            )
     return affine
 
 
@@ -174,9 +178,7 @@ def _permuted(
     affine: Affine, layer: Layer, inputs: Shape, outputs: Shape, back: bool
 ) -> Affine:
     order = [dim - 1 for dim in layer.dims]
-    return affine.apply(
-        lambda one: one.transpose(np.argsort(order) if back else order)
-    )
+    return affine.apply(lambda one: one.transpose(np.argsort(order) if back else order))
 
 
 def _reshaped(

@@ -63,7 +63,7 @@ class _Kernel:
 class _Transposed:
     """Transposed convolutions: (…, output channels, input channels)."""
 
-    kernels = ("kernel",)
+    kernels: tuple[str, ...] = ("kernel",)
 
     def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
         return scale[:, np.newaxis]
@@ -93,7 +93,7 @@ class _Depthwise:
 class _Separable(_Depthwise):
     """A depthwise convolution, then one of single points."""
 
-    kernels = ("depthwise_kernel", "pointwise_kernel")
+    kernels: tuple[str, ...] = ("depthwise_kernel", "pointwise_kernel")
 
     def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
         return scale
@@ -101,12 +101,14 @@ class _Separable(_Depthwise):
     def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
         pointwise = w.kernels["pointwise_kernel"]
         flat = pointwise.reshape(pointwise.shape[-2:])
-        return super().response(layer, w, offset) @ flat
+        total: np.ndarray = super().response(layer, w, offset) @ flat
+        return total
 
 
 def _total(kernel: np.ndarray, kept: int) -> np.ndarray:
     """The sum over all but the last `kept` axes."""
-    return kernel.sum(axis=tuple(range(kernel.ndim - kept)))
+    total: np.ndarray = kernel.sum(axis=tuple(range(kernel.ndim - kept)))
+    return total
 
 
 _LAYERS = keras.layers
@@ -136,7 +138,9 @@ def channel_axis(layer: Layer, rank: int) -> int:
 
 def read_weights(layer: Layer, outputs: int) -> Weights:
     """The weights of `layer`, whose bias is zeros where it has none."""
-    kernels = {name: float64(getattr(layer, name)) for name in FAMILIES[type(layer)].kernels}
+    kernels = {
+        name: float64(getattr(layer, name)) for name in FAMILIES[type(layer)].kernels
+    }
     bias = float64(layer.bias) if layer.use_bias else np.zeros(outputs)
     return Weights(kernels, bias)
 

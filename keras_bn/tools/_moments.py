@@ -61,7 +61,7 @@ class RunningMoments:
 class RunningAverage:
     """The exponential moving average that training would keep, in float64.
 
-        average = average * momentum + batch * (1 - momentum)
+    average = average * momentum + batch * (1 - momentum)
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -90,7 +90,7 @@ def distance(
 
     With s = sqrt(variance + epsilon), averaged over the channels:
 
-        distance = sqrt(mean(((m_batch - m_moving)² + (s_batch - s_moving)²) / s_moving²))
+        distance² = mean(((m_batch - m_moving)² + (s_batch - s_moving)²) / s_moving²)
 
     This is the 2-Wasserstein distance of two normal distributions, in units of the
     moving one. It is also the root mean square change of the layer's normalized output

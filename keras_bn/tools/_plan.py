@@ -149,7 +149,9 @@ class Plan:
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
-            raise Inexact(f"its class {type(layer).__name__} may compute something else")
+            raise Inexact(
+                f"its class {type(layer).__name__} may compute something else"
+            )
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
 

@@ -24,7 +24,9 @@ def plot_inspection(report: Any, path: Any) -> None:
     scaled = any(row.gamma is not None for row in rows)
     panels = [_distances] * measured + [_deviations] + [_gammas] * scaled
     width = float(np.clip(2.4 + 0.32 * len(rows), 6.4, 14))
-    figure = matplotlib.figure.Figure(figsize=(width, 1.0 + 1.9 * len(panels)), layout="constrained")
+    figure = matplotlib.figure.Figure(
+        figsize=(width, 1.0 + 1.9 * len(panels)), layout="constrained"
+    )
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         panel(axis, rows)

@@ -32,8 +32,8 @@ def observable(model: Any) -> dict[str, Layer]:
     if not plain:
         raise ValueError(
             "Argument `model` must have a batch normalization layer that computes as "
-            "the base class does. Received: model with subclasses that override `call`: "
-            f"{sorted(found)}"
+            "the base class does. Received: model with subclasses that override "
+            f"`call`: {sorted(found)}"
         )
     return plain
 
@@ -49,11 +49,11 @@ def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[Non
     try:
         for path, layer in layers.items():
             # Straight into the dictionary: Keras would track an attribute.
-            vars(layer)["call"] = _Observer(path, layer, see, by_batch)
+            layer.__dict__["call"] = _Observer(path, layer, see, by_batch)
         yield
     finally:
         for layer in layers.values():
-            vars(layer).pop("call", None)
+            layer.__dict__.pop("call", None)
 
 
 class _Observer:
@@ -65,7 +65,9 @@ class _Observer:
         self._see = see
         self._by_batch = by_batch
 
-    def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def __call__(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
         layer = self._layer
         settings = {"axis": layer.axis, "epsilon": layer.epsilon}
         affine = (layer.gamma, layer.beta)

@@ -1,14 +1,13 @@
 """Copies a model with other layers in the place of chosen ones."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 from keras.src.models.functional import functional_like_constructor
-from keras.src.saving.serialization_lib import SafeModeScope
 
+from keras_bn.tools._carry import Fill, carry_state, classes_known
 from keras_bn.tools._walk import (
     Layer,
     children,
@@ -34,9 +33,6 @@ class Replacement(NamedTuple):
 Replace = Callable[[Layer], Replacement | None]
 """Says what to put in the place of a layer; None to copy it as it is."""
 
-Fill = Callable[[Layer, Layer], None]
-"""Gives a replaced layer's state to the layer in its place: `fill(old, new)`."""
-
 
 def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
     """A copy of `model`, of the same names, weights, random states and flags.
@@ -50,11 +46,11 @@ def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
             replaced where it cannot be; the message names the attribute.
     """
     copier = _Copier(replace)
-    with _classes_known(model):
-        copy = copier.copy(model).layer
+    with classes_known(model):
+        copy: Any = copier.copy(model).layer
         if not copy.built:
             _build_alike(model, copy)
-    _carry_state(copier, fill)
+    carry_state(list(copier.copies.values()), copier.replaced, fill)
     return copy
 
 
@@ -108,7 +104,7 @@ class _Copier:
         return cls(inputs, outputs, name=model.name)
 
     def _replace_inside(self, old: Layer, new: Layer, path: str) -> None:
-        """Replaces layers that are attributes of `new`, a copy of `old`, or in lists."""
+        """Replaces layers in the attributes of `new`, a copy of `old`, or in lists."""
         done: dict[int, Layer] = {}
         # Instance attributes only: properties such as `input` raise or compute.
         for name in sorted(set(dir(new)) - set(dir(type(new)))):
@@ -238,101 +234,5 @@ def _build_alike(model: Any, copy: Any) -> None:
             "all weights, or use a functional model. Received: build config "
             f"{model.get_build_config()}"
         )
-    # Keras builds the layers by a symbolic run of `call`, and leaves this to `__call__`.
+    # Keras has built the layers by a symbolic `call`, and leaves this to `__call__`.
     copy.built = True
-
-
-@contextmanager
-def _classes_known(model: Any) -> Iterator[None]:
-    """Lets configs name the classes in `model`, and Lambda layers be copied.
-
-    The configs come from live objects, not from a file: there is nothing to distrust.
-    """
-    classes = {type(layer) for _, layer in sublayers(model)} | {type(model)}
-    names = {
-        cls.__name__: cls
-        for cls in classes
-        if not cls.__module__.startswith("keras.")
-        and ">" not in keras.saving.get_registered_name(cls)
-    }
-    with keras.saving.custom_object_scope(names), SafeModeScope(False):
-        yield
-
-
-def _carry_state(copier: _Copier, fill: Fill) -> None:
-    """Weights, random states and flags, from each layer to its copy."""
-    # Containers were noted after what they hold; their flag is set first, since it
-    # spreads to everything inside.
-    for old, (new, _) in reversed(list(copier.copies.values())):
-        if not isinstance(old, keras.layers.Layer) or new is None:
-            continue
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-        if id(old) in copier.replaced:
-            fill(old, new)
-        elif not has_graph(old):
-            _carry_leaf(old, new, copier)
-
-
-def _carry_leaf(old: Layer, new: Layer, copier: _Copier) -> None:
-    """Copies what `old` owns, and what layers in it own that have no entry."""
-    for source, target in zip(_own(old), _own(new), strict=True):
-        target.assign(source)
-        target.trainable = source.trainable
-    for inner, copied in zip(children(old), children(new), strict=True):
-        if id(inner) not in copier.copies:
-            if copied.trainable != inner.trainable:
-                copied.trainable = inner.trainable
-            _carry_leaf(inner, copied, copier)
-
-
-def _own(layer: Layer) -> list[Any]:
-    """The variables of `layer` that belong to no layer inside it."""
-    inner = {id(v) for child in children(layer) for v in child.variables}
-    inner |= {id(v) for v in getattr(layer, "metrics_variables", ())}
-    return [v for v in layer.variables if id(v) not in inner]
-
-
-def carry_compile(model: Any, copy: Any, slots: bool = True) -> None:
-    """Compiles `copy` as `model` was; with `slots`, carries the optimizer's state.
-
-    What cannot be carried (a loss that does not serialize) is left, with a warning.
-    """
-    if not getattr(model, "compiled", False):
-        return
-    try:
-        with _classes_known(model):
-            copy.compile_from_config(model.get_compile_config())
-    except Exception as error:
-        warnings.warn(
-            f"The compile state of model '{model.name}' could not be carried over: "
-            f"{error}. Call `compile()` on the new model.",
-            UserWarning,
-            stacklevel=3,
-        )
-        return
-    old, new = getattr(model, "optimizer", None), getattr(copy, "optimizer", None)
-    if slots and old is not None and old.built and new is not None:
-        _carry_slots(model, copy, old, new)
-
-
-def _carry_slots(model: Any, copy: Any, old: Any, new: Any) -> None:
-    # Paths hold names that Keras makes up anew, so it is what they end in that counts.
-    weights, slots = (
-        [[(v.name, tuple(v.shape)) for v in of(one)] for one in pair]
-        for of, pair in (
-            (lambda one: one.trainable_variables, (model, copy)),
-            (lambda one: one.variables, (old, new)),
-        )
-    )
-    shapes = [[shape for _, shape in one] for one in slots]
-    if weights[0] != weights[1] or shapes[0] != shapes[1]:
-        warnings.warn(
-            f"The optimizer of model '{model.name}' starts anew: the new model has "
-            "other trainable weights.",
-            UserWarning,
-            stacklevel=4,
-        )
-        return
-    for source, target in zip(old.variables, new.variables, strict=True):
-        target.assign(source)

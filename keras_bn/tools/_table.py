@@ -8,9 +8,11 @@ class Table:
     """Gives a report with `__rich__` its `str`, and builds the table for it."""
 
     def __rich__(self) -> Any:
+        """What rich prints."""
         raise NotImplementedError
 
     def __str__(self) -> str:
+        """The report as text, 120 columns wide."""
         from rich.console import Console
 
         console = Console(width=120, no_color=True)
@@ -20,9 +22,7 @@ class Table:
         return "\n".join(line.rstrip() for line in capture.get().split("\n")).strip()
 
     @staticmethod
-    def table(
-        title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
-    ) -> Any:
+    def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
         """A title and a table of text, for rich to print."""
         from rich import box
         from rich.console import Group

@@ -116,7 +116,7 @@ def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
 
 
 def graphs(model: Layer) -> list[tuple[str, Any]]:
-    """Each functional graph in `model`, its own first: the prefix of paths, the graph."""
+    """Each functional graph in `model` and its prefix of paths, outer ones first."""
     inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
     return [(p, _graph(layer)) for p, layer in [("", model), *inner] if _graph(layer)]
 

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from keras_bn.layers import BatchNormalization
-from keras_bn.tools._rebuild import Replacement, carry_compile, rebuild
+from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import (
     RENORM_STATISTICS,
     STATISTICS,
@@ -112,9 +113,7 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
             )
 
 
-def _converted(
-    layer: Layer, target: type, overrides: dict[str, Any]
-) -> Replacement:
+def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
     """The layer of class `target` that does what `layer` does."""
     config = {**layer.get_config(), **overrides}
     then = []
@@ -136,13 +135,13 @@ def _converted(
         config["axis"] = _single_axis(layer)
     for name, neutral, argument in (("gamma", 1, "scale"), ("beta", 0, "center")):
         weight = getattr(layer, name)
-        if not config[argument] and weight is not None:
-            if np.any(array(weight) != neutral):
-                raise ValueError(
-                    f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
-                    f"{name} other than {neutral}, which would be lost. Received: "
-                    f"{argument}=False"
-                )
+        lost = weight is not None and not config[argument]
+        if lost and np.any(array(weight) != neutral):
+            raise ValueError(
+                f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
+                f"{name} other than {neutral}, which would be lost. Received: "
+                f"{argument}=False"
+            )
     return Replacement(target.from_config(config), tuple(then))  # type: ignore[attr-defined]
 
 

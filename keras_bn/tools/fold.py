@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._plan import Folding, Plan
-from keras_bn.tools._rebuild import Replacement, carry_compile, rebuild
+from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
 from keras_bn.tools.convert import activation_layer
@@ -38,6 +39,7 @@ class FoldReport(Table):
         }
 
     def __rich__(self) -> Any:
+        """What rich prints."""
         return self.table(
             f"fold: {len(self.folded)} batch norm layers folded, {len(self.left)} left",
             ("layer", "into", "why it stays"),
@@ -105,9 +107,9 @@ def fold(model: Any, explain: bool = False) -> Any:
     batch_norms(model)
     if not has_graph(model):
         raise ValueError(
-            "Argument `model` must be a Functional or Sequential model: in a subclassed "
-            "one it is not known which layer follows which. Fold the functional models "
-            f"inside it. Received: model of class {type(model).__name__}"
+            "Argument `model` must be a Functional or Sequential model: in a "
+            "subclassed one it is not known which layer follows which. Fold the "
+            f"functional models inside it. Received: model of class {type(model).__name__}"
         )
     plan = Plan(model)
 
@@ -141,6 +143,3 @@ def _folded_layer(layer: Layer, activation: Any) -> Layer:
     if activation is not None:
         config["activation"] = activation
     return type(layer).from_config(config)
-
-
-__all__ = ["FoldReport", "Folding", "fold"]

@@ -1,133 +1,22 @@
 """Why training accuracy is good and validation is not: a report on each batch norm."""
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from keras import tree
 
 from keras_bn.tools import _data
 from keras_bn.tools._findings import (
-    SEVERITIES,
     Facts,
-    Finding,
     at_initial_values,
     findings_of,
     from_graphs,
 )
+from keras_bn.tools._inspection import Inspection, LayerReport
 from keras_bn.tools._moments import RunningMoments, distance_from
 from keras_bn.tools._probe import observable, observed
-from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, float64, is_plain_batch_norm
-
-VERDICTS = {
-    None: "healthy: nothing found",
-    "note": "healthy, with notes",
-    "warning": "look into the warnings",
-    "error": "do not use for inference as it is",
-}
-
-
-class LayerReport(NamedTuple):
-    """One batch norm layer.
-
-    Attributes:
-        layer: Its path in the model.
-        kind: `keras_bn` or `keras`, or the name of a subclass, then the options on.
-        axis: The feature axis, or axes.
-        channels: How many statistics it keeps.
-        momentum: The share of the moving average that is kept.
-        epsilon: Added to the variance.
-        trainable: Whether it trains; a frozen layer is in inference mode always.
-        updates: How many updates it can have had: the optimizer's steps, 0 if the
-            statistics are the initial ones, None where the model is not compiled.
-        stddev: Smallest, median and largest moving standard deviation.
-        gamma: Smallest, median and largest absolute gamma; None without one.
-        distance: How far the data's statistics are from the moving ones, in moving
-            standard deviations; None without data.
-    """
-
-    layer: str
-    kind: str
-    axis: int | list[int]
-    channels: int
-    momentum: float
-    epsilon: float
-    trainable: bool
-    updates: int | None
-    stddev: tuple[float, float, float]
-    gamma: tuple[float, float, float] | None
-    distance: float | None
-
-
-class Inspection(Table):
-    """What `inspect` found; `print` shows it as tables.
-
-    Attributes:
-        layers: One `LayerReport` a batch norm layer, in model order.
-        findings: Every `Finding`, the gravest first.
-        output_change: With data, how much the outputs change between training and
-            inference mode: the norm of the difference over the norm in inference.
-    """
-
-    def __init__(
-        self,
-        model_name: str,
-        layers: list[LayerReport],
-        findings: list[Finding],
-        output_change: float | None,
-    ) -> None:
-        self.model_name = model_name
-        self.layers = layers
-        self.findings = sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
-        self.output_change = output_change
-
-    @property
-    def severity(self) -> str | None:
-        """The gravest severity found: None, `"note"`, `"warning"` or `"error"`."""
-        return self.findings[0].severity if self.findings else None
-
-    @property
-    def verdict(self) -> str:
-        """The whole in a few words."""
-        return VERDICTS[self.severity]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report in plain Python types, ready for JSON."""
-        return {
-            "model": self.model_name,
-            "verdict": self.verdict,
-            "severity": self.severity,
-            "output_change": self.output_change,
-            "layers": [row._asdict() for row in self.layers],
-            "findings": [row._asdict() for row in self.findings],
-        }
-
-    def plot(self, path: Any) -> None:
-        """Draws distances, deviations and gammas by layer, as PNG, PDF or SVG.
-
-        Args:
-            path: The file to write; its suffix says in which format.
-
-        Raises:
-            ImportError: matplotlib is not there; `pip install keras-bn[plot]` adds it.
-        """
-        from keras_bn.tools._plot import plot_inspection
-
-        plot_inspection(self, path)
-
-    def __rich__(self) -> Any:
-        from rich.console import Group
-
-        title = f"inspect {self.model_name}: {self.verdict}"
-        if self.output_change is not None:
-            title += f"; outputs change by {self.output_change:.2g} in inference mode"
-        parts = [self.table(title, _COLUMNS, map(_cells, self.layers))]
-        if self.findings:
-            rows = _grouped(self.findings)
-            columns = ("severity", "finding", "layers", "verdict", "advice")
-            parts.append(self.table(f"{len(self.findings)} findings", columns, rows))
-        return Group(*parts)
 
 
 def inspect(
@@ -144,7 +33,7 @@ def inspect(
     by layer, with the model in training mode but for dropout. With s = sqrt(variance +
     epsilon), averaged over the channels:
 
-        distance = sqrt(mean(((m_data - m_moving)² + (s_data - s_moving)²) / s_moving²))
+        distance² = mean(((m_data - m_moving)² + (s_data - s_moving)²) / s_moving²)
 
     the 2-Wasserstein distance between normal distributions in moving standard
     deviations, and the root mean square change of the normalized output between
@@ -272,54 +161,3 @@ def _kind(layer: Layer) -> str:
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
     low, middle, high = np.quantile(values, [0, 0.5, 1])
     return float(low), float(middle), float(high)
-
-
-_COLUMNS = (
-    "layer",
-    "kind",
-    "axis",
-    "channels",
-    "momentum",
-    "updates",
-    "moving stddev",
-    "|gamma|",
-    "distance",
-)
-
-
-def _cells(row: LayerReport) -> tuple[str, ...]:
-    return (
-        row.layer,
-        row.kind,
-        str(row.axis),
-        str(row.channels),
-        f"{row.momentum:g}",
-        "?" if row.updates is None else str(row.updates),
-        _range(row.stddev),
-        "-" if row.gamma is None else _range(row.gamma),
-        "-" if row.distance is None else f"{row.distance:.3f}",
-    )
-
-
-def _range(spread: tuple[float, float, float]) -> str:
-    low, _, high = spread
-    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-
-
-def _grouped(findings: list[Finding]) -> list[tuple[str, ...]]:
-    """One row for layers of which the same kind of thing is to be said."""
-    kinds: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
-    for one in findings:
-        kinds[(one.severity, one.code, one.advice)].append(one)
-    rows = []
-    for (severity, code, advice), several in kinds.items():
-        first = several[0].verdict
-        if any(one.verdict != first for one in several):
-            first = f"{several[0].layer}: {first}"
-        rows.append((severity, code, _few([f.layer for f in several]), first, advice))
-    return rows
-
-
-def _few(paths: list[str]) -> str:
-    shown = ", ".join(paths[:4])
-    return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"

@@ -63,6 +63,7 @@ class RecalibrationReport(Table):
         }
 
     def __rich__(self) -> Any:
+        """What rich prints."""
         return self.table(
             f"recalibrate: {len(self.rows)} batch norm layers, {self.samples} samples "
             f"in {self.batches} batches, method {self.method}",
@@ -129,8 +130,8 @@ def recalibrate(
         TypeError: `model` is not a Keras model, `data` is not data, an argument of a
             wrong type.
         ValueError: `model` is not built, has no batch norm (or only frozen ones), or
-            is quantized; `data` are empty, fewer than `steps` batches, of a wrong shape,
-            hold a NaN or infinity, or give a channel fewer than two values.
+            is quantized; `data` are empty, fewer than `steps` batches, of a wrong
+            shape, hold a NaN or infinity, or give a channel fewer than two values.
 
     Reference:
         [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), section 3, on
@@ -145,7 +146,7 @@ def recalibrate(
     >>> data = np.array([[0.0], [2.0], [4.0]], "float32")
     >>> report = keras_bn.recalibrate(model, data, batch_size=2, verbose=0)
     >>> bn = model.layers[0]
-    >>> [round(float(w[0]), 4) for w in (bn.moving_mean.numpy(), bn.moving_variance.numpy())]
+    >>> [round(float(one.numpy()[0]), 4) for one in bn.non_trainable_weights]
     [2.0, 2.6667]
     """
     _check_arguments(method, prior, steps, batch_size)
@@ -178,7 +179,9 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
         raise ValueError(
             f"Argument `method` must be one of {METHODS}. Received: method={method!r}"
         )
-    if prior is not None and not (isinstance(prior, Real) and 0 < prior < np.inf):
+    if prior is not None and not (
+        isinstance(prior, Real) and 0 < float(prior) < np.inf
+    ):
         raise ValueError(
             "Argument `prior` must be a number of samples above 0, or None. Received: "
             f"prior={prior!r}"
