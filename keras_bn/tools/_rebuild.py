@@ -94,14 +94,16 @@ class _Copier:
         return cls(layers, name=model.name)
 
     def _functional(self, model: Any) -> Any:
-        inputs = keras.tree.map_structure(_input_like, model.input)
+        inputs = _ordered(
+            keras.tree.map_structure(_input_like, model.input), model.input
+        )
         outputs = model._run_through_graph(
             inputs, operation_fn=self.copy, call_fn=_call
         )
         cls = type(model)
         if not functional_like_constructor(cls):
             cls = _plain(model, keras.Model)
-        return cls(inputs, outputs, name=model.name)
+        return cls(inputs, _ordered(outputs, model.output), name=model.name)
 
     def _replace_inside(self, old: Layer, new: Layer, path: str) -> None:
         """Replaces layers in the attributes of `new`, a copy of `old`, or in lists."""
@@ -164,6 +166,8 @@ class _Copier:
                 f"be put inside a {type(owner).__name__}. Take the activation out of "
                 f"the layer. Received: activation={getattr(old, 'activation', None)!r}"
             )
+        if new.built and not first.built:  # some configs build what they make
+            first.build_from_config(old.get_build_config())
         # An attribute set anew leaves the old layer tracked, and the order changed.
         owner._tracker.replace_tracked_value("layers", new, first)
         return first
@@ -178,6 +182,13 @@ def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
     for layer in copies.then:
         outputs = layer(outputs)
     return outputs
+
+
+def _ordered(structure: Any, like: Any) -> Any:
+    """A dictionary in the order that it had, where mapping it has sorted its keys."""
+    if isinstance(like, dict) and isinstance(structure, dict):
+        return {key: structure[key] for key in like}
+    return structure
 
 
 def _input_like(tensor: Any) -> Any:

@@ -88,7 +88,9 @@ def batch_norms(model: Any) -> dict[str, Layer]:
                 f"{layer.quantization_mode!r}"
             )
     found = [(path, layer) for path, layer in everything if is_batch_norm(layer)]
-    if not model.built or any(layer.moving_mean is None for _, layer in found):
+    # A wrapper may keep the unbuilt layer that it made its own from (Bidirectional).
+    built = [(path, layer) for path, layer in found if layer.moving_mean is not None]
+    if not model.built or (found and not built):
         raise ValueError(
             "Argument `model` must be built, so that it has weights: call it on data, "
             "or `model.build(input_shape)`. Received: the unbuilt model "
@@ -99,7 +101,7 @@ def batch_norms(model: Any) -> dict[str, Layer]:
             "Argument `model` must have a batch normalization layer. Received: model "
             f"'{model.name}' with {len(everything) - 1} layers, none of them one"
         )
-    return _distinct(found)
+    return _distinct(built)
 
 
 def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:

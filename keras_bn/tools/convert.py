@@ -111,6 +111,8 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
                 f"{target.__module__.split('.')[0]} BatchNormalization. Expected one "
                 f"of {sorted(allowed)}. Received: {name}={overrides[name]!r}"
             )
+    # Keras wraps what a constructor raises within `from_config` in other words.
+    target(**overrides)
 
 
 def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:

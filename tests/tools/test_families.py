@@ -35,7 +35,7 @@ def test_there_and_back_gives_the_same_bits(family):
     _, model, x, expected = family
     ours = keras_bn.convert(model)
     back = keras_bn.convert(ours, to="keras")
-    assert [v.path for v in back.variables] == [v.path for v in model.variables]
+    assert [v.path for v in back.weights] == [v.path for v in model.weights]
     np.testing.assert_array_equal(numpy(back(x, training=False)), expected)
     # Ours is checked folded, below; here one norm of each is enough.
     kinds = {type(one) for one in ours.layers if "batchnorm" in type(one).__name__.lower()}

@@ -98,7 +98,7 @@ def _not_finite():
         (_shared_dense, "'dense' is called 2 times"),
         (_training, "called with training=True"),
         (_training_model, "called with training=True"),
-        (_subclass, "class Own may do something else"),
+        (_subclass, "class Own may compute something else"),
         (_hidden, "calls are not in a graph"),
         (_not_finite, "not finite"),
     ],
