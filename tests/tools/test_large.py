@@ -1,0 +1,38 @@
+"""A model of 1,000 layers: seconds, not minutes."""
+
+import time
+
+import keras
+import pytest
+from cases_tools import images
+
+import keras_bn
+
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Ten blocks, since Keras builds a chain of 1,000 layers by too deep a recursion."""
+    x = inputs = keras.Input((4,))
+    for block in range(10):
+        y = start = keras.Input((4,))
+        for _ in range(33):
+            y = L.ReLU()(L.BatchNormalization()(L.Dense(4)(y)))
+        x = L.Identity()(keras.Model(start, y, name=f"block{block}")(x))
+    return keras.Model(inputs, x)
+
+
+TOOLS = {
+    "convert": lambda model: keras_bn.convert(model),
+    "fold": lambda model: keras_bn.fold(model),
+    "inspect": lambda model: keras_bn.inspect(model),
+    "inspect with data": lambda model: keras_bn.inspect(model, images(8, 4)),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_seconds(large, tool):
+    start = time.perf_counter()
+    TOOLS[tool](large)
+    assert time.perf_counter() - start < 30
