@@ -192,7 +192,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
             warnings.warn(
                 f"After epoch {epoch + 1}, the moving statistics of layer '{worst}' "
                 f"are {distances[worst]:.2f} standard deviations from those of the "
-                "data: inference lags behind training. Lower the momentum, or recalibrate.",
+                "data: inference lags behind training. Lower the momentum, or "
+                "recalibrate.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -4,6 +4,13 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+from keras.src.applications import (
+    densenet,
+    efficientnet,
+    efficientnet_v2,
+    nasnet,
+    resnet,
+)
 
 from keras_bn import BatchNormalization as Norm
 
@@ -22,7 +29,6 @@ class Fold(NamedTuple):
 
 IMAGE = (6, 6, 4)
 LINE = (6, 4)
-UNPADDED = {"center": False, "name": "no_offset"}
 
 FOLDS = [
     Fold("dense", lambda: [L.Dense(3), Norm()], (4,), 1),
@@ -59,60 +65,196 @@ FOLDS = [
     Fold("transpose3d", lambda: [L.Conv3DTranspose(3, 2), Norm()], (3, 3, 3, 2), 1),
     Fold("two norms", lambda: [L.Dense(3), Norm(), Norm()], (4,), 2),
     Fold("keras's", lambda: [L.Dense(3), L.BatchNormalization()], (4,), 1),
-    Fold("no gamma or beta", lambda: [L.Dense(3), Norm(-1, 0.9, 1e-3, False, False)], (4,), 1),
+    Fold(
+        "no gamma or beta",
+        lambda: [L.Dense(3), Norm(-1, 0.9, 1e-3, False, False)],
+        (4,),
+        1,
+    ),
     Fold("renorm", lambda: [L.Dense(3), Norm(renorm=True)], (4,), 1),
     Fold("activation after", lambda: [L.Conv2D(3, 3), Norm(), L.ReLU()], IMAGE, 1),
-    Fold("dropout", lambda: [L.Dense(3), L.Dropout(0.5), L.Identity(), Norm()], (4,), 1),
-    Fold("flatten", lambda: [Norm(), L.Dropout(0.5), L.Flatten(), L.Dense(3)], IMAGE, 1),
+    Fold(
+        "dropout", lambda: [L.Dense(3), L.Dropout(0.5), L.Identity(), Norm()], (4,), 1
+    ),
+    Fold(
+        "flatten", lambda: [Norm(), L.Dropout(0.5), L.Flatten(), L.Dense(3)], IMAGE, 1
+    ),
     Fold("reshape", lambda: [L.Dense(12), L.Reshape((2, 2, 3)), Norm()], (4,), 1),
-    Fold("permute", lambda: [L.Conv2D(3, 1), L.Permute((3, 1, 2)), Norm(axis=1)], IMAGE, 1),
+    Fold(
+        "permute",
+        lambda: [L.Conv2D(3, 1), L.Permute((3, 1, 2)), Norm(axis=1)],
+        IMAGE,
+        1,
+    ),
     Fold("crop", lambda: [L.Conv2D(3, 3), L.Cropping2D(1), Norm()], IMAGE, 1),
     Fold("max pool", lambda: [L.Conv2D(3, 3), L.MaxPooling2D(2), Norm()], IMAGE, 1),
-    Fold("average pool", lambda: [Norm(), L.AveragePooling2D(2), L.Conv2D(3, 2)], IMAGE, 1),
-    Fold("global pool", lambda: [Norm(), L.GlobalAveragePooling2D(), L.Dense(3)], IMAGE, 1),
-    Fold("global pool back", lambda: [L.Conv2D(3, 3), L.GlobalAveragePooling2D(), Norm()], IMAGE, 1),
+    Fold(
+        "average pool",
+        lambda: [Norm(), L.AveragePooling2D(2), L.Conv2D(3, 2)],
+        IMAGE,
+        1,
+    ),
+    Fold(
+        "global pool",
+        lambda: [Norm(), L.GlobalAveragePooling2D(), L.Dense(3)],
+        IMAGE,
+        1,
+    ),
+    Fold(
+        "global pool back",
+        lambda: [L.Conv2D(3, 3), L.GlobalAveragePooling2D(), Norm()],
+        IMAGE,
+        1,
+    ),
     Fold("global max", lambda: [Norm(), L.GlobalMaxPooling2D(), L.Dense(3)], IMAGE, 1),
     Fold("upsampling", lambda: [L.Conv2D(3, 3), L.UpSampling2D(2), Norm()], IMAGE, 1),
-    Fold("nested", lambda: [keras.Sequential([L.Conv2D(3, 3), Norm()]), L.ReLU()], IMAGE, 1),
+    Fold(
+        "nested",
+        lambda: [keras.Sequential([L.Conv2D(3, 3), Norm()]), L.ReLU()],
+        IMAGE,
+        1,
+    ),
     # What must stay, and a word of the reason.
-    Fold("relu between", lambda: [L.Dense(3, activation="relu"), Norm()], (4,), 0, ("has an activation",)),
-    Fold("relu layer", lambda: [L.Dense(3), L.ReLU(), Norm()], (4,), 0, ("'re_lu' (ReLU) is in the way",)),
-    Fold("padding after", lambda: [Norm(), L.Conv2D(3, 3, padding="same")], IMAGE, 0, ("pads with zeros (padding='same')",)),
-    Fold("zero padding", lambda: [Norm(), L.ZeroPadding2D(1), L.Conv2D(3, 3)], IMAGE, 0, ("pads with zeros, which it would shift",)),
-    Fold("zero padding back", lambda: [L.Conv2D(3, 3), L.ZeroPadding2D(1), Norm()], IMAGE, 0, ("pads with zeros, which it would shift",)),
-    Fold("transpose after", lambda: [Norm(), L.Conv2DTranspose(3, 3)], IMAGE, 0, ("adds up fewer shifted values at the borders",)),
-    Fold("two axes", lambda: [L.Dense(3), Norm(axis=(1, 2))], LINE, 0, ("scales positions of one channel differently",)),
-    Fold("same average", lambda: [L.Conv2D(3, 3), L.AveragePooling2D(3, padding="same"), Norm()], IMAGE, 0, ("averages padding in",)),
-    Fold("interpolates", lambda: [L.Conv2D(3, 3), L.UpSampling2D(2, interpolation="bilinear"), Norm()], IMAGE, 0, ("interpolates",)),
-    Fold("dtype", lambda: [L.Dense(3, dtype="mixed_bfloat16"), Norm(dtype="float32"), L.ReLU()], (4,), 0, ("computes in bfloat16",)),
-]  # fmt: skip
+    Fold(
+        "relu between",
+        lambda: [L.Dense(3, activation="relu"), Norm()],
+        (4,),
+        0,
+        ("has an activation",),
+    ),
+    Fold(
+        "relu layer",
+        lambda: [L.Dense(3), L.ReLU(), Norm()],
+        (4,),
+        0,
+        ("'re_lu' (ReLU) is in the way",),
+    ),
+    Fold(
+        "padding after",
+        lambda: [Norm(), L.Conv2D(3, 3, padding="same")],
+        IMAGE,
+        0,
+        ("pads with zeros (padding='same')",),
+    ),
+    Fold(
+        "zero padding",
+        lambda: [Norm(), L.ZeroPadding2D(1), L.Conv2D(3, 3)],
+        IMAGE,
+        0,
+        ("pads with zeros, which it would shift",),
+    ),
+    Fold(
+        "zero padding back",
+        lambda: [L.Conv2D(3, 3), L.ZeroPadding2D(1), Norm()],
+        IMAGE,
+        0,
+        ("pads with zeros, which it would shift",),
+    ),
+    Fold(
+        "transpose after",
+        lambda: [Norm(), L.Conv2DTranspose(3, 3)],
+        IMAGE,
+        0,
+        ("adds up fewer shifted values at the borders",),
+    ),
+    Fold(
+        "two axes",
+        lambda: [L.Dense(3), Norm(axis=(1, 2))],
+        LINE,
+        0,
+        ("scales positions of one channel differently",),
+    ),
+    Fold(
+        "same average",
+        lambda: [L.Conv2D(3, 3), L.AveragePooling2D(3, padding="same"), Norm()],
+        IMAGE,
+        0,
+        ("averages padding in",),
+    ),
+    Fold(
+        "interpolates",
+        lambda: [L.Conv2D(3, 3), L.UpSampling2D(2, interpolation="bilinear"), Norm()],
+        IMAGE,
+        0,
+        ("interpolates",),
+    ),
+    Fold(
+        "dtype",
+        lambda: [L.Dense(3, dtype="mixed_bfloat16"), Norm(dtype="float32"), L.ReLU()],
+        (4,),
+        0,
+        ("computes in bfloat16",),
+    ),
+]
 
 
 class Family(NamedTuple):
-    """The smallest member of a family of `keras.applications`."""
+    """A family of `keras.applications`, in a small size, and what fold makes of it."""
 
     name: str
-    arguments: dict
+    build: object
     size: int
     folded: int
     left: int
-    backends: tuple = ("tensorflow", "jax", "torch")
 
 
+def _public(name, **arguments):
+    return lambda **more: getattr(keras.applications, name)(**arguments, **more)
+
+
+def _residual(stack, preact):
+    """The blocks of ResNet50, one of each size (and two where a stack needs them)."""
+
+    def stacks(x):
+        for i, filters in enumerate((16, 32, 32, 64), 1):
+            x = stack(x, filters, 1 + preact, 1 if i == 1 else 2, name=f"conv{i}")
+        return x
+
+    return lambda **more: resnet.ResNet(stacks, preact, True, weights_name=None, **more)
+
+
+# Where the smallest public member is large, a smaller one of the same blocks.
 FAMILIES = [
-    Family("MobileNet", {"alpha": 0.25}, 32, 27, 0),
-    Family("MobileNetV2", {"alpha": 0.35}, 32, 52, 0),
-    Family("MobileNetV3Small", {"alpha": 0.75}, 32, 34, 0),
-    Family("EfficientNetB0", {}, 32, 49, 0),
-    Family("EfficientNetV2B0", {}, 32, 59, 0),
-    Family("ResNet50", {}, 32, 53, 0),
-    Family("ResNet50V2", {}, 32, 32, 17),
-    Family("DenseNet121", {}, 32, 59, 62),
-    Family("InceptionV3", {}, 75, 94, 0),
-    Family("Xception", {}, 71, 40, 0),
-    Family("InceptionResNetV2", {}, 75, 204, 0),
-    # Keras raises for it on torch: "due to an outstanding bug".
-    Family("NASNetMobile", {}, 32, 188, 4, ("tensorflow", "jax")),
+    Family("MobileNet", _public("MobileNet", alpha=0.25), 32, 27, 0),
+    Family("MobileNetV2", _public("MobileNetV2", alpha=0.35), 32, 52, 0),
+    Family("MobileNetV3", _public("MobileNetV3Small", alpha=0.75), 32, 34, 0),
+    Family(
+        "EfficientNet",
+        lambda **more: efficientnet.EfficientNet(0.25, 0.1, 32, **more),
+        32,
+        22,
+        0,
+    ),
+    Family(
+        "EfficientNetV2",
+        lambda **more: efficientnet_v2.EfficientNetV2(
+            0.25, 0.1, 32, name="efficientnetv2-b0", **more
+        ),
+        32,
+        16,
+        0,
+    ),
+    Family(
+        "ResNet", _residual(resnet.stack_residual_blocks_v1, preact=False), 32, 17, 0
+    ),
+    Family(
+        "ResNetV2", _residual(resnet.stack_residual_blocks_v2, preact=True), 32, 16, 9
+    ),
+    Family(
+        "DenseNet", lambda **more: densenet.DenseNet([2, 2, 2, 2], **more), 32, 9, 12
+    ),
+    Family(
+        "NASNet",
+        lambda **more: nasnet.NASNet(
+            penultimate_filters=96, num_blocks=1, stem_block_filters=8, **more
+        ),
+        32,
+        79,
+        4,
+    ),
+    Family("Xception", _public("Xception"), 71, 40, 0),
+    Family("InceptionV3", _public("InceptionV3"), 75, 94, 0),
+    Family("InceptionResNetV2", _public("InceptionResNetV2"), 75, 204, 0),
 ]
 
 
@@ -123,7 +265,13 @@ def randomize(model, seed=0):
         name, shape = variable.path.rsplit("/")[-1], tuple(variable.shape)
         if "seed" in variable.path:
             continue
-        if name in ("gamma", "moving_variance", "variance", "moving_stddev", "renorm_stddev"):
+        if name in (
+            "gamma",
+            "moving_variance",
+            "variance",
+            "moving_stddev",
+            "renorm_stddev",
+        ):
             value = rng.uniform(0.5, 1.5, shape)
         elif "kernel" in name:
             value = rng.normal(0, (shape[-1] / np.prod(shape)) ** 0.5, shape)

@@ -5,9 +5,9 @@ import csv
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy
 
 import keras_bn
+from cases_tools import images, numpy
 from keras_bn.callbacks import Monitor, Recalibrate
 
 L = keras.layers
@@ -84,7 +84,9 @@ def test_statistics_fit_the_weights_and_training_is_undisturbed(setting):
     assert max(seen.in_validation) < 1e-5
     assert (max(seen.at_epoch_end) < 1e-5) == ("epoch" in when)
     assert history["loss"] == plain["loss"]
-    for old, new in zip(without.trainable_weights, model.trainable_weights, strict=True):
+    for old, new in zip(
+        without.trainable_weights, model.trainable_weights, strict=True
+    ):
         np.testing.assert_array_equal(numpy(old), numpy(new))
 
 

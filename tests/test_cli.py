@@ -3,13 +3,13 @@
 import json
 import sys
 
-import fresh_process
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, randomize
 
+import fresh_process
 import keras_bn
+from cases_tools import images, numpy, randomize
 from keras_bn import cli
 
 L = keras.layers
@@ -64,7 +64,9 @@ def test_recalibrate(folder, data, capsys):
     assert "4/4" in capsys.readouterr().out
     model = _load("out.keras")
     inputs = numpy(model.layers[0](images(32, 4)))
-    np.testing.assert_allclose(numpy(model.layers[1].moving_mean), inputs.mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        numpy(model.layers[1].moving_mean), inputs.mean(0), atol=1e-6
+    )
 
 
 def test_inspect(folder, capsys):

@@ -109,7 +109,8 @@ def fold(model: Any, explain: bool = False) -> Any:
         raise ValueError(
             "Argument `model` must be a Functional or Sequential model: in a "
             "subclassed one it is not known which layer follows which. Fold the "
-            f"functional models inside it. Received: model of class {type(model).__name__}"
+            "functional models inside it. Received: model of class "
+            f"{type(model).__name__}"
         )
     plan = Plan(model)
 

@@ -5,9 +5,9 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, randomize, weights_of
 
 import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -105,7 +105,9 @@ def _functional():
     inner = keras.Sequential([L.Dense(6), L.BatchNormalization()], name="inner")
     x = inner(x) + inner(keras.ops.relu(x))
     x = L.Lambda(lambda t: 2 * t)(L.Dropout(0.5, seed=3)(x))
-    return keras.Model({"features": inputs}, {"out": x, "head": L.Dense(2)(x)}, name="m")
+    return keras.Model(
+        {"features": inputs}, {"out": x, "head": L.Dense(2)(x)}, name="m"
+    )
 
 
 def _sequential():
@@ -173,7 +175,9 @@ def test_there_and_back(build, shape, count):
     assert [type(one) for one in _norms(ours)] == [Norm] * count
     assert [type(one) for one in _norms(back)] == [L.BatchNormalization] * count
     assert [one.name for one in _norms(back)] == [one.name for one in _norms(model)]
-    flags = [[one.trainable for one in m._flatten_layers()] for m in (model, ours, back)]
+    flags = [
+        [one.trainable for one in m._flatten_layers()] for m in (model, ours, back)
+    ]
     assert flags[0] == flags[1] == flags[2]
     assert weights_of(model) == before
     assert weights_of(back) == before
@@ -189,7 +193,9 @@ def test_names_structure_and_sharing_are_kept():
     model = _functional()
     ours = keras_bn.convert(model)
     assert (ours.name, list(ours.output)) == (model.name, list(model.output))
-    assert [layer.name for layer in ours.layers] == [layer.name for layer in model.layers]
+    assert [layer.name for layer in ours.layers] == [
+        layer.name for layer in model.layers
+    ]
     assert [v.path for v in ours.weights] == [v.path for v in model.weights]
     assert ours.get_layer("shared").momentum == 0.7
     assert type(ours) is type(model)
@@ -313,7 +319,12 @@ def _quantized():
         ),
         (_quantized, {}, ValueError, r"must not be quantized.*'dense\w*'.*'int8'"),
         (_axes, {"to": "keras"}, ValueError, r"normalizes along one axis.*\(1, 2\)"),
-        (_private, {}, ValueError, r"'hidden\w*\.private' of class .* cannot be replaced"),
+        (
+            _private,
+            {},
+            ValueError,
+            r"'hidden\w*\.private' of class .* cannot be replaced",
+        ),
         (_no_config, {}, ValueError, r"of class NoConfig cannot be copied"),
         (
             lambda: randomize(_sequential()),
@@ -322,7 +333,7 @@ def _quantized():
             r"`scale` must stay True.*gamma",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_input(build, arguments, error, message):
     model = build()
     with pytest.raises(error, match=message):

@@ -5,9 +5,9 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, randomize
 
 import keras_bn
+from cases_tools import images, numpy, randomize
 
 L = keras.layers
 FORMATS = {

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from cases_tools import FOLDS, images, numpy, randomize, weights_of
 
 import keras_bn
+from cases_tools import FOLDS, images, numpy, randomize, weights_of
 
 L = keras.layers
 
@@ -21,7 +21,9 @@ def test_outputs_agree_and_counts_are_as_stated(case):
     assert np.abs(received - expected).max() <= 2e-6 * np.abs(expected).max()
     assert len(report.folded) == case.folded
     assert len(report.left) == len(case.left)
-    assert all(why in row.reason for why, row in zip(case.left, report.left, strict=True))
+    assert all(
+        why in row.reason for why, row in zip(case.left, report.left, strict=True)
+    )
     assert len(list(_norms(folded))) == len(case.left)
     assert weights_of(model) == before
 
@@ -157,7 +159,9 @@ def test_negative_gamma_does_not_pass_a_maximum():
 
 
 def test_lora_is_merged():
-    model = keras.Sequential([keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()])
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
     model.layers[0].enable_lora(2)
     randomize(model)
     model.layers[0].lora_kernel_b.assign(np.ones((2, 4)))
@@ -168,7 +172,9 @@ def test_lora_is_merged():
 
 
 def test_metrics_are_kept_and_the_model_saves(tmp_path):
-    model = keras.Sequential([keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()])
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
     model.compile("adam", "mse", metrics=["mae"])
     x = images(8, 4)
     folded = keras_bn.fold(randomize(model))

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, weights_of
 
 import keras_bn
+from cases_tools import images, numpy, weights_of
 
 L = keras.layers
 NORMS = [keras_bn.BatchNormalization, L.BatchNormalization]
@@ -27,14 +27,22 @@ def _state(prefixes=("stem.bn", "head.bn"), size=3):
 
 
 def _check(layer, state, prefix):
-    pairs = zip(layer.get_weights(), ("weight", "bias", "running_mean", "running_var"), strict=False)
+    pairs = zip(
+        layer.get_weights(),
+        ("weight", "bias", "running_mean", "running_var"),
+        strict=False,
+    )
     for weight, name in pairs:
         np.testing.assert_array_equal(weight, state[f"{prefix}.{name}"])
 
 
 MATCHES = {
     "by name": (("stem_bn", "head_bn"), ("head.bn", "stem.bn"), None),
-    "data parallel": (("stem_bn", "head_bn"), ("module.head.bn", "module.stem.bn"), None),
+    "data parallel": (
+        ("stem_bn", "head_bn"),
+        ("module.head.bn", "module.stem.bn"),
+        None,
+    ),
     "in order": (("one", "two"), ("features.1", "features.4"), None),
     "by mapping": (("one", "two"), ("a", "b", "c"), {"one": "c", "two": "a"}),
 }
@@ -60,7 +68,9 @@ def test_matching(match, norm):
 
 
 def test_settings_are_taken_over():
-    ours = keras_bn.from_torch(_model(epsilon=1e-3), _state(), epsilon=1e-4, momentum=0.1)
+    ours = keras_bn.from_torch(
+        _model(epsilon=1e-3), _state(), epsilon=1e-4, momentum=0.1
+    )
     norm = ours.get_layer("stem_bn")
     assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
 
@@ -85,18 +95,42 @@ def test_a_module_brings_its_own_settings():
 @pytest.mark.parametrize(
     ("model", "state", "arguments", "error", "message"),
     [
-        ({"epsilon": 1e-3}, {}, {}, ValueError, r"`epsilon` must be.*'stem_bn' has 0.001"),
+        (
+            {"epsilon": 1e-3},
+            {},
+            {},
+            ValueError,
+            r"`epsilon` must be.*'stem_bn' has 0.001",
+        ),
         ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
         ({}, {"size": 4}, {}, ValueError, r"'stem.bn.weight' of shape \(3,\).*\(4,\)"),
-        ({}, {"prefixes": ["one"]}, {}, ValueError, r"`mapping` must be given.*2 in the"),
+        (
+            {},
+            {"prefixes": ["one"]},
+            {},
+            ValueError,
+            r"`mapping` must be given.*2 in the",
+        ),
         ({}, {"prefixes": ["stem.bn", "b"]}, {}, ValueError, r"only some names match"),
         ({}, {"prefixes": []}, {}, ValueError, r"must have batch norm statistics"),
-        ({}, {}, {"mapping": {"x": "stem.bn"}}, ValueError, r"paths of batch norm.*'x'"),
+        (
+            {},
+            {},
+            {"mapping": {"x": "stem.bn"}},
+            ValueError,
+            r"paths of batch norm.*'x'",
+        ),
         ({}, {}, {"mapping": {"stem_bn": "x"}}, ValueError, r"prefixes of .*'x'"),
-        ({}, {}, {"mapping": {"stem_bn": "stem.bn"}}, ValueError, r"without \['head_bn'\]"),
+        (
+            {},
+            {},
+            {"mapping": {"stem_bn": "stem.bn"}},
+            ValueError,
+            r"without \['head_bn'\]",
+        ),
         ({"scale": False}, {}, {}, ValueError, r"must have scale=True"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(model, state, arguments, error, message):
     with pytest.raises(error, match=message):
         keras_bn.from_torch(_model(**model), _state(**state), **arguments)

@@ -5,9 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, weights_of
 
 import keras_bn
+from cases_tools import images, numpy, weights_of
 from keras_bn.tools._moments import distance
 
 L = keras.layers
@@ -82,7 +82,10 @@ def test_facts_of_a_layer():
     variance = numpy(model.get_layer("norm").moving_variance)
     np.testing.assert_allclose(row.stddev[0], np.sqrt(variance.min()), rtol=1e-6)
     model = keras.Sequential(
-        [keras.Input((4,)), L.BatchNormalization(renorm=True, scale=False, trainable=False)]
+        [
+            keras.Input((4,)),
+            L.BatchNormalization(renorm=True, scale=False, trainable=False),
+        ]
     )
     (row,) = keras_bn.inspect(model).layers
     assert (row.kind, row.updates, row.gamma) == ("keras renorm frozen", 0, None)

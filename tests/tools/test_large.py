@@ -4,16 +4,16 @@ import time
 
 import keras
 import pytest
-from cases_tools import images
 
 import keras_bn
+from cases_tools import images
 
 L = keras.layers
 
 
 @pytest.fixture(scope="module")
 def large():
-    """Ten blocks, since Keras builds a chain of 1,000 layers by too deep a recursion."""
+    """Ten blocks: Keras builds a chain of 1,000 layers by too deep a recursion."""
     x = inputs = keras.Input((4,))
     for block in range(10):
         y = start = keras.Input((4,))

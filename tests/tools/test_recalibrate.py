@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from cases_tools import images, numpy, randomize, weights_of
 
 import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._moments import RunningMoments
 
 L = keras.layers
@@ -32,7 +32,9 @@ def _check(layer, inputs, rtol=1e-6, atol=1e-7):
     np.testing.assert_allclose(
         numpy(layer.moving_mean), inputs.mean(axes), rtol=rtol, atol=atol
     )
-    np.testing.assert_allclose(numpy(layer.moving_variance), inputs.var(axes), rtol=rtol)
+    np.testing.assert_allclose(
+        numpy(layer.moving_variance), inputs.var(axes), rtol=rtol
+    )
 
 
 @pytest.mark.parametrize("norm", [Norm, L.BatchNormalization])
@@ -155,7 +157,9 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_data(form):
     inputs = keras.Input((3,), name="x")
-    model = keras.Model({"x": inputs} if form == "dictionary" else inputs, Norm()(inputs))
+    model = keras.Model(
+        {"x": inputs} if form == "dictionary" else inputs, Norm()(inputs)
+    )
     x = images(24, 3)
     report = keras_bn.recalibrate(model, FORMS[form](x), batch_size=8, verbose=0)
     _check(model.layers[-1], x.astype("float64"))
@@ -185,7 +189,9 @@ def test_frozen_layers_only_on_request():
 
 def test_nothing_but_statistics_changes():
     model = _model()
-    moving = {id(v) for one in (0, -1) for v in model.layers[one].non_trainable_variables}
+    moving = {
+        id(v) for one in (0, -1) for v in model.layers[one].non_trainable_variables
+    }
     kept = [v for v in model.variables if id(v) not in moving]
     before = [numpy(v).tobytes() for v in kept]
     calls = [layer.call for layer in model.layers]
@@ -214,12 +220,37 @@ def _interrupted():
 NAN = np.full((4, 4, 4, 3), np.nan, "float32")
 
 FAILURES = [
-    (lambda: images(0, 4, 4, 3), {}, ValueError, r"`data` must have at least one batch"),
+    (
+        lambda: images(0, 4, 4, 3),
+        {},
+        ValueError,
+        r"`data` must have at least one batch",
+    ),
     (lambda: [], {}, ValueError, r"`data` must have at least one batch"),
-    (lambda: images(4, 4, 4, 3), {"steps": 3}, ValueError, r"have 3 batches.*Received: 1"),
-    (lambda: [np.zeros((0, 4, 4, 3))], {}, ValueError, r"at least 2 values.*Received: 0"),
-    (lambda: images(4, 4, 4, 2), {}, ValueError, r"shape .*\(None, 4, 4, 3\).*\(4, 4, 4, 2\)"),
-    (lambda: [images(4, 4, 4, 3), images(4, 3)], {}, ValueError, r"Received: .*\(4, 3\)"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"steps": 3},
+        ValueError,
+        r"have 3 batches.*Received: 1",
+    ),
+    (
+        lambda: [np.zeros((0, 4, 4, 3))],
+        {},
+        ValueError,
+        r"at least 2 values.*Received: 0",
+    ),
+    (
+        lambda: images(4, 4, 4, 2),
+        {},
+        ValueError,
+        r"shape .*\(None, 4, 4, 3\).*\(4, 4, 4, 2\)",
+    ),
+    (
+        lambda: [images(4, 4, 4, 3), images(4, 3)],
+        {},
+        ValueError,
+        r"Received: .*\(4, 3\)",
+    ),
     (lambda: NAN, {}, ValueError, r"has a NaN or an infinity"),
     (lambda: NAN, {"method": "ema"}, ValueError, r"has a NaN or an infinity"),
     (lambda: 3, {}, TypeError, r"`data` must be an array.*int"),
@@ -230,10 +261,20 @@ FAILURES = [
     (_failing, {"layer_by_layer": True}, ValueError, r"more than once.*generator"),
     (lambda: images(4, 4, 4, 3), {"method": "mean"}, ValueError, r"`method` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": 0}, ValueError, r"`prior` must be"),
-    (lambda: images(4, 4, 4, 3), {"prior": 1, "method": "ema"}, ValueError, r"`prior` needs"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"prior": 1, "method": "ema"},
+        ValueError,
+        r"`prior` needs",
+    ),
     (lambda: images(4, 4, 4, 3), {"steps": 0}, ValueError, r"`steps` must be"),
-    (lambda: images(4, 4, 4, 3), {"batch_size": 1.5}, ValueError, r"`batch_size` must be"),
-]  # fmt: skip
+    (
+        lambda: images(4, 4, 4, 3),
+        {"batch_size": 1.5},
+        ValueError,
+        r"`batch_size` must be",
+    ),
+]
 
 
 @pytest.mark.parametrize(("data", "arguments", "error", "message"), FAILURES)

@@ -1,0 +1,16 @@
+"""The examples in docs/tools.md, run in their order."""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
+
+
+def test_the_examples_run(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    assert len(blocks) == 8
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert (tmp_path / "inspect.png").stat().st_size > 1000
