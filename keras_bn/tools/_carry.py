@@ -8,7 +8,13 @@ from typing import Any
 import keras
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from keras_bn.tools._walk import Layer, children, has_graph, sublayers
+from keras_bn.tools._walk import (
+    Layer,
+    assign_copy,
+    children,
+    has_graph,
+    sublayers,
+)
 
 Fill = Callable[[Layer, Layer], None]
 """Gives a replaced layer's state to the layer in its place: `fill(old, new)`."""
@@ -52,7 +58,7 @@ def carry_state(
 def _carry_leaf(old: Layer, new: Layer, known: set[int]) -> None:
     """Copies what `old` owns, and what layers in it own that have no entry."""
     for source, target in zip(_own(old), _own(new), strict=True):
-        target.assign(source)
+        assign_copy(target, source)
         target.trainable = source.trainable
     for inner, copied in zip(children(old), children(new), strict=True):
         if id(inner) not in known:
@@ -107,4 +113,4 @@ def _carry_slots(model: Any, copy: Any, old: Any, new: Any) -> None:
         )
         return
     for source, target in zip(old.variables, new.variables, strict=True):
-        target.assign(source)
+        assign_copy(target, source)

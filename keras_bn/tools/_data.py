@@ -9,7 +9,7 @@ from keras import ops, tree
 
 
 def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
-    """The inputs of each batch, as tensors; at most `steps` of them.
+    """The inputs of each batch that has samples, as tensors; at most `steps` of them.
 
     Raises:
         TypeError: `data` or a batch of it is not data.
@@ -19,8 +19,12 @@ def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterat
     for batch in _iterate(model, data, batch_size):
         if taken == steps:
             return
-        yield _checked(model, batch)
-        taken += 1
+        inputs = _checked(model, batch)
+        # There is nothing to learn from no samples, and TensorFlow has no convolution
+        # of them.
+        if samples_in(inputs):
+            yield inputs
+            taken += 1
     if taken == 0 or (steps is not None and taken < steps):
         raise ValueError(
             f"Argument `data` must have {'at least one' if steps is None else steps} "

@@ -15,6 +15,7 @@ from keras_bn.tools._walk import (
     Layer,
     activation_of,
     array,
+    assign_copy,
     batch_norms,
     float64,
     is_plain_batch_norm,
@@ -171,7 +172,7 @@ def copy_batch_norm(old: Layer, new: Layer) -> None:
     for name in WEIGHTS:
         source, target = getattr(old, name, None), getattr(new, name, None)
         if source is not None and target is not None:
-            target.assign(source)
+            assign_copy(target, source)
             target.trainable = source.trainable
     if new.renorm and not old.renorm:
         set_renorm_statistics(new)
@@ -181,5 +182,5 @@ def set_renorm_statistics(layer: Layer) -> None:
     """Starts the statistics of renorm at the moving ones, so that r = 1 and d = 0."""
     stddev = np.sqrt(float64(layer.moving_variance) + layer.epsilon)
     layer.moving_stddev.assign(stddev)
-    layer.renorm_mean.assign(layer.moving_mean)
+    assign_copy(layer.renorm_mean, layer.moving_mean)
     layer.renorm_stddev.assign(stddev)

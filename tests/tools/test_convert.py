@@ -247,6 +247,18 @@ def test_a_loss_that_cannot_be_carried_is_left_with_a_warning():
     assert not ours.compiled
 
 
+def test_training_one_model_leaves_the_weights_of_the_other():
+    x, y = images(32, 6), images(32, 5, seed=1)
+    model = _sequential()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, verbose=0)
+    ours = keras_bn.convert(model, renorm=True)
+    before = weights_of(model)
+    ours.fit(x, y, verbose=0)
+    assert weights_of(model) == before
+    model.fit(x, y, verbose=0)
+
+
 def test_a_converted_model_saves_and_loads(tmp_path):
     ours = keras_bn.convert(randomize(_sequential()))
     ours.save(tmp_path / "ours.keras")

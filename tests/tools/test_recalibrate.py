@@ -237,7 +237,7 @@ FAILURES = [
         lambda: [np.zeros((0, 4, 4, 3))],
         {},
         ValueError,
-        r"at least 2 values.*Received: 0",
+        r"at least one batch.*Received: 0",
     ),
     (
         lambda: images(4, 4, 4, 2),
