@@ -114,6 +114,19 @@ FOLDS = [
         IMAGE,
         1,
     ),
+    Fold("fused", lambda: [L.Dense(3), Norm(activation="relu")], (4,), 1),
+    Fold(
+        "fused, apart",
+        lambda: [L.Dense(3), L.Dropout(0.5), Norm(activation="relu"), L.Dense(2)],
+        (4,),
+        1,
+    ),
+    Fold(
+        "fused, twice",
+        lambda: [L.Dense(3), Norm(activation="relu"), Norm(), L.Dense(2)],
+        (4,),
+        2,
+    ),
     # What must stay, and a word of the reason.
     Fold(
         "relu between",

@@ -136,13 +136,21 @@ def channel_axis(layer: Layer, rank: int) -> int:
     return 0 if first else rank - 1
 
 
-def read_weights(layer: Layer, outputs: int) -> Weights:
+def read_weights(layer: Layer) -> Weights:
     """The weights of `layer`, whose bias is zeros where it has none."""
     kernels = {
         name: float64(getattr(layer, name)) for name in FAMILIES[type(layer)].kernels
     }
-    bias = float64(layer.bias) if layer.use_bias else np.zeros(outputs)
+    bias = float64(layer.bias) if layer.use_bias else np.zeros(_outputs(layer))
     return Weights(kernels, bias)
+
+
+def _outputs(layer: Layer) -> int:
+    if hasattr(layer, "units"):
+        return int(layer.units)
+    if hasattr(layer, "filters"):
+        return int(layer.filters)
+    return int(np.prod(layer.kernel.shape[-2:]))  # depthwise
 
 
 def fold_after(

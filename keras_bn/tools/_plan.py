@@ -106,13 +106,14 @@ class Plan:
 
     Attributes:
         foldings: One row a batch norm layer, in the order of the model.
-        weights: New weights of linear layers, by id.
+        steps: What linear layers take in, by id: functions of `_linear`, and their
+            scale and offset. No weights, which would be more copies of the model.
         activations: Activations that linear layers take over, by id.
         removed: By id, the activation left in the place of a folded batch norm.
     """
 
     def __init__(self, model: Any) -> None:
-        self.weights: dict[int, Weights] = {}
+        self.steps: dict[int, list[tuple[Any, np.ndarray, np.ndarray]]] = {}
         self.activations: dict[int, Any] = {}
         self.removed: dict[int, Any] = {}
         every = graphs_of(model)
@@ -212,12 +213,21 @@ class Plan:
         linear = node.operation
         axis = _linear.channel_axis(linear, len(shape) - 1)
         vectors = [_affine.channel_vector(v, axis, shape[1:][axis]) for v in affine]
-        outputs = node.outputs[0].shape[1:][axis if len(shape) > 2 else -1]
-        weights = self.weights.get(id(linear)) or _linear.read_weights(linear, outputs)
-        weights = fold(linear, weights, *vectors)
+        steps = [*self.steps.get(id(linear), []), (fold, *vectors)]
+        weights = folded_weights(linear, steps)
         with np.errstate(over="ignore"):
             for one in (*weights.kernels.values(), weights.bias):
                 cast = keras.ops.cast(one, linear.variable_dtype)
                 if not np.isfinite(keras.ops.convert_to_numpy(cast).astype("f4")).all():
                     raise Inexact(f"its weights do not fit {linear.variable_dtype}")
-        self.weights[id(linear)] = weights
+        self.steps[id(linear)] = steps
+
+
+def folded_weights(
+    linear: Layer, steps: list[tuple[Any, np.ndarray, np.ndarray]]
+) -> Weights:
+    """The weights of a linear layer after these steps of a plan."""
+    weights = _linear.read_weights(linear)
+    for fold, scale, offset in steps:
+        weights = fold(linear, weights, scale, offset)
+    return weights

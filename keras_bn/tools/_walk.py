@@ -153,8 +153,6 @@ def called_in_training(node: Any) -> bool:
 def array(weight: Any, dtype: str | None = None) -> np.ndarray:
     """A copy of `weight` (None stays None to the caller: do not pass it)."""
     # Some backends hand out a view of the weight itself.
-    # Keras's variables and NumPy 2 do not get on, with a DeprecationWarning.
-    weight = getattr(weight, "value", weight)
     return np.array(keras.ops.convert_to_numpy(weight), dtype=dtype)
 
 

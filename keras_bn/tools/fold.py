@@ -3,7 +3,7 @@
 from typing import Any
 
 from keras_bn.tools._carry import carry_compile
-from keras_bn.tools._plan import Folding, Plan
+from keras_bn.tools._plan import Folding, Plan, folded_weights
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
@@ -120,12 +120,12 @@ def fold(model: Any, explain: bool = False) -> Any:
             if activation is None:
                 return Replacement(None)
             return Replacement(None, (activation_layer(layer, activation),))
-        if id(layer) in plan.weights:
+        if id(layer) in plan.steps:
             return Replacement(_folded_layer(layer, plan.activations.get(id(layer))))
         return None
 
     def fill(old: Layer, new: Layer) -> None:
-        weights = plan.weights[id(old)]
+        weights = folded_weights(old, plan.steps[id(old)])
         for name, kernel in weights.kernels.items():
             getattr(new, name).assign(kernel)
         new.bias.assign(weights.bias)

@@ -278,6 +278,31 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
 
 
+def test_a_fused_activation_becomes_a_layer():
+    model = randomize(
+        keras.Sequential(
+            [keras.Input((3,)), Norm(activation="relu", name="norm"), L.Dense(2)]
+        )
+    )
+    back = keras_bn.convert(model, to="keras")
+    assert [layer.name for layer in back.layers][:2] == ["norm", "norm_activation"]
+    x = images(4, 3)
+    np.testing.assert_allclose(numpy(back(x)), numpy(model(x)), atol=1e-6)
+    inputs = keras.Input((3,))
+    graph = keras.Model(inputs, model.layers[1](model.layers[0](inputs)))
+    np.testing.assert_allclose(
+        numpy(keras_bn.convert(graph, to="keras")(x)), numpy(model(x)), atol=1e-6
+    )
+
+
+def test_a_fused_activation_inside_a_wrapper_is_an_error():
+    model = keras.Sequential(
+        [keras.Input((2, 3)), L.TimeDistributed(Norm(activation="relu"))]
+    )
+    with pytest.raises(ValueError, match=r"needs an activation layer after it"):
+        keras_bn.convert(model, to="keras")
+
+
 class Custom(keras.Model):
     def __init__(self, units):
         inputs = keras.Input((3,))
@@ -286,8 +311,10 @@ class Custom(keras.Model):
 
 def test_a_custom_constructor_gives_a_plain_model_and_a_warning():
     model = randomize(Custom(2))
-    with pytest.warns(UserWarning, match="the copy is a plain keras.Model"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         ours = keras_bn.convert(model)
+    assert any("the copy is a plain keras.Model" in str(w.message) for w in caught)
     x = images(2, 3)
     np.testing.assert_allclose(numpy(ours(x)), numpy(model(x)), atol=1e-6)
 

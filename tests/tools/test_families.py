@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 import keras_bn
-
 from cases_tools import FAMILIES, images, numpy, randomize
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_initial_weights():
-    """Zeros: `randomize` sets the weights, and JAX compiles a generator for each shape."""
+    """Zeros: `randomize` sets them, and JAX compiles a generator for each shape."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
         yield

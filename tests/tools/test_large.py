@@ -1,6 +1,7 @@
 """A model of 1,000 layers: seconds, not minutes."""
 
 import time
+import tracemalloc
 
 import keras
 import pytest
@@ -36,3 +37,18 @@ def test_seconds(large, tool):
     start = time.perf_counter()
     TOOLS[tool](large)
     assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("tool", ["convert", "fold"])
+def test_memory_is_that_of_the_copy(tool):
+    """In NumPy, never as much as the model: weights travel one by one."""
+    layers = []
+    for _ in range(16):
+        layers += [L.Dense(512), L.BatchNormalization()]
+    model = keras.Sequential([keras.Input((512,)), *layers])
+    TOOLS[tool](model)  # what is allocated once is not the tool's
+    tracemalloc.start()
+    TOOLS[tool](model)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * model.count_params()

@@ -90,6 +90,14 @@ def test_shared_layers_and_time_distributed():
     _check(norm, data.reshape(-1, 2).astype("float64"))
 
 
+def test_fused_activations_are_applied_on_the_way():
+    layers = [Norm(activation="relu"), L.Dense(2), Norm()]
+    model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
+    x = images(32, 3)
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(layers[2], numpy(layers[1](layers[0](x))), atol=1e-6)
+
+
 def test_renorm_statistics_follow():
     model = keras.Sequential([keras.Input((3,)), Norm(renorm=True)])
     keras_bn.recalibrate(model, images(32, 3), verbose=0)
