@@ -167,7 +167,7 @@ def _inputs(shape):
     ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
 )
 def test_there_and_back(build, shape, count):
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = randomize(build())
     before = weights_of(model)
     ours = keras_bn.convert(model)

@@ -47,7 +47,7 @@ class Example(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: case.name)
 def example(request):
     case = request.param
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = randomize(_build(case))
     x = images(1, case.size, case.size, 3)
     y = _run(model, x)

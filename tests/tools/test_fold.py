@@ -12,7 +12,7 @@ L = keras.layers
 
 @pytest.mark.parametrize("case", FOLDS, ids=lambda case: case.name)
 def test_outputs_agree_and_counts_are_as_stated(case):
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = randomize(keras.Sequential([keras.Input(case.shape), *case.layers()]))
     before = weights_of(model)
     folded, report = keras_bn.fold(model, explain=True)
@@ -107,7 +107,7 @@ def _not_finite():
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_what_stays_says_why(build, reason):
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = build()
     folded, report = keras_bn.fold(model, explain=True)
     assert [row.into for row in report.rows] == [None]
