@@ -64,9 +64,6 @@ def train(
     return y, Moments(*map(jax.lax.stop_gradient, moments))
 
 
-# Compiled as one also where the caller is not: eagerly, the branches of `_moments` are
-# new functions at every call, and XLA would compile them each time (90 ms).
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _train(
     axes: Axes,
