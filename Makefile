@@ -46,7 +46,7 @@ help:
 	@echo "make test-once       the tests that need no backend"
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
 	@echo "make lint            ruff and mypy"
-	@echo "make measure         the benchmark on each backend, into docs/performance.md"
+	@echo "make measure         the benchmark on each backend, into docs/"
 	@echo "make clean           remove the virtual environments, caches and results"
 	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
 
@@ -83,10 +83,12 @@ measure: $(TEST)/installed
 	@for backend in $(BACKENDS); do \
 	    echo "== Measuring on $$backend"; \
 	    export KERAS_BACKEND=$$backend; \
-	    $(TEST)/bin/python -m keras_bn.benchmark --rounds $(ROUNDS) \
-	        --json docs/measurements/$$backend.json && \
-	    $(TEST)/bin/python -m keras_bn.benchmark --model resnet20 --rounds $(ROUNDS) \
-	        --json docs/measurements/$$backend-resnet20.json || exit 1; \
+	    benchmark="$(TEST)/bin/python -m keras_bn.benchmark --force --json"; \
+	    files=docs/measurements/$$backend; \
+	    $$benchmark $$files.json --rounds $(ROUNDS) && \
+	    $$benchmark $$files-resnet20.json --model resnet20 --rounds $(ROUNDS) && \
+	    $$benchmark $$files-fold.json --model resnet20 --fold --rounds $(ROUNDS) && \
+	    $$benchmark $$files-tools.json --tools || exit 1; \
 	done
 	@$(TEST)/bin/python docs/fill_tables.py
 

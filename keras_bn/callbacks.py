@@ -130,7 +130,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     normalized output between training and inference mode. Each layer's is in the logs
     as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
     `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
-    list of callbacks.
+    list of callbacks. Frozen layers, which training and inference use alike, are left
+    out.
 
     Args:
         data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.
@@ -183,15 +184,19 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the distances to `logs`."""
         distances, _ = measure(self.model, self._data, self._steps, self._batch_size)
-        worst = max(distances, key=lambda path: distances[path])
+        layers = observable(self.model)
+        trained = {p: one for p, one in distances.items() if layers[p].trainable}
+        if not trained:  # frozen layers use one set of statistics in both modes
+            return
+        worst = max(trained, key=lambda path: trained[path])
         if logs is not None:
-            logs["bn_distance"] = distances[worst]
-            logs.update({f"bn_distance/{p}": one for p, one in distances.items()})
-        if distances[worst] >= self._threshold and not self._warned:
+            logs["bn_distance"] = trained[worst]
+            logs.update({f"bn_distance/{p}": one for p, one in trained.items()})
+        if trained[worst] >= self._threshold and not self._warned:
             self._warned = True
             warnings.warn(
                 f"After epoch {epoch + 1}, the moving statistics of layer '{worst}' "
-                f"are {distances[worst]:.2f} standard deviations from those of the "
+                f"are {trained[worst]:.2f} standard deviations from those of the "
                 "data: inference lags behind training. Lower the momentum, or "
                 "recalibrate.",
                 UserWarning,

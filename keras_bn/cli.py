@@ -24,6 +24,8 @@ from keras_bn._files import (
     write,
 )
 
+BENCHMARK = "benchmark"
+
 EPILOG = f"""exit codes:
   {DONE}  done
   {FOUND}  inspect: found something that makes inference wrong (severity "error")
@@ -51,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["fold", "no-such-file.keras", "out.keras"])
     3
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == [BENCHMARK]:
+        from keras_bn.benchmark.command import main as benchmark
+
+        return benchmark(arguments[1:], prog=f"keras-bn {BENCHMARK}")
     options = _parser().parse_args(arguments)
     try:
         for name in options.imports:
@@ -88,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(one)
         one.set_defaults(run=command.run)
+    # Served by another module's command line; here for the list.
+    commands.add_parser(BENCHMARK, help="Time the layer, or the tools.")
     return parser
 
 

@@ -22,11 +22,11 @@ MAY_IMPORT = {
     "backend": set(),
     "tools": {"layers", "ops"},
     "callbacks": {"tools"},
-    "cli": {"tools", "_files"},
+    "cli": {"tools", "benchmark", "_files"},
     "_files": set(),
     "__main__": {"cli"},
     # Its report names the version of the package.
-    "benchmark": {"keras_bn", "layers", "backend"},
+    "benchmark": {"keras_bn", "layers", "tools", "backend", "_files"},
 }
 
 FRAMEWORKS = ("tensorflow", "jax", "torch")

@@ -140,12 +140,27 @@ def test_a_wrong_command_line_is_2(command, capsys):
     assert "usage: keras-bn" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], *([one.name] for one in cli.COMMANDS)])
+@pytest.mark.parametrize(
+    "command", [[], *([one.name] for one in cli.COMMANDS), [cli.BENCHMARK]]
+)
 def test_help_tells_of_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
     assert caught.value.code == 0
     assert "exit codes:" in capsys.readouterr().out
+
+
+def test_benchmark_is_handed_on(folder, capsys):
+    command = ["benchmark", "--shape", "4x6x6x8", "--rounds", "1"]
+    assert cli.main([*command, "--json", "out.json"]) == 0
+    assert "4x6x6x8" in capsys.readouterr().out
+    assert json.loads((folder / "out.json").read_text())["rows"]
+    assert cli.main([*command, "--json", "out.json"]) == 4
+    assert capsys.readouterr().err.startswith("keras-bn benchmark: out.json exists")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["benchmark", "--fold"])
+    assert caught.value.code == 2
+    assert "usage: keras-bn benchmark" in capsys.readouterr().err
 
 
 def test_custom_layers_are_imported(folder, monkeypatch):

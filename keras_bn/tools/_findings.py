@@ -128,6 +128,14 @@ def _lag(facts: Facts) -> Result:
 def _far(facts: Facts) -> Result:
     if facts.distance is None or facts.distance < FAR:
         return None
+    if not facts.layer.trainable:
+        return (
+            "note",
+            f"moving statistics are {facts.distance:.2f} standard deviations from "
+            "those of the data; the layer is frozen, so training uses them as well",
+            "if the data should be normalized by their own, recalibrate with "
+            "include_frozen=True",
+        )
     return (
         "error" if facts.distance >= VERY_FAR else "warning",
         f"moving statistics are {facts.distance:.2f} standard deviations from those of "

@@ -16,7 +16,7 @@ from keras_bn.tools._walk import (
     float64,
 )
 
-See = Callable[[str, Any, Any, Any], None]
+See = Callable[[str, Any, Any, Any], None] | None
 """Told of each call of a layer: `see(path, count, mean, variance)` of its batch."""
 
 
@@ -44,7 +44,8 @@ def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[Non
 
     With `by_batch`, the layers normalize by these moments, as in training; else by
     their moving statistics. Either way nothing is written, and all other layers run in
-    the mode that the model is called in: dropout can stay off.
+    the mode that the model is called in: dropout can stay off. With `see=None` nobody
+    is told, and moments that nobody needs are not computed.
     """
     try:
         for path, layer in layers.items():
@@ -71,18 +72,13 @@ class _Observer:
         layer = self._layer
         settings = {"axis": layer.axis, "epsilon": layer.epsilon}
         affine = (layer.gamma, layer.beta)
-        y, moments = batch_norm_train(inputs, *affine, mask=mask, **settings)
-        try:
-            count, mean, variance = map(float64, moments)
-        except Exception as error:
-            raise ValueError(
-                f"Layer '{self._path}' cannot be observed: it runs inside a loop that "
-                "the backend compiles, such as that of a recurrent cell. Received: "
-                f"{type(error).__name__}"
-            ) from error
-        self._see(self._path, count, mean, variance)
         # A call with training=True written into the model ignores its mode.
-        if not (self._by_batch or (training and layer.trainable)):
+        by_batch = self._by_batch or (training and layer.trainable)
+        if by_batch or self._see is not None:
+            y, moments = batch_norm_train(inputs, *affine, mask=mask, **settings)
+            if self._see is not None:
+                self._see(self._path, *self._read(moments))
+        if not by_batch:
             statistics = (layer.moving_mean, layer.moving_variance)
             y = batch_norm_inference(inputs, *statistics, *affine, **settings)
         activation = activation_of(layer)
@@ -90,6 +86,16 @@ class _Observer:
             y = activation(y)
         # Without the gradient's bookkeeping, what came before can be freed at once.
         return ops.cast(ops.stop_gradient(y), layer.compute_dtype)
+
+    def _read(self, moments: Any) -> list[Any]:
+        try:
+            return [float64(one) for one in moments]
+        except Exception as error:
+            raise ValueError(
+                f"Layer '{self._path}' cannot be observed: it runs inside a loop that "
+                "the backend compiles, such as that of a recurrent cell. Received: "
+                f"{type(error).__name__}"
+            ) from error
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def measure(
     See `inspect` for both. Layers that the model does not call are left out.
     """
     layers = observable(model)
+    trained = {path: layer for path, layer in layers.items() if layer.trainable}
+    frozen = {path: layers[path] for path in layers.keys() - trained.keys()}
     moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
     difference = size = 0.0
 
@@ -108,10 +110,11 @@ def measure(
         moments[path].add(*batch)
 
     for batch in _data.batches(model, data, batch_size, steps):
-        with observed(layers, see, by_batch=True):
+        # A frozen layer is in inference mode always.
+        with observed(trained, see, True), observed(frozen, see, False):
             training = _flat(model(batch, training=False))
         # Observed again, so that calls with training=True written in change nothing.
-        with observed(layers, lambda *_: None, by_batch=False):
+        with observed(layers, None, by_batch=False):
             inference = _flat(model(batch, training=False))
         difference += float(np.sum((training - inference) ** 2))
         size += float(np.sum(inference**2))
