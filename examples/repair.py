@@ -1,6 +1,6 @@
 """Statistics that lag or do not fit, repaired: the numbers in docs/tools.md.
 
-    KERAS_BACKEND=jax python examples/repair.py
+    KERAS_BACKEND=tensorflow python examples/repair.py
 
 Part 1 trains a small CNN on scikit-learn's digits for 50 steps: too few for moving
 averages with momentum 0.99, so that training accuracy is good and validation is not.
@@ -82,7 +82,7 @@ def lag(console, folder, data):
     for name, right, one in rows:
         distance = max(layer.distance for layer in one.layers)
         table.add_row(
-            name, f"{right:.1%}", f"{distance:.3f}", f"{one.output_change:.2f}"
+            name, f"{right:.1%}", f"{distance:.3f}", f"{one.output_change:.1%}"
         )
     rows.append(("folded", accuracy(folded, x_test, y_test), None))
     table.add_row("folded", f"{rows[-1][1]:.1%}", "-", "-")

@@ -33,11 +33,13 @@ def load(path: Path) -> Any:
             # Without the loss and the optimizer, which may be of the user's own.
             model = keras.saving.load_model(path, compile=False)
         except Exception:
-            hint = "a .keras file" if zipfile.is_zipfile(path) else "no Keras file"
+            # Keras says of a file that is not a zip that it is not there.
+            known = zipfile.is_zipfile(path) or path.suffix in (".h5", ".hdf5")
+            reason = _first_line(first) if known else "it is no .keras file"
             raise Failure(
                 UNREADABLE,
                 "the model must be a Keras model that can be loaded. Received: "
-                f"{path}, {hint}: {_first_line(first)}",
+                f"{path}: {reason}",
             ) from first
         print(
             f"loaded without its compile state: {_first_line(first)}", file=sys.stderr

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_bn.tools import recalibrate
+from keras_bn.tools._data import check_sizes
 from keras_bn.tools._findings import FAR
 from keras_bn.tools._probe import observable
 from keras_bn.tools._walk import RENORM_STATISTICS, STATISTICS, array
@@ -140,7 +141,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         threshold: The distance from which inference is said to lag behind training.
 
     Raises:
-        ValueError: `threshold` is not above 0; while training, as `inspect`.
+        ValueError: `steps`, `batch_size` or `threshold` is not above 0; while training,
+            as `inspect`.
 
     Warns:
         UserWarning: Once, when a distance first reaches `threshold`, naming the layer.
@@ -170,6 +172,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         threshold: float = FAR,
     ) -> None:
         super().__init__()
+        check_sizes(steps, batch_size)
         if not threshold > 0:
             raise ValueError(
                 "Argument `threshold` must be a number above 0. Received: "

@@ -121,10 +121,23 @@ def _add_data(parser: argparse.ArgumentParser, required: bool, size: int) -> Non
         help="inputs: a .npy, or a .npz with the array `x`, one array, or one for "
         "each input by its name",
     )
-    parser.add_argument("--steps", type=int, help="how many batches; default all")
     parser.add_argument(
-        "--batch-size", type=int, default=size, help=f"samples a batch; default {size}"
+        "--steps", type=_above_zero, help="how many batches; default all"
     )
+    parser.add_argument(
+        "--batch-size",
+        type=_above_zero,
+        default=size,
+        help=f"samples a batch; default {size}",
+    )
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number above 0; received {text!r}"
+        )
+    return int(text)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +234,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     data = load_data(options.data, model)
     names = ("steps", "method", "prior", "batch_size", "layer_by_layer")
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
+    settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
     report = _served(tools.recalibrate, model, data, **settings)
     write(options.output, options.force, model.save)
     print(report)
@@ -264,3 +278,8 @@ def _served(tool: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         return tool(*arguments, **settings)
     except (ValueError, TypeError) as error:
         raise Failure(UNREADABLE, str(error)) from error
+    except Exception as error:
+        # Of the backend, or of a layer of the user's: what Python exits with, 1, would
+        # say that `inspect` has found something.
+        message = f"the model fails: {type(error).__name__}: {error}"
+        raise Failure(UNREADABLE, message) from error

@@ -127,6 +127,20 @@ def test_monitor_is_silent_below_the_threshold():
     _fit([Monitor(X, threshold=1e9)], epochs=1)  # a warning would be an error
 
 
+def test_monitor_leaves_frozen_layers_out():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras_bn.BatchNormalization(trainable=False), L.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    history = model.fit(X, Y, callbacks=[Monitor(X)], verbose=0)  # and does not warn
+    assert set(history.history) == {"loss"}
+
+
+def test_sizes_must_be_above_zero():
+    with pytest.raises(ValueError, match="`batch_size` must be an integer above 0"):
+        Monitor(X, batch_size=0)
+
+
 def test_threshold_must_be_positive():
     with pytest.raises(ValueError, match="`threshold` must be a number above 0"):
         Monitor(X, threshold=0)

@@ -61,7 +61,8 @@ def test_convert_there_and_back(folder):
 def test_recalibrate(folder, data, capsys):
     command = ["recalibrate", "net.keras", "out.keras", "--data", data]
     assert cli.main([*command, "--batch-size", "8"]) == 0
-    assert "4/4" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("recalibrate: 1 batch norm layers, 32 samples in 4 batches")
     model = _load("out.keras")
     inputs = numpy(model.layers[0](images(32, 4)))
     np.testing.assert_allclose(
@@ -90,7 +91,7 @@ FAILURES = [
     (["fold", "net.keras", "no/out.keras"], 4, "the folder must exist"),
     (["fold", "net.keras", "out.h5"], 2, "must be a .keras file"),
     (["fold", "none.keras", "out.keras"], 3, "must exist"),
-    (["fold", "text.keras", "out.keras"], 3, "no Keras file"),
+    (["fold", "text.keras", "out.keras"], 3, "it is no .keras file"),
     (["fold", "x.npz", "out.keras"], 3, "that can be loaded"),
     (["convert", "net.keras", "out.keras", "--set", "momentum"], 2, "NAME=VALUE"),
     (["convert", "net.keras", "out.keras", "--set", "size=3"], 3, "`size` is not"),
@@ -115,6 +116,15 @@ def test_failures_have_a_code_and_leave_no_file(folder, command, code, message, 
     assert (folder / "taken.keras").read_text() == "precious"
 
 
+def test_a_model_that_fails_is_3_not_1(folder, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(cli.tools, "inspect", fails)
+    assert cli.main(["inspect", "net.keras", "--data", "x.npy"]) == 3
+    assert "the model fails: RuntimeError" in capsys.readouterr().err
+
+
 def test_force_overwrites(folder):
     assert cli.main(["fold", "net.keras", "taken.keras", "--force"]) == 0
     assert len(_load("taken.keras").layers) == 2
@@ -132,7 +142,17 @@ def test_a_failing_write_leaves_the_old_file(folder, monkeypatch):
     assert (folder / "taken.keras").read_text() == "precious"
 
 
-@pytest.mark.parametrize("command", [[], ["melt"], ["fold"], ["recalibrate", "a", "b"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["melt"],
+        ["fold"],
+        ["recalibrate", "a", "b"],
+        ["inspect", "a", "--steps", "0"],
+        ["inspect", "a", "--batch-size", "many"],
+    ],
+)
 def test_a_wrong_command_line_is_2(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(command)

@@ -8,6 +8,22 @@ import numpy as np
 from keras import ops, tree
 
 
+def check_sizes(steps: Any, batch_size: Any) -> None:
+    """Checks the two numbers that say how much data to take.
+
+    Raises:
+        ValueError: `steps` (which may be None) or `batch_size` is not above 0.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value is None and name == "steps":
+            continue
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(
+                f"Argument `{name}` must be an integer above 0. Received: "
+                f"{name}={value!r}"
+            )
+
+
 def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
     """The inputs of each batch that has samples, as tensors; at most `steps` of them.
 

@@ -128,6 +128,12 @@ def _lag(facts: Facts) -> Result:
 def _far(facts: Facts) -> Result:
     if facts.distance is None or facts.distance < FAR:
         return None
+    if not np.isfinite(facts.distance):
+        return (
+            "error",
+            "these data give the layer a NaN or an infinity",
+            "look at the data, and at the weights of the layers before it",
+        )
     if not facts.layer.trainable:
         return (
             "note",

@@ -1,5 +1,6 @@
 """What `inspect` returns: the report, and how it prints."""
 
+import math
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ class LayerReport(NamedTuple):
         trainable: Whether it trains; a frozen layer is in inference mode always.
         updates: How many updates it can have had: the optimizer's steps, 0 if the
             statistics are the initial ones, None where the model is not compiled.
-        stddev: Smallest, median and largest moving standard deviation.
-        gamma: Smallest, median and largest absolute gamma; None without one.
+        stddev: Smallest, median and largest moving standard deviation that is finite.
+        gamma: The same of absolute gammas; None without any.
         distance: How far the data's statistics are from the moving ones, in moving
             standard deviations; None without data.
     """
@@ -79,8 +80,8 @@ class Inspection(Table):
         return VERDICTS[self.severity]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in plain Python types, ready for JSON."""
-        return {
+        """The report in plain Python types, ready for JSON: None for what is NaN."""
+        report = {
             "model": self.model_name,
             "verdict": self.verdict,
             "severity": self.severity,
@@ -88,6 +89,7 @@ class Inspection(Table):
             "layers": [row._asdict() for row in self.layers],
             "findings": [row._asdict() for row in self.findings],
         }
+        return _without_nan(report)  # type: ignore[no-any-return]
 
     def plot(self, path: Any) -> None:
         """Draws distances, deviations and gammas by layer, as PNG, PDF or SVG.
@@ -108,7 +110,7 @@ class Inspection(Table):
 
         title = f"inspect {self.model_name}: {self.verdict}"
         if self.output_change is not None:
-            title += f"; outputs change by {self.output_change:.2g} in inference mode"
+            title += f"; outputs change by {self.output_change:.1%} in inference mode"
         parts = [self.table(title, _COLUMNS, map(_cells, self.layers))]
         if self.findings:
             rows = _grouped(self.findings)
@@ -130,6 +132,14 @@ _COLUMNS = (
 )
 
 
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _cells(row: LayerReport) -> tuple[str, ...]:
     return (
         row.layer,
@@ -145,8 +155,8 @@ def _cells(row: LayerReport) -> tuple[str, ...]:
 
 
 def _range(spread: tuple[float, float, float]) -> str:
-    low, _, high = spread
-    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+    low, high = f"{spread[0]:.2g}", f"{spread[2]:.2g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _grouped(findings: list[Finding]) -> list[tuple[str, ...]]:

@@ -53,7 +53,7 @@ def _distances(axis: Any, rows: list[Any]) -> None:
     values = np.array([np.nan if r.distance is None else r.distance for r in rows])
     colours = [BAD if v >= VERY_FAR else WARN if v >= FAR else LINE for v in values]
     axis.bar(range(len(rows)), values, color=colours, width=min(0.7, 0.08 * len(rows)))
-    top = max(1.15 * FAR, 1.12 * float(np.nanmax(values)))
+    top = max([1.15 * FAR, *(1.12 * values[np.isfinite(values)])])
     for level, colour, name in ((FAR, WARN, "warning"), (VERY_FAR, BAD, "error")):
         if level <= top:
             axis.axhline(level, color=colour, linewidth=1, linestyle="--")
@@ -74,7 +74,10 @@ def _spreads(axis: Any, spreads: list[Any], label: str) -> None:
     """Median as a point, smallest to largest as a bar, on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    known = [(i, spread) for i, spread in enumerate(spreads) if spread is not None]
+    known = [(i, s) for i, s in enumerate(spreads) if s and np.isfinite(s).all()]
+    axis.set_ylabel(label, fontsize=9)
+    if not known:
+        return
     place = [i for i, _ in known]
     # A logarithmic axis has no zero: such values stand at its foot.
     low, middle, high = np.maximum(np.array([s for _, s in known]).T, 1e-6)
@@ -88,11 +91,12 @@ def _spreads(axis: Any, spreads: list[Any], label: str) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylabel(label, fontsize=9)
 
 
 def _deviations(axis: Any, rows: list[Any]) -> None:
     _spreads(axis, [row.stddev for row in rows], "moving\nstandard deviation")
+    if not axis.lines:
+        return
     axis.legend(
         frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.96)
     )

@@ -55,7 +55,7 @@ def inspect(
     Raises:
         TypeError: `model` is not a Keras model, or `data` is not data.
         ValueError: `model` is not built, has no batch norm, or is quantized; `data`
-            are empty or of a wrong shape.
+            are empty or of a wrong shape; `steps` or `batch_size` is not above 0.
 
     Reference:
         [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), sections 3 and 5;
@@ -71,6 +71,7 @@ def inspect(
     >>> [finding.code for finding in keras_bn.inspect(model).findings]
     ['never-updated', 'bias']
     """
+    _data.check_sizes(steps, batch_size)
     layers = batch_norms(model)
     distances: dict[str, float] = {}
     change = None
@@ -93,6 +94,7 @@ def inspect(
     return Inspection(model.name, rows, findings, change)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # not finite: a finding, not a failure
 def measure(
     model: Any, data: Any, steps: int | None = None, batch_size: int = 128
 ) -> tuple[dict[str, float], float]:
@@ -162,5 +164,8 @@ def _kind(layer: Layer) -> str:
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return (np.nan, np.nan, np.nan)
     low, middle, high = np.quantile(values, [0, 0.5, 1])
     return float(low), float(middle), float(high)

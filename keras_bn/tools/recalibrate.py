@@ -191,14 +191,7 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
             'Argument `prior` needs method="population": a moving average starts at '
             f"the old statistics anyway. Received: method={method!r}, prior={prior!r}"
         )
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value is None and name == "steps":
-            continue
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(
-                f"Argument `{name}` must be an integer above 0. Received: "
-                f"{name}={value!r}"
-            )
+    _data.check_sizes(steps, batch_size)
 
 
 def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:

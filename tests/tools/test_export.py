@@ -12,7 +12,7 @@ from cases_tools import images, numpy, randomize
 L = keras.layers
 FORMATS = {
     "tensorflow": ["tf_saved_model", "onnx"],
-    "jax": ["tf_saved_model"],
+    "jax": ["tf_saved_model", "onnx"],
     "torch": ["onnx"],
 }[keras.backend.backend()]
 

@@ -173,3 +173,39 @@ def test_plot_without_matplotlib(tmp_path, monkeypatch):
 def test_bad_input(model, data, error, message):
     with pytest.raises(error, match=message):
         keras_bn.inspect(model(), data)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_sizes_must_be_above_zero(name):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer above 0.*=0"):
+        keras_bn.inspect(_model(), images(8, 4), **{name: 0})
+
+
+def test_data_that_are_not_finite_are_an_error_of_the_report(tmp_path):
+    report = keras_bn.inspect(_trained(_model()), np.full((8, 4), np.nan, "float32"))
+    assert [(one.code, one.severity) for one in report.findings] == [("far", "error")]
+    assert "NaN or an infinity" in report.findings[0].verdict
+    json.dumps(report.to_dict(), allow_nan=False)
+    report.plot(tmp_path / "one.png")
+
+
+def test_a_frozen_layer_changes_no_outputs_and_is_a_note():
+    model = _trained(_model(trainable=False))
+    report = keras_bn.inspect(model, images(64, 4) * 4 + 3)
+    assert report.output_change == 0
+    assert [(one.code, one.severity) for one in report.findings] == [("far", "note")]
+
+
+@pytest.mark.parametrize("data", [None, images(8, 4)], ids=["plain", "data"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_weights_that_are_not_finite_still_print_plot_and_are_json(
+    tmp_path, count, data
+):
+    model = _set(moving_variance=(count, np.nan), gamma=(20, np.inf))
+    report = keras_bn.inspect(model, data)
+    assert report.severity == "error"
+    assert report.findings[0].verdict.startswith("gamma and moving_variance not finite")
+    assert "not-finite" in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+    report.plot(tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 1000
