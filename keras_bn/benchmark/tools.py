@@ -18,9 +18,7 @@ _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 TOOLS: dict[str, Callable[[Any], Any]] = {
     "inspect": inspect,
-    "inspect, with data": lambda model: inspect(
-        model, np.random.default_rng(0).normal(size=(32, model.input_shape[-1]))
-    ),
+    "inspect, with data": lambda model: inspect(model, _data(model)),
     "fold": fold,
     "convert": convert,
 }
@@ -49,35 +47,33 @@ class ToolRow(NamedTuple):
     copies: float | None
 
 
-def deep_model(units: int = UNITS) -> keras.Model:
+def deep_model(units: int) -> keras.Model:
     """1,000 layers, a third of them batch norms of Keras's, in blocks.
 
     As one chain of 1,000 layers, Keras itself recurses too deeply to build it.
     """
     layers = keras.layers
+    mean = keras.initializers.Constant(1 / units)  # finite after any number of layers
     x = inputs = keras.Input((units,))
     for block in range(_BLOCKS):
         y = start = keras.Input((units,))
         for _ in range(_TRIPLES):
-            y = layers.Dense(units, kernel_initializer="ones")(y)
+            y = layers.Dense(units, kernel_initializer=mean)(y)
             y = layers.ReLU()(layers.BatchNormalization()(y))
         x = keras.Model(start, y, name=f"block{block}")(x)
     return keras.Model(inputs, layers.Dense(units, name="last")(x), name="deep")
 
 
-def run_tools(
-    rounds: int, tick: Callable[[], object], units: int = UNITS
-) -> list[ToolRow]:
+def run_tools(rounds: int, tick: Callable[[], object]) -> list[ToolRow]:
     """Looks at each tool's memory on `deep_model`, then times them in turns.
 
     Args:
         rounds: How often each tool runs.
         tick: Called after each round.
-        units: The width of the model.
     """
     deep_model(2)  # what Keras allocates once is not the model's
     before = _kilobytes("VmRSS")
-    model = deep_model(units)
+    model = deep_model(UNITS)
     after = _kilobytes("VmRSS")
     size = sum(int(np.prod(v.shape)) * 4 for v in model.weights)
     # What one tool frees may stay with the process: the later ones show an upper bound.
@@ -92,6 +88,11 @@ def run_tools(
         median, low, high = (one / 1e3 for one in times[:3])
         rows.append(ToolRow(name, layers, size / 1e6, median, low, high, copies[name]))
     return rows
+
+
+def _data(model: Any) -> np.ndarray:
+    shape = (32, model.input_shape[-1])
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
 def _count(model: Any) -> int:

@@ -6,37 +6,24 @@ import tracemalloc
 import keras
 import pytest
 
-import keras_bn
-from cases_tools import images
+from keras_bn.benchmark.tools import TOOLS, deep_model
+from keras_bn.tools._walk import sublayers
 
 L = keras.layers
 
 
 @pytest.fixture(scope="module")
 def large():
-    """Ten blocks: Keras builds a chain of 1,000 layers by too deep a recursion."""
-    x = inputs = keras.Input((4,))
-    for block in range(10):
-        y = start = keras.Input((4,))
-        for _ in range(33):
-            y = L.ReLU()(L.BatchNormalization()(L.Dense(4)(y)))
-        x = L.Identity()(keras.Model(start, y, name=f"block{block}")(x))
-    return keras.Model(inputs, x)
-
-
-TOOLS = {
-    "convert": lambda model: keras_bn.convert(model),
-    "fold": lambda model: keras_bn.fold(model),
-    "inspect": lambda model: keras_bn.inspect(model),
-    "inspect with data": lambda model: keras_bn.inspect(model, images(8, 4)),
-}
+    model = deep_model(4)
+    assert sum(1 for _ in sublayers(model)) > 1000
+    return model
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_seconds(large, tool):
-    start = time.perf_counter()
+    start = time.process_time()
     TOOLS[tool](large)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 60
 
 
 @pytest.mark.parametrize("tool", ["convert", "fold"])
