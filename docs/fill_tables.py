@@ -143,14 +143,14 @@ def folded() -> str:
 
 def large() -> str:
     """A row a tool: seconds on a model of 1,000 layers, and memory, by backend."""
-    documents = [load(f"{backend}-tools")["rows"] for backend in BACKENDS]
+    documents = [load(f"{backend}-tools")["rows"] for backend in measured("tools")]
     first = documents[0][0]
-    head = " | ".join(f"{backend}, s | copies" for backend in BACKENDS)
+    head = " | ".join(f"{backend}, s | copies" for backend in measured("tools"))
     lines = [
         f"{first['layers']} layers, {first['megabytes']:.0f} MB of weights:",
         "",
         f"| tool | {head} |",
-        "|---" + "|--:" * 2 * len(BACKENDS) + "|",
+        "|---" + "|--:" * 2 * len(documents) + "|",
     ]
     for rows in zip(*documents, strict=True):
         cells = [
@@ -162,9 +162,15 @@ def large() -> str:
     return "\n".join([*lines, "", *machines("tools")])
 
 
+def measured(name: str) -> list[str]:
+    """The backends that there is a file of this name for."""
+    folder = DOCS / "measurements"
+    return [b for b in BACKENDS if (folder / f"{b}-{name}.json").exists()]
+
+
 def machines(name: str) -> list[str]:
     """What each backend's file of this name was measured on, once each."""
-    lines = (machine_line(load(f"{b}-{name}")["machine"]) for b in BACKENDS)
+    lines = (machine_line(load(f"{b}-{name}")["machine"]) for b in measured(name))
     return [f"- {line}" for line in dict.fromkeys(lines)]
 
 

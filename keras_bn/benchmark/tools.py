@@ -71,7 +71,10 @@ def run_tools(rounds: int, tick: Callable[[], object]) -> list[ToolRow]:
         rounds: How often each tool runs.
         tick: Called after each round.
     """
-    deep_model(2)  # what Keras allocates once is not the model's
+    # What is imported and allocated once is not the model's: Keras, for one, imports
+    # TensorFlow when it reads a config, on any backend.
+    for tool in TOOLS.values():
+        tool(keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()]))
     before = _kilobytes("VmRSS")
     model = deep_model(UNITS)
     after = _kilobytes("VmRSS")
