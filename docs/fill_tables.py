@@ -1,4 +1,4 @@
-"""Fills the performance tables of README.md and docs/performance.md.
+"""Fills the performance tables of README.md, docs/performance.md and docs/tools.md.
 
 The numbers are those of docs/measurements/*.json, which `make measure` writes:
 
@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-PAGES = {DOCS.parent / "README.md": ("summary",), DOCS / "performance.md": ("full",)}
+PAGES = {
+    DOCS.parent / "README.md": ("summary",),
+    DOCS / "performance.md": ("full",),
+    DOCS / "tools.md": ("folded", "large"),
+}
 BACKENDS = ("torch", "jax", "tensorflow")
 IMAGES = ("image 56", "image 14", "image 112")
 NATIVE = {
@@ -123,6 +127,56 @@ def line(row: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def folded() -> str:
+    """A row a backend: inference of ResNet-20 folded, without norm, with it."""
+    lines = [
+        "| backend | folded, ms | built without norm | with keras_bn | with Keras's | "
+        "speed of folded over without norm |\n|---|--:|--:|--:|--:|--:|"
+    ]
+    for backend in BACKENDS:
+        rows = load(f"{backend}-fold")["rows"]
+        cells = [f"{row['median_ms']:.0f}" for row in rows]
+        (plain,) = find(rows, contender="no norm")
+        lines.append(f"| {backend} | {' | '.join(cells)} | {plain['ratio']:.2f} |")
+    return "\n".join([*lines, "", *machines("fold")])
+
+
+def large() -> str:
+    """A row a tool: seconds on a model of 1,000 layers, and memory, by backend."""
+    documents = [load(f"{backend}-tools")["rows"] for backend in measured("tools")]
+    first = documents[0][0]
+    head = " | ".join(f"{backend}, s | copies" for backend in measured("tools"))
+    lines = [
+        f"{first['layers']} layers, {first['megabytes']:.0f} MB of weights:",
+        "",
+        f"| tool | {head} |",
+        "|---" + "|--:" * 2 * len(documents) + "|",
+    ]
+    for rows in zip(*documents, strict=True):
+        cells = [
+            f"{row['seconds']:.1f} | "
+            + ("-" if row["copies"] is None else f"{row['copies']:.2f}")
+            for row in rows
+        ]
+        lines.append(f"| {rows[0]['tool']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *machines("tools")])
+
+
+def measured(name: str) -> list[str]:
+    """The backends that there is a file of this name for."""
+    folder = DOCS / "measurements"
+    return [b for b in BACKENDS if (folder / f"{b}-{name}.json").exists()]
+
+
+def machines(name: str) -> list[str]:
+    """What each backend's file of this name was measured on, once each."""
+    lines = (machine_line(load(f"{b}-{name}")["machine"]) for b in measured(name))
+    return [f"- {line}" for line in dict.fromkeys(lines)]
+
+
+TABLES = {"summary": summary, "full": full, "folded": folded, "large": large}
+
+
 def filled(page: Path, names: tuple[str, ...]) -> str:
     """The page's text with the tables between its markers made anew."""
     text = page.read_text()
@@ -132,7 +186,7 @@ def filled(page: Path, names: tuple[str, ...]) -> str:
             f"<!-- {name} end -->",
         )
         head, rest = text.split(start)
-        table = {"summary": summary, "full": full}[name]()
+        table = TABLES[name]()
         text = f"{head}{start}\n\n{table}\n\n{end}{rest.split(end)[1]}"
     return text
 

@@ -1,7 +1,8 @@
 """Batch normalization for Keras 3, the same on TensorFlow, JAX and PyTorch."""
 
-from keras_bn import backend, layers, ops
+from keras_bn import backend, callbacks, layers, ops, tools
 from keras_bn.layers import BatchNormalization, no_update
+from keras_bn.tools import convert, fold, from_torch, inspect, recalibrate
 
 __version__ = "0.1.0"
 
@@ -9,7 +10,14 @@ __all__ = [
     "BatchNormalization",
     "__version__",
     "backend",
+    "callbacks",
+    "convert",
+    "fold",
+    "from_torch",
+    "inspect",
     "layers",
     "no_update",
     "ops",
+    "recalibrate",
+    "tools",
 ]

@@ -16,12 +16,17 @@ ROOT = Path(__file__).parents[1]
 # A part is a folder or a module directly in keras_bn/, "keras_bn" its __init__.py.
 # Each row: the other parts that it may import.
 MAY_IMPORT = {
-    "keras_bn": {"layers", "ops", "backend"},
+    "keras_bn": {"layers", "ops", "backend", "tools", "callbacks"},
     "layers": {"ops"},
     "ops": {"backend"},
     "backend": set(),
+    "tools": {"layers", "ops"},
+    "callbacks": {"tools"},
+    "cli": {"tools", "benchmark", "_files"},
+    "_files": set(),
+    "__main__": {"cli"},
     # Its report names the version of the package.
-    "benchmark": {"keras_bn", "layers", "backend"},
+    "benchmark": {"keras_bn", "layers", "tools", "backend", "_files"},
 }
 
 FRAMEWORKS = ("tensorflow", "jax", "torch")
@@ -30,30 +35,67 @@ FRAMEWORKS = ("tensorflow", "jax", "torch")
 OUTSIDE = {
     **{f"keras_bn.backend.{name}_kernels": {name} for name in FRAMEWORKS},
     **{f"keras_bn.backend.{name}_timing": {name} for name in FRAMEWORKS},
+    **{f"keras_bn.backend.{name}_context": {name} for name in FRAMEWORKS},
+    "keras_bn.backend.torch_synchronized": {"torch"},
     "keras_bn.benchmark": {"matplotlib", "rich"},
+    "keras_bn.tools._plot": {"matplotlib"},
+    "keras_bn.tools._table": {"rich"},
+    "keras_bn.tools._inspection": {"rich"},
 }
 # Flax's layer is one of those that the benchmark compares ours with.
 OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
 
 PUBLIC = {
-    "keras_bn": ["BatchNormalization", "__version__", "backend", "layers", "ops"],
+    "keras_bn": [
+        "BatchNormalization",
+        "__version__",
+        "backend",
+        "callbacks",
+        "convert",
+        "fold",
+        "from_torch",
+        "inspect",
+        "layers",
+        "no_update",
+        "ops",
+        "recalibrate",
+        "tools",
+    ],
     "keras_bn.backend": [
         "Service",
         "describe",
         "kernels",
+        "recomputing",
+        "replicas",
         "represents",
         "require_represented",
         "timing",
     ],
     "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],
-    "keras_bn.layers": ["BatchNormalization"],
+    "keras_bn.callbacks": ["Monitor", "Recalibrate"],
+    "keras_bn.layers": ["BatchNormalization", "no_update"],
     "keras_bn.ops": [
         "Moments",
         "batch_norm_inference",
         "batch_norm_train",
+        "merge_moments",
         "moving_average",
         "renorm_correction",
         "statistics_dtype",
+    ],
+    "keras_bn.tools": [
+        "Finding",
+        "FoldReport",
+        "Folding",
+        "Inspection",
+        "LayerReport",
+        "Recalibrated",
+        "RecalibrationReport",
+        "convert",
+        "fold",
+        "from_torch",
+        "inspect",
+        "recalibrate",
     ],
 }
 
@@ -135,7 +177,10 @@ def framework_files(module):
         if re.search(r"\w_(kernels|timing)\b", name):
             yield f"imports {name}"
     for name in module.names:
-        if name == "__import__" or name.endswith("import_module"):
+        # The command line imports what its user names.
+        if module.name != "keras_bn.cli" and re.search(
+            "__import__|import_module$", name
+        ):
             yield f"uses {name}"
 
 
@@ -157,10 +202,13 @@ def backend_name(module):
 
 def framework_names(module):
     """Outside keras_bn/backend/ no code and no message names a framework."""
-    if module.part == "backend":
+    # A file format is read there, whatever the backend.
+    if module.part == "backend" or module.name == "keras_bn.tools.from_torch":
         return
     for text in (*module.strings, *module.names):
-        if re.search(r"tensorflow|\bjax|torch", text, re.IGNORECASE):
+        if not text.endswith("from_torch") and re.search(
+            r"tensorflow|\bjax|torch", text, re.IGNORECASE
+        ):
             yield f"names a framework: {text!r}"
 
 
@@ -274,6 +322,9 @@ ALLOWED = [
     (other_packages, "keras_bn.ops.x", "import math\nfrom keras import ops"),
     (framework_files, "keras_bn.backend", "import_module('jax')"),
     (framework_files, "keras_bn.ops.x", "from keras_bn.backend import timing"),
+    (framework_files, "keras_bn.cli", "importlib.import_module(x)"),
+    (framework_names, "keras_bn", "from keras_bn.tools import from_torch"),
+    (framework_names, "keras_bn.tools.from_torch", "TORCH_EPSILON = 1e-5"),
     (other_packages, "keras_bn.benchmark.report", "import rich"),
     (backend_name, "keras_bn.backend", "import keras\nkeras.backend.backend()"),
     (backend_name, "keras_bn.ops.x", "from keras import backend\nbackend.epsilon()"),

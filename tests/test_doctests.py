@@ -27,10 +27,20 @@ MODULES = ["keras_bn"] + [
 ]
 WITH_EXAMPLES = [
     "keras_bn.backend",
+    "keras_bn.callbacks",
+    "keras_bn.cli",
     "keras_bn.layers.batch_normalization",
+    "keras_bn.layers.no_update",
     "keras_bn.ops.batch_norm",
+    "keras_bn.ops.merge",
     "keras_bn.ops.moving_average",
     "keras_bn.ops.renorm",
+    "keras_bn.tools._moments",
+    "keras_bn.tools.convert",
+    "keras_bn.tools.fold",
+    "keras_bn.tools.from_torch",
+    "keras_bn.tools.inspect",
+    "keras_bn.tools.recalibrate",
 ]
 
 

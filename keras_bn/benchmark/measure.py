@@ -30,13 +30,15 @@ def interleaved(
     contenders: Mapping[str, Step],
     rounds: int,
     tick: Callable[[], object] = lambda: None,
+    warm_up: int = 2,
 ) -> dict[str, Timing]:
     """Times the contenders in turns, one call each per round.
 
     Args:
         contenders: The steps by name; the first is the one that ratios refer to.
-        rounds: How many rounds to time, after two that warm up.
+        rounds: How many rounds to time.
         tick: Called after every round.
+        warm_up: How often each contender runs before.
 
     Returns:
         A `Timing` for each contender, in the same order.
@@ -49,8 +51,8 @@ def interleaved(
     (1.0, True)
     """
     for step in contenders.values():
-        step()
-        step()
+        for _ in range(warm_up):
+            step()
     seconds = np.empty((rounds, len(contenders)))
     for turn in seconds:
         for i, step in enumerate(contenders.values()):

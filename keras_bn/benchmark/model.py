@@ -1,4 +1,4 @@
-"""A whole training step of ResNet-20, with and without normalization."""
+"""ResNet-20 with and without normalization: training steps, and inference folded."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import numpy as np
 from keras_bn.benchmark.layer import KERAS, OURS, Row
 from keras_bn.benchmark.measure import interleaved
 from keras_bn.layers import BatchNormalization
+from keras_bn.tools import fold
 
 Norm = Callable[..., keras.Layer]
 
@@ -16,6 +17,7 @@ NORMS: dict[str, Norm | None] = {
     KERAS: keras.layers.BatchNormalization,
     "no norm": None,
 }
+FOLDED = "folded"
 
 
 def resnet20(norm: Norm | None) -> keras.Model:
@@ -69,6 +71,37 @@ def run_model(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
         Row("resnet20", shape, "float32", "step", "default", name, *times, 0.0, None)
         for name, times in interleaved(steps, rounds, tick).items()
     ]
+
+
+def run_folded(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
+    """Times `predict_on_batch` of ResNet-20 folded, built without norm, and with it.
+
+    `ratio` is the time over the folded model's, so that 1 for "no norm" says that
+    folding leaves nothing of the norm.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, 32, 32, 3)).astype("float32")
+    models = {name: resnet20(norm) for name, norm in NORMS.items()}
+    models = {
+        FOLDED: fold(models[OURS]),
+        "no norm": models["no norm"],
+        OURS: models[OURS],
+        KERAS: models[KERAS],
+    }
+    steps = {
+        name: lambda model=model: model.predict_on_batch(x)
+        for name, model in models.items()
+    }
+    shape = "x".join(map(str, x.shape))
+    return [
+        Row("resnet20", shape, "float32", "predict", "default", name, *times, 0.0, None)
+        for name, times in interleaved(steps, rounds, tick).items()
+    ]
+
+
+def speed_of_folded(rows: list[Row]) -> float:
+    """How fast the folded model is, over the speed of the one built without norm."""
+    return next(row.ratio for row in rows if row.contender == "no norm")
 
 
 def added_share(rows: list[Row]) -> float:

@@ -13,7 +13,8 @@ from rich.table import Table
 
 import keras_bn
 from keras_bn.backend import timing
-from keras_bn.benchmark.layer import OURS, Row
+from keras_bn.benchmark.layer import Row
+from keras_bn.benchmark.tools import ToolRow
 
 
 def machine() -> dict[str, str]:
@@ -41,8 +42,7 @@ def _processor() -> str:
 
 def table(rows: Sequence[Row]) -> Table:
     """One line a contender; cases apart."""
-    title = ", ".join(f"{key} {value}" for key, value in machine().items())
-    result = Table(title=title, title_justify="left")
+    result = _titled()
     for name in ("case", "mode", "way", "layer"):
         result.add_column(name)
     for name in ("median ms", "quartiles", "vs ours", "vs limit", "saved"):
@@ -55,24 +55,44 @@ def table(rows: Sequence[Row]) -> Table:
                 row.contender,
                 f"{row.median_ms:.2f}",
                 f"{row.low_ms:.2f} to {row.high_ms:.2f}",
-                "" if row.contender == OURS else f"{row.ratio:.2f}",
+                "" if i == 0 else f"{row.ratio:.2f}",
                 f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
                 "" if row.saved is None else f"{row.saved:.2f}",
-                style="bold" if row.contender == OURS else None,
+                style="bold" if i == 0 else None,
             )
         result.add_section()
     return result
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Writes machine and rows; the file is complete or not there."""
+def tools_table(rows: Sequence[ToolRow]) -> Table:
+    """One line a tool."""
+    result = _titled()
+    for name in ("tool", "layers", "weights MB", "seconds", "quartiles", "copies"):
+        result.add_column(name, justify="left" if name == "tool" else "right")
+    for row in rows:
+        result.add_row(
+            row.tool,
+            str(row.layers),
+            f"{row.megabytes:.0f}",
+            f"{row.seconds:.2f}",
+            f"{row.low:.2f} to {row.high:.2f}",
+            "" if row.copies is None else f"{row.copies:.2f}",
+        )
+    return result
+
+
+def _titled() -> Table:
+    title = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return Table(title=title, title_justify="left")
+
+
+def write_json(rows: Sequence[Row] | Sequence[ToolRow], path: Path) -> None:
+    """Writes machine and rows."""
     document: dict[str, Any] = {
         "machine": machine(),
         "rows": [row._asdict() for row in rows],
     }
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(document, indent=1) + "\n")
-    draft.replace(path)
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -127,8 +127,8 @@ def boolean_training(value: Any) -> bool:
     except Exception as error:
         raise ValueError(
             "Argument `training` must be a Python boolean or None. Received: a tensor "
-            "without a value yet, as `keras.remat` around a whole model on JAX makes "
-            "of it (use `keras.RematScope` around single layers)"
+            "that is traced and has no value yet (`keras.remat` around a whole model "
+            "can make one of it: use `keras.RematScope` around single layers)"
         ) from error
 
 

@@ -11,6 +11,7 @@ from keras_bn.benchmark import interleaved
 from keras_bn.benchmark.command import main
 from keras_bn.benchmark.layer import CASES
 from keras_bn.benchmark.model import NORMS, resnet20
+from keras_bn.benchmark.tools import TOOLS
 
 SMALL = ["--shape", "4x6x6x8", "--rounds", "2"]
 
@@ -45,30 +46,64 @@ def test_half_precision_and_channels_first(dtype, tmp_path):
     assert {row["dtype"] for row in rows} == {dtype}
 
 
+def test_folded_and_not(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    arguments = ["--model", "resnet20", "--fold", "--batch", "1", "--rounds", "1"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["contender"] for row in rows] == [
+        "folded",
+        "no norm",
+        "keras_bn",
+        "keras",
+    ]
+    assert rows[0]["ratio"] == 1
+    out = capsys.readouterr().out
+    assert f"folded model is {rows[1]['ratio']:.2f} times as fast" in out
+
+
+def test_tools_on_a_small_deep_model(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("keras_bn.benchmark.tools._BLOCKS", 1)
+    monkeypatch.setattr("keras_bn.benchmark.tools._TRIPLES", 2)
+    file = tmp_path / "result.json"
+    assert main(["--tools", "--rounds", "1", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["tool"] for row in rows] == list(TOOLS)
+    # Input, block, last; in the block an input and twice three.
+    assert {row["layers"] for row in rows} == {3 + 1 + 2 * 3}
+    assert all(row["seconds"] > 0 for row in rows)
+    assert "convert" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--case", "nonsense"], "--case must be out of"),
         (["--way", "nonsense"], "--way must be out of"),
-    ],
-)
-def test_unknown_names(arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        main(arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["--shape", "12"], "expected sizes with an x between"),
         (["--shape", "ax3"], "expected sizes with an x between"),
         (["--mode", "nonsense"], "expected out of training, inference"),
+        (["--rounds", "0"], "--rounds must be a whole number above 0"),
+        (["--fold"], "--fold needs --model"),
+        (["--tools", "--model", "resnet20"], "--tools goes with"),
     ],
 )
-def test_unreadable_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
+def test_a_wrong_command_line_is_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
         main(arguments)
+    assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_output_that_exists_is_kept_without_force(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    file.write_text("precious")
+    command = [*SMALL, "--mode", "inference", "--json", str(file)]
+    assert main(command) == 4
+    assert "result.json exists: --force overwrites it" in capsys.readouterr().err
+    assert file.read_text() == "precious"
+    assert main([*command, "--force"]) == 0
+    assert json.loads(file.read_text())["rows"]
 
 
 def test_cases_are_those_of_the_documentation():

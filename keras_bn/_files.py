@@ -1,0 +1,104 @@
+"""Reading and writing for the command line: each failure has an exit code."""
+
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
+
+
+class Failure(Exception):
+    """Ends the command with a message and an exit code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def load(path: Path) -> Any:
+    """The model in a file, with its compile state if that can be read."""
+    if not path.is_file():
+        raise Failure(UNREADABLE, f"the model file must exist. Received: {path}")
+    try:
+        return keras.saving.load_model(path)
+    except Exception as first:
+        try:
+            # Without the loss and the optimizer, which may be of the user's own.
+            model = keras.saving.load_model(path, compile=False)
+        except Exception:
+            # Keras says of a file that is not a zip that it is not there.
+            known = zipfile.is_zipfile(path) or path.suffix in (".h5", ".hdf5")
+            reason = _first_line(first) if known else "it is no .keras file"
+            raise Failure(
+                UNREADABLE,
+                "the model must be a Keras model that can be loaded. Received: "
+                f"{path}: {reason}",
+            ) from first
+        print(
+            f"loaded without its compile state: {_first_line(first)}", file=sys.stderr
+        )
+        return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def load_data(path: Path, model: Any) -> Any:
+    """The inputs in a .npy or .npz file, as `model` takes them."""
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Failure(
+            UNREADABLE, f"--data must be a .npy or .npz file. Received: {path}: {error}"
+        ) from error
+    if isinstance(data, np.ndarray):
+        return data
+    with data:
+        arrays = dict(data)
+    inputs = [one.name for one in getattr(model, "inputs", None) or ()]
+    if inputs and len(inputs) > 1 and set(inputs) <= set(arrays):
+        return {name: arrays[name] for name in inputs}
+    if "x" in arrays or len(arrays) == 1:
+        return arrays.get("x", next(iter(arrays.values())))
+    raise Failure(
+        UNREADABLE,
+        "--data must hold the array `x`, one array only, or one for each input "
+        f"{inputs}. Received: {path} with {sorted(arrays)}",
+    )
+
+
+def check_model_output(path: Path, force: bool) -> None:
+    """Checks, before any work, that a model can be written there."""
+    if path.suffix != ".keras":
+        raise Failure(USAGE, f"the output must be a .keras file. Received: {path}")
+    check_output(path, force)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Checks that a file can be written there, and overwrites none."""
+    if path.exists() and not force:
+        raise Failure(UNWRITTEN, f"{path} exists: --force overwrites it")
+    if not path.parent.is_dir():
+        raise Failure(UNWRITTEN, f"the folder must exist. Received: {path.parent}")
+
+
+def write(path: Path, force: bool, save: Callable[[Any], None]) -> None:
+    """Saves beside `path` and moves it there, so that no half file is ever seen."""
+    try:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=".keras-bn-"
+        ) as folder:
+            whole = Path(folder) / path.name
+            save(whole)
+            check_output(path, force)  # something may have come there meanwhile
+            os.replace(whole, path)
+    except (OSError, ValueError, ImportError) as error:
+        raise Failure(UNWRITTEN, f"{path} could not be written: {error}") from error

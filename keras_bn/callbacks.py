@@ -1,0 +1,207 @@
+"""Callbacks that keep batch norm's statistics right during `fit`, and watch them."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_bn.tools import recalibrate
+from keras_bn.tools._data import check_sizes
+from keras_bn.tools._findings import FAR
+from keras_bn.tools._probe import observable
+from keras_bn.tools._walk import RENORM_STATISTICS, STATISTICS, array
+from keras_bn.tools.inspect import measure
+
+__all__ = ["Monitor", "Recalibrate"]
+
+MOMENTS = ("validation", "epoch", "end")
+
+
+class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
+    """Recalibrates the moving statistics before validation and when training ends.
+
+    Averaged weights (`use_ema=True` in the optimizer, `keras.callbacks.SwapEMAWeights`)
+    leave batch norm's moving statistics behind: these belong to the weights of the last
+    steps, not to the average. This callback computes them for the weights that are in
+    the model when they are needed:
+
+    - `"validation"`: from before each validation until after it;
+    - `"epoch"`: from the end of each epoch until the next begins, for callbacks such
+      as `ModelCheckpoint` that save then;
+    - `"end"`: when training ends, for good, after an optimizer with `use_ema=True` has
+      put the averaged weights in.
+
+    After a validation or an epoch the statistics of training come back, so that
+    training goes on as it would have without the callback.
+
+    In the list of callbacks, put `SwapEMAWeights` before this one, and
+    `ModelCheckpoint` after it.
+
+    Args:
+        data: As for `keras_bn.recalibrate`: training inputs that one can go through
+            again and again.
+        when: One or several of `"validation"`, `"epoch"` and `"end"`.
+        **arguments: Arguments of `keras_bn.recalibrate`, such as `steps`. No progress
+            bar is shown unless `verbose=1` is among them.
+
+    Raises:
+        ValueError: `when` is not among these; while training, as `recalibrate`.
+
+    Reference:
+        [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section 3.2, on
+        averaged weights and batch norm.
+
+    Example:
+
+    >>> import keras, keras_bn, numpy as np
+    >>> x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras_bn.BatchNormalization(), keras.layers.Dense(1)]
+    ... )
+    >>> model.compile(keras.optimizers.SGD(use_ema=True), loss="mse")
+    >>> callback = keras_bn.callbacks.Recalibrate(x, when="end")
+    >>> history = model.fit(x, y, callbacks=[callback], verbose=0)
+    >>> model.layers[0].moving_mean.numpy().tolist()
+    [1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        when: str | Iterable[str] = ("validation", "end"),
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self.when = {when} if isinstance(when, str) else set(when)
+        if not self.when or not self.when <= set(MOMENTS):
+            raise ValueError(
+                f"Argument `when` must be one or several of {MOMENTS}. Received: "
+                f"when={when!r}"
+            )
+        self._data = data
+        self._arguments = {"verbose": 0, **arguments}
+        self._training_statistics: list[tuple[Any, Any]] | None = None
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Recalibrates for the validation that starts."""
+        if "validation" in self.when:
+            self._recalibrate_for_now()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Puts the statistics of training back."""
+        self._put_back()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Puts the statistics of training back."""
+        self._put_back()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Recalibrates for callbacks that save the model."""
+        if "epoch" in self.when:
+            self._recalibrate_for_now()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Recalibrates for good."""
+        if "end" in self.when:
+            recalibrate(self.model, self._data, **self._arguments)
+            self._training_statistics = None
+
+    def _recalibrate_for_now(self) -> None:
+        self._put_back()
+        saved = [
+            (variable, array(variable))
+            for layer in observable(self.model).values()
+            for name in (*STATISTICS, *RENORM_STATISTICS)
+            if (variable := getattr(layer, name, None)) is not None
+        ]
+        recalibrate(self.model, self._data, **self._arguments)
+        self._training_statistics = saved
+
+    def _put_back(self) -> None:
+        for variable, value in self._training_statistics or ():
+            variable.assign(value)
+        self._training_statistics = None
+
+
+class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
+    """Logs, each epoch, how far the moving statistics are from those of some data.
+
+    The distance is that of `keras_bn.inspect`: the root mean square change of a layer's
+    normalized output between training and inference mode. Each layer's is in the logs
+    as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
+    `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
+    list of callbacks. Frozen layers, which training and inference use alike, are left
+    out.
+
+    Args:
+        data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.
+        steps: How many batches to take; all of them if None.
+        batch_size: Samples a batch, where `data` are arrays; best that of training.
+        threshold: The distance from which inference is said to lag behind training.
+
+    Raises:
+        ValueError: `steps`, `batch_size` or `threshold` is not above 0; while training,
+            as `inspect`.
+
+    Warns:
+        UserWarning: Once, when a distance first reaches `threshold`, naming the layer.
+
+    Reference:
+        [Dowson and Landau, 1982](https://doi.org/10.1016/0047-259X(82)90077-X).
+
+    Example:
+
+    >>> import keras, keras_bn, numpy as np
+    >>> x, y = np.zeros((8, 2), "float32"), np.ones((8, 1), "float32")
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras_bn.BatchNormalization(name="bn")]
+    ... )
+    >>> model.compile("sgd", "mse")
+    >>> monitor = keras_bn.callbacks.Monitor(x, threshold=2.0)
+    >>> history = model.fit(x, x, callbacks=[monitor], verbose=0)
+    >>> sorted(history.history)
+    ['bn_distance', 'bn_distance/bn', 'loss']
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        steps: int | None = None,
+        batch_size: int = 128,
+        threshold: float = FAR,
+    ) -> None:
+        super().__init__()
+        check_sizes(steps, batch_size)
+        if not threshold > 0:
+            raise ValueError(
+                "Argument `threshold` must be a number above 0. Received: "
+                f"threshold={threshold!r}"
+            )
+        self._data = data
+        self._steps = steps
+        self._batch_size = batch_size
+        self._threshold = threshold
+        self._warned = False
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the distances to `logs`."""
+        distances, _ = measure(self.model, self._data, self._steps, self._batch_size)
+        layers = observable(self.model)
+        trained = {p: one for p, one in distances.items() if layers[p].trainable}
+        if not trained:  # frozen layers use one set of statistics in both modes
+            return
+        worst = max(trained, key=lambda path: trained[path])
+        if logs is not None:
+            logs["bn_distance"] = trained[worst]
+            logs.update({f"bn_distance/{p}": one for p, one in trained.items()})
+        if trained[worst] >= self._threshold and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"After epoch {epoch + 1}, the moving statistics of layer '{worst}' "
+                f"are {trained[worst]:.2f} standard deviations from those of the "
+                "data: inference lags behind training. Lower the momentum, or "
+                "recalibrate.",
+                UserWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,154 @@
+"""Data, in any form that `predict` takes, as batches that a model can be called on."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+
+def check_sizes(steps: Any, batch_size: Any) -> None:
+    """Checks the two numbers that say how much data to take.
+
+    Raises:
+        ValueError: `steps` (which may be None) or `batch_size` is not above 0.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value is None and name == "steps":
+            continue
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(
+                f"Argument `{name}` must be an integer above 0. Received: "
+                f"{name}={value!r}"
+            )
+
+
+def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
+    """The inputs of each batch that has samples, as tensors; at most `steps` of them.
+
+    Raises:
+        TypeError: `data` or a batch of it is not data.
+        ValueError: A batch of a wrong shape; fewer batches than `steps`; none at all.
+    """
+    taken = 0
+    for batch in _iterate(model, data, batch_size):
+        if taken == steps:
+            return
+        inputs = _checked(model, batch)
+        # There is nothing to learn from no samples, and TensorFlow has no convolution
+        # of them.
+        if samples_in(inputs):
+            yield inputs
+            taken += 1
+    if taken == 0 or (steps is not None and taken < steps):
+        raise ValueError(
+            f"Argument `data` must have {'at least one' if steps is None else steps} "
+            f"batch{'es' if steps and steps > 1 else ''}"
+            f"{'' if steps is None else ', as `steps` says'}. Received: {taken}"
+        )
+
+
+def can_repeat(model: Any, data: Any) -> bool:
+    """Whether `data` can be gone through more than once."""
+    return _is_whole(model, data) or not isinstance(data, Iterator)
+
+
+def length(model: Any, data: Any, batch_size: int, steps: int | None) -> int | None:
+    """How many batches there will be; None where the data do not say."""
+    if _is_whole(model, data):
+        rows = len(tree.flatten(_inputs_of(model, data))[0])
+        known: int | None = -(-rows // batch_size)
+    elif isinstance(data, keras.utils.PyDataset):
+        known = data.num_batches
+    else:
+        known = len(data) if hasattr(data, "__len__") else None
+    return known if steps is None or known is None else min(known, steps)
+
+
+def samples_in(batch: Any) -> int:
+    """The number of samples in a batch of inputs."""
+    return int(tree.flatten(batch)[0].shape[0])
+
+
+def _is_whole(model: Any, data: Any) -> bool:
+    """Whether `data` is all the data at once, not something that gives batches."""
+    if hasattr(data, "shape") or isinstance(data, (tuple, Mapping)):
+        return True
+    several = len(getattr(model, "inputs", None) or ())
+    return isinstance(data, list) and len(data) == several > 1
+
+
+def _iterate(model: Any, data: Any, batch_size: int) -> Iterator[Any]:
+    if _is_whole(model, data):
+        inputs = _inputs_of(model, data)
+        sizes = {len(one) for one in tree.flatten(inputs)}
+        if len(sizes) > 1:
+            raise ValueError(
+                "Argument `data` must have inputs of one number of samples. Received: "
+                f"inputs of {sorted(sizes)} samples"
+            )
+        for start in range(0, sizes.pop(), batch_size):
+            stop = start + batch_size
+            yield tree.map_structure(lambda one: one[start:stop], inputs)  # noqa: B023
+    elif isinstance(data, keras.utils.PyDataset):
+        for index in range(data.num_batches or 0):
+            yield _inputs_of(model, data[index])
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        for batch in data:
+            yield _inputs_of(model, batch)
+    else:
+        raise TypeError(
+            "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
+            "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
+            f"keras.utils.PyDataset. Received: data of type {type(data).__name__}"
+        )
+
+
+def _inputs_of(model: Any, batch: Any) -> Any:
+    """The inputs out of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
+    if isinstance(batch, tuple):
+        return batch[0] if batch else batch
+    if isinstance(batch, list):
+        # A DataLoader makes lists of (x, y); a model of many inputs has lists of x.
+        several = len(getattr(model, "inputs", None) or ())
+        return batch if several > 1 and len(batch) == several else batch[0]
+    return batch
+
+
+def _checked(model: Any, batch: Any) -> Any:
+    """`batch` as tensors of the shapes that the model takes."""
+    try:
+        batch = tree.map_structure(_tensor, batch)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "Argument `data` must hold arrays of numbers. Received: a batch of type "
+            f"{type(batch).__name__}: {error}"
+        ) from error
+    expected = [tuple(one.shape) for one in getattr(model, "inputs", None) or ()]
+    received = [tuple(one.shape) for one in tree.flatten(batch)]
+    fits = len(expected) == len(received) and all(map(_fits, received, expected))
+    if not received or (expected and not fits):
+        raise ValueError(
+            "Argument `data` must give batches of the shape that the model takes, "
+            f"{_listed(expected)}. Received: a batch of shape {_listed(received)}"
+        )
+    return batch
+
+
+def _tensor(one: Any) -> Any:
+    if not hasattr(one, "shape"):
+        one = np.asarray(one)
+        if one.dtype.kind in "OSU":
+            raise TypeError(f"{one.dtype} is not a type of number")
+    return ops.convert_to_tensor(one)
+
+
+def _fits(received: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(received) == len(expected) and all(
+        other in (None, one) for one, other in zip(received, expected, strict=True)
+    )
+
+
+def _listed(shapes: list[Any]) -> str:
+    return " and ".join(map(str, shapes)) or "unknown"

@@ -1,0 +1,194 @@
+"""The weights of linear layers with an affine of each channel multiplied in.
+
+Pure arithmetic in float64 NumPy; one class a family of layers, one row a layer class.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import numpy as np
+
+from keras_bn.tools._affine import Inexact
+from keras_bn.tools._walk import Layer, float64
+
+
+class Weights(NamedTuple):
+    """The kernels of a linear layer by name, and its bias, in float64."""
+
+    kernels: dict[str, np.ndarray]
+    bias: np.ndarray
+
+    def times(self, name: str, factor: np.ndarray, bias: np.ndarray) -> "Weights":
+        """With one kernel multiplied, and another bias."""
+        return Weights({**self.kernels, name: self.kernels[name] * factor}, bias)
+
+
+class Family(Protocol):
+    """How a family of linear layers stores its weights."""
+
+    kernels: tuple[str, ...]
+
+    def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
+        """The factor of the last kernel that scales each output channel."""
+
+    def scaled_before(self, layer: Layer, w: Weights, scale: np.ndarray) -> np.ndarray:
+        """The factor of the first kernel that scales each input channel."""
+
+    def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
+        """What a constant input of `offset` per channel adds to each output channel."""
+
+
+class _Kernel:
+    """Dense and convolutions: (…, input channels of one group, output channels)."""
+
+    kernels: tuple[str, ...] = ("kernel",)
+
+    def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale
+
+    def _per_group(self, layer: Layer, w: Weights, values: np.ndarray) -> np.ndarray:
+        """One value per (input channel of the group, output channel)."""
+        groups = getattr(layer, "groups", 1)
+        filters = w.bias.size // groups
+        return np.repeat(values.reshape(groups, -1), filters, axis=0).T
+
+    def scaled_before(self, layer: Layer, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return self._per_group(layer, w, scale)
+
+    def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
+        kernel = w.kernels["kernel"] * self._per_group(layer, w, offset)
+        return _total(kernel, 1)
+
+
+class _Transposed:
+    """Transposed convolutions: (…, output channels, input channels)."""
+
+    kernels: tuple[str, ...] = ("kernel",)
+
+    def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale[:, np.newaxis]
+
+    def scaled_before(self, layer: Layer, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale
+
+    def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
+        raise Inexact(f"'{layer.name}' adds up fewer shifted values at the borders")
+
+
+class _Depthwise:
+    """Depthwise convolutions: (…, input channels, multiplier)."""
+
+    kernels: tuple[str, ...] = ("kernel",)
+
+    def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale.reshape(w.kernels["kernel"].shape[-2:])
+
+    def scaled_before(self, layer: Layer, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale[:, np.newaxis]
+
+    def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
+        return _total(w.kernels[self.kernels[0]] * offset[:, np.newaxis], 2).ravel()
+
+
+class _Separable(_Depthwise):
+    """A depthwise convolution, then one of single points."""
+
+    kernels: tuple[str, ...] = ("depthwise_kernel", "pointwise_kernel")
+
+    def scaled_after(self, w: Weights, scale: np.ndarray) -> np.ndarray:
+        return scale
+
+    def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
+        pointwise = w.kernels["pointwise_kernel"]
+        flat = pointwise.reshape(pointwise.shape[-2:])
+        total: np.ndarray = super().response(layer, w, offset) @ flat
+        return total
+
+
+def _total(kernel: np.ndarray, kept: int) -> np.ndarray:
+    """The sum over all but the last `kept` axes."""
+    total: np.ndarray = kernel.sum(axis=tuple(range(kernel.ndim - kept)))
+    return total
+
+
+_LAYERS = keras.layers
+FAMILIES: dict[type, Family] = {
+    **dict.fromkeys(
+        (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D, _LAYERS.Dense), _Kernel()
+    ),
+    **dict.fromkeys(
+        (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose),
+        _Transposed(),
+    ),
+    **dict.fromkeys((_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D), _Depthwise()),
+    **dict.fromkeys((_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D), _Separable()),
+}
+
+
+def is_linear(layer: Layer) -> bool:
+    """Whether `layer` is of a class that a batch norm can be folded into."""
+    return type(layer) in FAMILIES
+
+
+def channel_axis(layer: Layer, rank: int) -> int:
+    """The channel axis of inputs and outputs, the batch axis left out."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return 0 if first else rank - 1
+
+
+def read_weights(layer: Layer) -> Weights:
+    """The weights of `layer`, whose bias is zeros where it has none."""
+    kernels = {
+        name: float64(getattr(layer, name)) for name in FAMILIES[type(layer)].kernels
+    }
+    bias = float64(layer.bias) if layer.use_bias else np.zeros(_outputs(layer))
+    return Weights(kernels, bias)
+
+
+def _outputs(layer: Layer) -> int:
+    if hasattr(layer, "units"):
+        return int(layer.units)
+    if hasattr(layer, "filters"):
+        return int(layer.filters)
+    return int(np.prod(layer.kernel.shape[-2:]))  # depthwise
+
+
+def fold_after(
+    layer: Layer, weights: Weights, scale: np.ndarray, offset: np.ndarray
+) -> Weights:
+    """The weights with which `layer` computes `scale * layer(x) + offset`.
+
+    Args:
+        layer: A layer of a class in `FAMILIES`.
+        weights: Its weights.
+        scale: One number per output channel.
+        offset: One number per output channel.
+    """
+    family = FAMILIES[type(layer)]
+    factor = family.scaled_after(weights, scale)
+    return weights.times(family.kernels[-1], factor, weights.bias * scale + offset)
+
+
+def fold_before(
+    layer: Layer, weights: Weights, scale: np.ndarray, offset: np.ndarray
+) -> Weights:
+    """The weights with which `layer` computes `layer(scale * x + offset)`.
+
+    Args:
+        layer: A layer of a class in `FAMILIES`.
+        weights: Its weights.
+        scale: One number per input channel.
+        offset: One number per input channel.
+
+    Raises:
+        Inexact: No weights do: the layer pads with zeros, which are not shifted.
+    """
+    family = FAMILIES[type(layer)]
+    bias = weights.bias
+    if np.any(offset):
+        padding: Any = getattr(layer, "padding", "valid")
+        if padding != "valid":
+            raise Inexact(f"'{layer.name}' pads with zeros (padding={padding!r})")
+        bias = bias + family.response(layer, weights, offset)
+    factor = family.scaled_before(layer, weights, scale)
+    return weights.times(family.kernels[0], factor, bias)

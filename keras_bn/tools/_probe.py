@@ -1,0 +1,110 @@
+"""Runs a model with its batch norm layers under observation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from keras import ops
+
+from keras_bn.ops import batch_norm_inference, batch_norm_train
+from keras_bn.tools._walk import (
+    Layer,
+    activation_of,
+    array,
+    batch_norms,
+    computes_plainly,
+    float64,
+)
+
+See = Callable[[str, Any, Any, Any], None] | None
+"""Told of each call of a layer: `see(path, count, mean, variance)` of its batch."""
+
+
+def observable(model: Any) -> dict[str, Layer]:
+    """The batch norm layers of `model` whose statistics can be observed, by path.
+
+    Raises:
+        TypeError: As `batch_norms`.
+        ValueError: As `batch_norms`; or all are subclasses with a `call` of their own.
+    """
+    found = batch_norms(model)
+    plain = {path: layer for path, layer in found.items() if computes_plainly(layer)}
+    if not plain:
+        raise ValueError(
+            "Argument `model` must have a batch normalization layer that computes as "
+            "the base class does. Received: model with subclasses that override "
+            f"`call`: {sorted(found)}"
+        )
+    return plain
+
+
+@contextmanager
+def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[None]:
+    """Within, each call of one of `layers` tells `see` the moments of its input.
+
+    With `by_batch`, the layers normalize by these moments, as in training; else by
+    their moving statistics. Either way nothing is written, and all other layers run in
+    the mode that the model is called in: dropout can stay off. With `see=None` nobody
+    is told, and moments that nobody needs are not computed.
+    """
+    try:
+        for path, layer in layers.items():
+            # Straight into the dictionary: Keras would track an attribute.
+            layer.__dict__["call"] = _Observer(path, layer, see, by_batch)
+        yield
+    finally:
+        for layer in layers.values():
+            layer.__dict__.pop("call", None)
+
+
+class _Observer:
+    """Stands in for the `call` of one layer."""
+
+    def __init__(self, path: str, layer: Layer, see: See, by_batch: bool) -> None:
+        self._path = path
+        self._layer = layer
+        self._see = see
+        self._by_batch = by_batch
+
+    def __call__(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        layer = self._layer
+        settings = {"axis": layer.axis, "epsilon": layer.epsilon}
+        affine = (layer.gamma, layer.beta)
+        # A call with training=True written into the model ignores its mode.
+        by_batch = self._by_batch or (training and layer.trainable)
+        if by_batch or self._see is not None:
+            y, moments = batch_norm_train(inputs, *affine, mask=mask, **settings)
+            if self._see is not None:
+                self._see(self._path, *self._read(moments))
+        if not by_batch:
+            statistics = (layer.moving_mean, layer.moving_variance)
+            y = batch_norm_inference(inputs, *statistics, *affine, **settings)
+        activation = activation_of(layer)
+        if activation is not None:
+            y = activation(y)
+        # Without the gradient's bookkeeping, what came before can be freed at once.
+        return ops.cast(ops.stop_gradient(y), layer.compute_dtype)
+
+    def _read(self, moments: Any) -> list[Any]:
+        try:
+            return [float64(one) for one in moments]
+        except Exception as error:
+            raise ValueError(
+                f"Layer '{self._path}' cannot be observed: it runs inside a loop that "
+                "the backend compiles, such as that of a recurrent cell. Received: "
+                f"{type(error).__name__}"
+            ) from error
+
+
+@contextmanager
+def restored_on_failure(model: Any) -> Iterator[None]:
+    """Puts every weight that is not trained back, bit by bit, if the body raises."""
+    saved = [(v, array(v)) for v in model.non_trainable_variables]
+    try:
+        yield
+    except BaseException:  # an interrupt as well
+        for variable, value in saved:
+            variable.assign(value)
+        raise

@@ -1,0 +1,249 @@
+"""Copies a model with other layers in the place of chosen ones."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras.src.models.functional import functional_like_constructor
+
+from keras_bn.tools._carry import Fill, carry_state, classes_known
+from keras_bn.tools._walk import (
+    Layer,
+    children,
+    has_graph,
+    is_functional,
+    is_sequential,
+    sublayers,
+)
+
+
+class Replacement(NamedTuple):
+    """What stands in the copy where a layer stood.
+
+    Attributes:
+        layer: The layer that is called instead; None to hand the input on.
+        then: Layers that follow it, each called on the result alone.
+    """
+
+    layer: Layer | None
+    then: tuple[Layer, ...] = ()
+
+
+Replace = Callable[[Layer], Replacement | None]
+"""Says what to put in the place of a layer; None to copy it as it is."""
+
+
+def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
+    """A copy of `model`, of the same names, weights, random states and flags.
+
+    Layers that are shared in the model are shared in the copy. A layer in which some
+    class of the user's holds others is copied by its config, and what it holds is then
+    replaced attribute by attribute.
+
+    Raises:
+        ValueError: A layer that cannot be copied by its config, or holds a layer to be
+            replaced where it cannot be; the message names the attribute.
+    """
+    copier = _Copier(replace)
+    with classes_known(model):
+        copy: Any = copier.copy(model).layer
+        if not copy.built:
+            _build_alike(model, copy)
+    carry_state(list(copier.copies.values()), copier.replaced, fill)
+    return copy
+
+
+class _Copier:
+    """Each layer's copy, made once."""
+
+    def __init__(self, replace: Replace) -> None:
+        self._replace = replace
+        self.copies: dict[int, tuple[Layer, Replacement]] = {}
+        self.replaced: set[int] = set()
+
+    def copy(self, layer: Layer) -> Replacement:
+        if id(layer) not in self.copies:
+            chosen = self._replace(layer)
+            if chosen is not None:
+                self.replaced.add(id(layer))
+            self.copies[id(layer)] = (layer, chosen or Replacement(self._same(layer)))
+        return self.copies[id(layer)][1]
+
+    def _same(self, layer: Layer) -> Layer:
+        if is_sequential(layer):
+            return self._sequential(layer)
+        if is_functional(layer):
+            return self._functional(layer)
+        copy = _from_config(layer)
+        if children(layer):
+            self._replace_inside(layer, copy, layer.name)
+        return copy
+
+    def _sequential(self, model: Any) -> Any:
+        layers: list[Layer] = []
+        for layer in children(model):
+            if isinstance(layer, keras.layers.InputLayer):
+                layers.append(_from_config(layer))
+                continue
+            first, then = self.copy(layer)
+            layers += [one for one in (first, *then) if one is not None]
+        cls = type(model)
+        if cls.__init__ is not keras.Sequential.__init__:
+            cls = _plain(model, keras.Sequential)
+        return cls(layers, name=model.name)
+
+    def _functional(self, model: Any) -> Any:
+        inputs = _ordered(
+            keras.tree.map_structure(_input_like, model.input), model.input
+        )
+        outputs = model._run_through_graph(
+            inputs, operation_fn=self.copy, call_fn=_call
+        )
+        cls = type(model)
+        if not functional_like_constructor(cls):
+            cls = _plain(model, keras.Model)
+        return cls(inputs, _ordered(outputs, model.output), name=model.name)
+
+    def _replace_inside(self, old: Layer, new: Layer, path: str) -> None:
+        """Replaces layers in the attributes of `new`, a copy of `old`, or in lists."""
+        done: dict[int, Layer] = {}
+        # Instance attributes only: properties such as `input` raise or compute.
+        for name in sorted(set(dir(new)) - set(dir(type(new)))):
+            if not name.startswith("_"):
+                where = f"{path}.{name}"
+                value = getattr(new, name)
+                result = self._inside(getattr(old, name, None), value, new, where, done)
+                if result is not value:
+                    setattr(new, name, result)
+        left = {id(layer) for _, layer in sublayers(new)}
+        for name, layer in sublayers(old):
+            if self._replace(layer) and not self._arrived(layer, left):
+                raise ValueError(_out_of_reach(old, f"{path}.{name}", layer))
+
+    def _arrived(self, layer: Layer, present: set[int]) -> bool:
+        return id(layer) in self.copies and id(self.copies[id(layer)][1][0]) in present
+
+    def _inside(
+        self, old: Any, new: Any, owner: Layer, path: str, done: dict[int, Layer]
+    ) -> Any:
+        """What should stand where `new` stands; `new` itself where nothing changes."""
+        if isinstance(new, keras.layers.Layer):
+            if id(new) not in done:
+                done[id(new)] = self._layer_inside(old, new, owner, path)
+            return done[id(new)]
+        if isinstance(new, dict) and isinstance(old, dict):
+            items = [(key, old.get(key), value) for key, value in new.items()]
+        elif isinstance(new, list) and isinstance(old, list):
+            items = [(i, *pair) for i, pair in enumerate(zip(old, new, strict=False))]
+        elif isinstance(new, tuple) and isinstance(old, tuple):
+            pairs = zip(old, new, strict=False)
+            each = [self._inside(o, n, owner, path, done) for o, n in pairs]
+            same = all(one is other for one, other in zip(each, new, strict=False))
+            return new if same else tuple(each)
+        else:
+            return new
+        for key, before, value in items:
+            where = f"{path}[{key!r}]"
+            result = self._inside(before, value, owner, where, done)
+            if result is not value:
+                new[key] = result
+        return new
+
+    def _layer_inside(self, old: Any, new: Layer, owner: Layer, path: str) -> Layer:
+        if not isinstance(old, keras.layers.Layer):
+            return new
+        # A constructor makes the class that it names, whatever stands there by now.
+        alike = type(old) is type(new) and not has_graph(old)
+        if alike and self._replace(old) is None:
+            self.copies.setdefault(id(old), (old, Replacement(new)))
+            self._replace_inside(old, new, path)
+            return new
+        first, then = self.copy(old)
+        if first is None or then:
+            raise ValueError(
+                f"The layer '{path}' needs an activation layer after it, which cannot "
+                f"be put inside a {type(owner).__name__}. Take the activation out of "
+                f"the layer. Received: activation={getattr(old, 'activation', None)!r}"
+            )
+        if new.built and not first.built:  # some configs build what they make
+            first.build_from_config(old.get_build_config())
+        # An attribute set anew leaves the old layer tracked, and the order changed.
+        owner._tracker.replace_tracked_value("layers", new, first)
+        return first
+
+
+def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
+    """Calls what stands in the place of a layer as the layer was called."""
+    if copies.layer is None:
+        outputs = args[0] if args else next(iter(kwargs.values()))
+    else:
+        outputs = copies.layer(*args, **kwargs)
+    for layer in copies.then:
+        outputs = layer(outputs)
+    return outputs
+
+
+def _ordered(structure: Any, like: Any) -> Any:
+    """A dictionary in the order that it had, where mapping it has sorted its keys."""
+    if isinstance(like, dict) and isinstance(structure, dict):
+        return {key: structure[key] for key in like}
+    return structure
+
+
+def _input_like(tensor: Any) -> Any:
+    layer = tensor._keras_history.operation
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        sparse=tensor.sparse,
+        name=layer.name,
+        optional=layer.optional,
+    )
+
+
+def _from_config(layer: Layer) -> Layer:
+    try:
+        return type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise ValueError(
+            f"Layer '{layer.name}' of class {type(layer).__name__} cannot be copied: "
+            "its `get_config()` must give the arguments that its `from_config()` "
+            f"takes. Received: {error}"
+        ) from error
+
+
+def _plain(model: Any, cls: type) -> type:
+    warnings.warn(
+        f"Model '{model.name}' is of class {type(model).__name__}, whose constructor "
+        f"does not take layers: the copy is a plain keras.{cls.__name__}, which "
+        "computes the same, without methods such as a custom `train_step`.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return cls
+
+
+def _out_of_reach(owner: Layer, path: str, layer: Layer) -> str:
+    return (
+        f"The layer '{path}' of class {type(layer).__name__} cannot be replaced: it is "
+        f"not held by {type(owner).__name__} in a public attribute, or a list, tuple "
+        "or dictionary in one, that the constructor fills. Build the layer there, or "
+        f"take it as an argument. Received: {type(owner).__name__} '{owner.name}'"
+    )
+
+
+def _build_alike(model: Any, copy: Any) -> None:
+    with warnings.catch_warnings():
+        # The failure shows below, as an error with advice.
+        warnings.simplefilter("ignore")
+        copy.build_from_config(model.get_build_config())
+    if not all(layer.built for _, layer in sublayers(copy)):
+        raise ValueError(
+            f"The copy of model '{model.name}' of class {type(model).__name__} cannot "
+            "be built from its build config. Give the class a `build()` that creates "
+            "all weights, or use a functional model. Received: build config "
+            f"{model.get_build_config()}"
+        )
+    # Keras has built the layers by a symbolic `call`, and leaves this to `__call__`.
+    copy.built = True

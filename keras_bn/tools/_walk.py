@@ -1,0 +1,170 @@
+"""What the tools share: finding the batch norm layers of a model, and its graphs."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bn.layers import BatchNormalization
+
+Layer = Any
+"""A `keras.layers.Layer`, or an operation of a functional model's graph."""
+
+STATISTICS = ("moving_mean", "moving_variance")
+RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
+
+
+def is_batch_norm(layer: Layer) -> bool:
+    """Whether `layer` normalizes by batch statistics, ours or Keras's."""
+    return isinstance(layer, (BatchNormalization, keras.layers.BatchNormalization))
+
+
+def is_plain_batch_norm(layer: Layer) -> bool:
+    """`is_batch_norm`, but for subclasses, whose `call` may do anything."""
+    return type(layer) in (BatchNormalization, keras.layers.BatchNormalization)
+
+
+def computes_plainly(layer: Layer) -> bool:
+    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
+    call = getattr(type(layer), "call", None)
+    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+
+
+def is_sequential(layer: Layer) -> bool:
+    """Whether `layer` is a `keras.Sequential`."""
+    return isinstance(layer, keras.Sequential)
+
+
+def is_functional(layer: Layer) -> bool:
+    """Whether `layer` is a model with a graph that can be walked."""
+    return hasattr(layer, "_run_through_graph")
+
+
+def activation_of(layer: Layer) -> Any:
+    """The activation fused into `layer`, or None where there is none (or linear)."""
+    activation = getattr(layer, "activation", None)
+    return None if activation is keras.activations.linear else activation
+
+
+def children(layer: Layer) -> list[Layer]:
+    """The layers directly inside, in the order that their weights are listed in."""
+    return list(layer.layers if is_functional(layer) else getattr(layer, "_layers", ()))
+
+
+def sublayers(model: Layer) -> Iterator[tuple[str, Layer]]:
+    """Each layer inside `model`, at any depth, once: its path, and the layer."""
+    seen: set[int] = set()
+    pending = [(child.name, child) for child in reversed(children(model))]
+    while pending:
+        path, layer = pending.pop()
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield path, layer
+        pending += [(f"{path}/{c.name}", c) for c in reversed(children(layer))]
+
+
+def batch_norms(model: Any) -> dict[str, Layer]:
+    """The batch norm layers of `model` by path, in the order of its layers.
+
+    Raises:
+        TypeError: `model` is not a Keras model or layer.
+        ValueError: It is not built, has no batch norm layer, or is quantized.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(
+            "Argument `model` must be a Keras model. "
+            f"Received: model={model!r} of type {type(model).__name__}"
+        )
+    everything = [(model.name, model), *sublayers(model)]
+    for path, layer in everything:
+        # Quantized weights are whole numbers with a scale: no tool here knows them.
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "Argument `model` must not be quantized: use the tool first, then "
+                f"quantize. Received: layer '{path}' with quantization_mode="
+                f"{layer.quantization_mode!r}"
+            )
+    found = [(path, layer) for path, layer in everything if is_batch_norm(layer)]
+    # A wrapper may keep the unbuilt layer that it made its own from (Bidirectional).
+    built = [(path, layer) for path, layer in found if layer.moving_mean is not None]
+    if not model.built or (found and not built):
+        raise ValueError(
+            "Argument `model` must be built, so that it has weights: call it on data, "
+            "or `model.build(input_shape)`. Received: the unbuilt model "
+            f"'{model.name}'"
+        )
+    if not found:
+        raise ValueError(
+            "Argument `model` must have a batch normalization layer. Received: model "
+            f"'{model.name}' with {len(everything) - 1} layers, none of them one"
+        )
+    return _distinct(built)
+
+
+def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
+    """By path; a number tells apart layers that were given the same name."""
+    repeated = Counter(path for path, _ in found)
+    numbered: Counter[str] = Counter()
+    named = {}
+    for path, layer in found:
+        if repeated[path] > 1:
+            numbered[path] += 1
+            path = f"{path}#{numbered[path]}"
+        named[path] = layer
+    return named
+
+
+def graphs(model: Layer) -> list[tuple[str, Any]]:
+    """Each functional graph in `model` and its prefix of paths, outer ones first."""
+    inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
+    return [(p, _graph(layer)) for p, layer in [("", model), *inner] if _graph(layer)]
+
+
+def has_graph(layer: Layer) -> bool:
+    """Whether `layer` is a model made of layers, Functional or Sequential."""
+    return is_sequential(layer) or is_functional(layer)
+
+
+def _graph(layer: Layer) -> Any:
+    """The functional graph of `layer`; None where it has none (a subclassed model)."""
+    # A built Sequential holds the Functional that it runs.
+    layer = layer._functional if is_sequential(layer) else layer
+    return layer if is_functional(layer) else None
+
+
+def nodes(graph: Any) -> list[Any]:
+    """The calls of `graph` in an order in which they can be run, inputs left out."""
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    every = (node for depth in depths for node in graph._nodes_by_depth[depth])
+    return [node for node in every if node.operation and not node.is_input]
+
+
+def called_in_training(node: Any) -> bool:
+    """Whether this call has `training=True` written into it."""
+    arguments = node.arguments
+    return bool(arguments.kwargs.get("training") is True) or any(
+        one is True for one in arguments.args[1:]
+    )
+
+
+def array(weight: Any, dtype: str | None = None) -> np.ndarray:
+    """A copy of `weight` (None stays None to the caller: do not pass it)."""
+    # Some backends hand out a view of the weight itself.
+    return np.array(keras.ops.convert_to_numpy(weight), dtype=dtype)
+
+
+def assign_copy(target: Any, source: Any) -> None:
+    """Gives `target` the value of `source`, in memory of its own.
+
+    `target.assign(source)` may share it, and JAX deletes what a training step was
+    given: training one model would take the weights of the other away.
+    """
+    target.assign(array(source))
+
+
+def float64(weight: Any) -> np.ndarray:
+    """A copy of `weight` in float64."""
+    return array(weight, "float64")

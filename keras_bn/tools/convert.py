@@ -1,0 +1,186 @@
+"""From Keras's batch normalization layer to this package's, and back."""
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bn.layers import BatchNormalization
+from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._walk import (
+    RENORM_STATISTICS,
+    STATISTICS,
+    Layer,
+    activation_of,
+    array,
+    assign_copy,
+    batch_norms,
+    float64,
+    is_plain_batch_norm,
+)
+
+TARGETS = {"keras_bn": BatchNormalization, "keras": keras.layers.BatchNormalization}
+WEIGHTS = ("gamma", "beta", *STATISTICS, *RENORM_STATISTICS)
+
+
+def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
+    """A copy of `model` with every batch normalization layer of the chosen class.
+
+    The copy has the names, weights, random states, `trainable` flags and, where the
+    model is compiled, the loss, metrics and optimizer with its state. Shared layers
+    stay shared. `model` is left as it was.
+
+    Both layers compute
+
+        y = gamma * (x - moving_mean) / sqrt(moving_variance + epsilon) + beta
+
+    so that predictions agree to float32 rounding, and a model that was converted
+    there and back gives the same bits.
+
+    Layers are found in Functional and Sequential models at any depth, in wrappers
+    such as `TimeDistributed`, and in public attributes (or lists, tuples and
+    dictionaries there) of classes of your own whose `get_config()` gives the
+    constructor's arguments. Subclasses of a batch normalization layer are copied as
+    they are: what their `call` does is not known.
+
+    Args:
+        model: A built Keras model.
+        to: The class to use: `"keras_bn"` for `keras_bn.BatchNormalization`, `"keras"`
+            for `keras.layers.BatchNormalization`.
+        **overrides: Arguments of that class to set in every layer, such as
+            `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
+            have start at its moving statistics.
+
+    Returns:
+        The new model.
+
+    Raises:
+        TypeError: `model` is not a Keras model; an override that the class does not
+            take.
+        ValueError: `to` is unknown; the model is not built, has no batch norm or is
+            quantized; a layer that the target class cannot express, or that cannot be
+            replaced where it is.
+
+    Warns:
+        UserWarning: The compile state, or the class of the model, cannot be carried.
+
+    Reference:
+        [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
+
+    Example:
+
+    >>> import keras, keras_bn
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()
+    ... ])
+    >>> ours = keras_bn.convert(model, momentum=0.9)
+    >>> type(ours.layers[1]).__module__, ours.layers[1].momentum
+    ('keras_bn.layers.batch_normalization', 0.9)
+    """
+    if to not in TARGETS:
+        raise ValueError(
+            f"Argument `to` must be one of {sorted(TARGETS)}. Received: to={to!r}"
+        )
+    target = TARGETS[to]
+    _check_overrides(target, overrides)
+    batch_norms(model)
+
+    def replace(layer: Layer) -> Replacement | None:
+        if not is_plain_batch_norm(layer):
+            return None
+        return _converted(layer, target, overrides)
+
+    copy = rebuild(model, replace, copy_batch_norm)
+    carry_compile(model, copy)
+    return copy
+
+
+def _arguments_of(target: type) -> set[str]:
+    names = set(inspect.signature(target.__init__).parameters)  # type: ignore[misc]
+    return names - {"self", "kwargs"}
+
+
+def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
+    # A name or a feature axis of its own is what one layer has, not all of them.
+    allowed = _arguments_of(target) - {"axis"} | {"dtype", "trainable"}
+    for name in overrides:
+        if name not in allowed:
+            raise TypeError(
+                f"`{name}` is not an argument that can be set in every "
+                f"{target.__module__.split('.')[0]} BatchNormalization. Expected one "
+                f"of {sorted(allowed)}. Received: {name}={overrides[name]!r}"
+            )
+    # Keras wraps what a constructor raises within `from_config` in other words.
+    target(**overrides)
+
+
+def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
+    """The layer of class `target` that does what `layer` does."""
+    config = {**layer.get_config(), **overrides}
+    then = []
+    accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
+    if "activation" not in accepted and config.pop("activation", None) is not None:
+        activation = activation_of(layer)
+        if activation is not None:
+            then.append(activation_layer(layer, activation))
+    defaults = inspect.signature(type(layer).__init__).parameters
+    for name in sorted(set(config) - accepted):
+        if config[name] != defaults[name].default:
+            raise ValueError(
+                f"Layer '{layer.name}' cannot be converted: "
+                f"{target.__module__.split('.')[0]}'s BatchNormalization has no "
+                f"argument `{name}`. Received: {name}={config[name]!r}"
+            )
+        del config[name]
+    if target is keras.layers.BatchNormalization:
+        config["axis"] = _single_axis(layer)
+    for name, neutral, argument in (("gamma", 1, "scale"), ("beta", 0, "center")):
+        weight = getattr(layer, name)
+        lost = weight is not None and not config[argument]
+        if lost and np.any(array(weight) != neutral):
+            raise ValueError(
+                f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
+                f"{name} other than {neutral}, which would be lost. Received: "
+                f"{argument}=False"
+            )
+    return Replacement(target.from_config(config), tuple(then))  # type: ignore[attr-defined]
+
+
+def activation_layer(layer: Layer, activation: Any) -> Layer:
+    """The activation fused into `layer`, as a layer of its own."""
+    return keras.layers.Activation(
+        activation, name=f"{layer.name}_activation", dtype=layer.dtype_policy
+    )
+
+
+def _single_axis(layer: Layer) -> int:
+    axis = layer.axis
+    if isinstance(axis, int):
+        return axis
+    if len(axis) != 1:
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: Keras's BatchNormalization "
+            f"normalizes along one axis. Received: axis={axis}"
+        )
+    return int(axis[0])
+
+
+def copy_batch_norm(old: Layer, new: Layer) -> None:
+    """Gives `new` the weights of `old`; statistics that it lacked start at its own."""
+    for name in WEIGHTS:
+        source, target = getattr(old, name, None), getattr(new, name, None)
+        if source is not None and target is not None:
+            assign_copy(target, source)
+            target.trainable = source.trainable
+    if new.renorm and not old.renorm:
+        set_renorm_statistics(new)
+
+
+def set_renorm_statistics(layer: Layer) -> None:
+    """Starts the statistics of renorm at the moving ones, so that r = 1 and d = 0."""
+    stddev = np.sqrt(float64(layer.moving_variance) + layer.epsilon)
+    layer.moving_stddev.assign(stddev)
+    assign_copy(layer.renorm_mean, layer.moving_mean)
+    layer.renorm_stddev.assign(stddev)

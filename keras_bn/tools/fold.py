@@ -1,0 +1,146 @@
+"""Batch normalization multiplied into the layers around it, for inference."""
+
+from typing import Any
+
+from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._plan import Folding, Plan, folded_weights
+from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._table import Table
+from keras_bn.tools._walk import Layer, batch_norms, has_graph
+from keras_bn.tools.convert import activation_layer
+
+
+class FoldReport(Table):
+    """What `fold` did with each batch norm layer; `print` shows it as a table.
+
+    Attributes:
+        rows: One `Folding(layer, into, reason)` a batch norm layer, in model order.
+    """
+
+    def __init__(self, rows: list[Folding]) -> None:
+        self.rows = rows
+
+    @property
+    def folded(self) -> list[Folding]:
+        """The layers that were folded."""
+        return [row for row in self.rows if row.into is not None]
+
+    @property
+    def left(self) -> list[Folding]:
+        """The layers that stay, with the reason of each."""
+        return [row for row in self.rows if row.into is None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain Python types, ready for JSON."""
+        return {
+            "folded": len(self.folded),
+            "left": len(self.left),
+            "layers": [row._asdict() for row in self.rows],
+        }
+
+    def __rich__(self) -> Any:
+        """What rich prints."""
+        return self.table(
+            f"fold: {len(self.folded)} batch norm layers folded, {len(self.left)} left",
+            ("layer", "into", "why it stays"),
+            [(row.layer, row.into or "-", row.reason) for row in self.rows],
+        )
+
+
+def fold(model: Any, explain: bool = False) -> Any:
+    """A copy of `model` for inference, with batch norm folded into linear layers.
+
+    In inference a batch norm layer scales and shifts each channel,
+
+        y = scale * x + offset
+        scale  = gamma / sqrt(moving_variance + epsilon)
+        offset = beta - moving_mean * scale
+
+    so the linear layer before it can do it at no cost, `kernel * scale` and
+    `bias * scale + offset`; or else the linear layer after it. The arithmetic is
+    float64, the result in the dtype of the layer's weights. Outputs agree with those
+    of `model` to the rounding of that dtype.
+
+    Linear layers are Dense, Conv1D/2D/3D, DepthwiseConv1D/2D, SeparableConv1D/2D and
+    Conv1D/2D/3DTranspose. Batch norm also passes through layers that only drop or move
+    values, wherever that is exact: dropouts, Identity, Reshape, Flatten, Permute,
+    cropping, average pooling without padding, maximum pooling if no scale is negative,
+    zero padding if there is no offset.
+
+    What cannot be folded stays as it is: an activation in between, several users of
+    a tensor, layers called twice or with `training=True`, a convolution after it that
+    pads with zeros. `explain=True` says why, layer by layer.
+
+    Args:
+        model: A built Functional or Sequential model, nested ones included.
+        explain: Whether to return a `FoldReport` too.
+
+    Returns:
+        The new model, or `(model, report)` with `explain=True`. Where `model` is
+        compiled, it has the same loss and metrics, and a fresh optimizer. It is meant
+        for inference: training it is training a model without batch norm.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It is not built, has no batch norm, is quantized, or is a subclassed
+            model, whose order of layers is not known.
+
+    Warns:
+        UserWarning: The compile state, or the class of the model, cannot be carried.
+
+    Reference:
+        [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2.
+
+    Example:
+
+    >>> import keras, keras_bn
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, use_bias=False),
+    ...     keras_bn.BatchNormalization(), keras.layers.ReLU(),
+    ... ])
+    >>> folded, report = keras_bn.fold(model, explain=True)
+    >>> [layer.__class__.__name__ for layer in folded.layers]
+    ['Conv2D', 'ReLU']
+    >>> len(report.folded), len(report.left)
+    (1, 0)
+    """
+    batch_norms(model)
+    if not has_graph(model):
+        raise ValueError(
+            "Argument `model` must be a Functional or Sequential model: in a "
+            "subclassed one it is not known which layer follows which. Fold the "
+            "functional models inside it. Received: model of class "
+            f"{type(model).__name__}"
+        )
+    plan = Plan(model)
+
+    def replace(layer: Layer) -> Replacement | None:
+        if id(layer) in plan.removed:
+            activation = plan.removed[id(layer)]
+            if activation is None:
+                return Replacement(None)
+            return Replacement(None, (activation_layer(layer, activation),))
+        if id(layer) in plan.steps:
+            return Replacement(_folded_layer(layer, plan.activations.get(id(layer))))
+        return None
+
+    def fill(old: Layer, new: Layer) -> None:
+        weights = folded_weights(old, plan.steps[id(old)])
+        for name, kernel in weights.kernels.items():
+            getattr(new, name).assign(kernel)
+        new.bias.assign(weights.bias)
+
+    copy = rebuild(model, replace, fill)
+    carry_compile(model, copy, slots=False)
+    return (copy, FoldReport(plan.foldings)) if explain else copy
+
+
+def _folded_layer(layer: Layer, activation: Any) -> Layer:
+    """A layer like `layer`, with a bias."""
+    config = {**layer.get_config(), "use_bias": True}
+    # The kernel that was read has the low-rank update in it.
+    for name in ("lora_rank", "lora_alpha"):
+        config.pop(name, None)
+    if activation is not None:
+        config["activation"] = activation
+    return type(layer).from_config(config)

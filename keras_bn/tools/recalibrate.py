@@ -1,0 +1,309 @@
+"""Moving statistics computed anew, for the weights and the data of now."""
+
+from numbers import Real
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_bn.tools import _data
+from keras_bn.tools._moments import (
+    RunningAverage,
+    RunningMoments,
+    distance,
+    set_statistics,
+)
+from keras_bn.tools._probe import observable, observed, restored_on_failure
+from keras_bn.tools._table import Table
+from keras_bn.tools._walk import Layer, float64
+
+METHODS = ("population", "ema")
+
+
+class Recalibrated(NamedTuple):
+    """What happened to one layer.
+
+    Attributes:
+        layer: Its path in the model.
+        values: How many values its statistics were taken over, per channel (the
+            smallest number, where a mask makes them differ).
+        moved: The distance of the new statistics from the old; see `inspect`.
+    """
+
+    layer: str
+    values: int
+    moved: float
+
+
+class RecalibrationReport(Table):
+    """What `recalibrate` did; `print` shows it as a table.
+
+    Attributes:
+        method: The method used.
+        batches: How many batches were seen (in each pass).
+        samples: How many samples were seen (in each pass).
+        rows: One `Recalibrated(layer, values, moved)` a layer.
+    """
+
+    def __init__(
+        self, method: str, batches: int, samples: int, rows: list[Recalibrated]
+    ) -> None:
+        self.method = method
+        self.batches = batches
+        self.samples = samples
+        self.rows = rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain Python types, ready for JSON."""
+        return {
+            "method": self.method,
+            "batches": self.batches,
+            "samples": self.samples,
+            "layers": [row._asdict() for row in self.rows],
+        }
+
+    def __rich__(self) -> Any:
+        """What rich prints."""
+        return self.table(
+            f"recalibrate: {len(self.rows)} batch norm layers, {self.samples} samples "
+            f"in {self.batches} batches, method {self.method}",
+            ("layer", "values per channel", "moved by"),
+            [(row.layer, str(row.values), f"{row.moved:.3g}") for row in self.rows],
+        )
+
+
+def recalibrate(
+    model: Any,
+    data: Any,
+    steps: int | None = None,
+    method: str = "population",
+    prior: float | None = None,
+    *,
+    batch_size: int = 32,
+    layer_by_layer: bool = False,
+    include_frozen: bool = False,
+    verbose: int = 1,
+) -> RecalibrationReport:
+    """Sets the moving statistics to those of `data` under the current weights.
+
+    With `method="population"`, mean and biased variance over all data, merged exactly
+    over the batches: with counts n, means m and d = m_b - m_a,
+
+        m = m_a + d * n_b / n
+        variance * n = variance_a * n_a + variance_b * n_b + d² * n_a * n_b / n
+
+    With `method="ema"`, the moving average that training keeps, continued over the
+    data from where it stands.
+
+    One pass serves all layers. Each layer then sees inputs that the layers before it
+    normalized by the statistics of the *batch*, as in training, not by the new moving
+    ones; for deeper layers the result therefore depends (slightly, for large batches)
+    on how the data are split. `layer_by_layer=True` has no such bias: one pass for
+    each layer, in the order in which they run, with all layers before it in inference
+    mode. All other layers run in inference mode: dropout is off.
+
+    This is the one tool that writes to the model it is given. If anything fails, an
+    interrupt included, the model is left as it was, bit by bit.
+
+    Args:
+        model: A built Keras model.
+        data: An array, a dictionary of arrays, a tuple `(x, y)`, or an iterable of
+            batches `x`, `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+            `DataLoader`, a `keras.utils.PyDataset`, a generator. Labels are not used.
+        steps: How many batches to take; all of them if None. Data that never end
+            need it.
+        method: `"population"` or `"ema"`.
+        prior: Keep the old statistics as if they came from this many samples, and
+            merge them with the data's by the formula above: adaptation to a shifted
+            domain from few samples. Only for `method="population"`.
+        batch_size: Samples a batch, where `data` are arrays. Larger is better here.
+        layer_by_layer: Whether to make one pass for each layer. The data must then be
+            such that one can go through them again.
+        include_frozen: Whether layers with `trainable=False` get new statistics too.
+            Otherwise they run in inference mode, as they do in training.
+        verbose: 1 for a progress bar, 0 for none.
+
+    Returns:
+        A `RecalibrationReport`.
+
+    Raises:
+        TypeError: `model` is not a Keras model, `data` is not data, an argument of a
+            wrong type.
+        ValueError: `model` is not built, has no batch norm (or only frozen ones), or
+            is quantized; `data` are empty, fewer than `steps` batches, of a wrong
+            shape, hold a NaN or infinity, or give a channel fewer than two values.
+
+    Reference:
+        [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), section 3, on
+        population statistics; [Schneider et al., 2020](https://arxiv.org/abs/2006.16971)
+        on `prior`. They average variances; the merge here adds the spread between the
+        old and the new mean, as if the samples were pooled.
+
+    Example:
+
+    >>> import keras, keras_bn, numpy as np
+    >>> model = keras.Sequential([keras.Input((1,)), keras_bn.BatchNormalization()])
+    >>> data = np.array([[0.0], [2.0], [4.0]], "float32")
+    >>> report = keras_bn.recalibrate(model, data, batch_size=2, verbose=0)
+    >>> bn = model.layers[0]
+    >>> [round(float(one.numpy()[0]), 4) for one in bn.non_trainable_weights]
+    [2.0, 2.6667]
+    """
+    _check_arguments(method, prior, steps, batch_size)
+    layers = _chosen(model, include_frozen)
+    if layer_by_layer and not _data.can_repeat(model, data):
+        raise ValueError(
+            "Argument `data` must be such that one can go through it more than once, "
+            f"for layer_by_layer=True. Received: the iterator {type(data).__name__}"
+        )
+    run = _Run(model, data, batch_size, steps, verbose)
+    old = {path: _statistics(layer) for path, layer in layers.items()}
+    with restored_on_failure(model):
+        if layer_by_layer:
+            order = run.order(layers)
+            counts: dict[str, int] = {}
+            for path in order:
+                one = {path: layers[path]}
+                counts |= _estimate(run, one, method, prior, by_batch=False)
+        else:
+            counts = _estimate(run, layers, method, prior, by_batch=True)
+        rows = [
+            Recalibrated(path, counts[path], _moved(layer, *old[path]))
+            for path, layer in layers.items()
+        ]
+    return RecalibrationReport(method, run.batches, run.samples, rows)
+
+
+def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> None:
+    if method not in METHODS:
+        raise ValueError(
+            f"Argument `method` must be one of {METHODS}. Received: method={method!r}"
+        )
+    if prior is not None and not (
+        isinstance(prior, Real) and 0 < float(prior) < np.inf
+    ):
+        raise ValueError(
+            "Argument `prior` must be a number of samples above 0, or None. Received: "
+            f"prior={prior!r}"
+        )
+    if prior is not None and method != "population":
+        raise ValueError(
+            'Argument `prior` needs method="population": a moving average starts at '
+            f"the old statistics anyway. Received: method={method!r}, prior={prior!r}"
+        )
+    _data.check_sizes(steps, batch_size)
+
+
+def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
+    layers = observable(model)
+    if not include_frozen:
+        layers = {path: layer for path, layer in layers.items() if layer.trainable}
+    if not layers:
+        raise ValueError(
+            "Argument `model` must have a batch normalization layer with "
+            "trainable=True, or `include_frozen` be True. Received: a model whose "
+            "batch normalization layers are all frozen, and include_frozen=False"
+        )
+    return layers
+
+
+class _Run:
+    """Passes over the data, with a progress bar."""
+
+    def __init__(
+        self, model: Any, data: Any, batch_size: int, steps: int | None, verbose: int
+    ) -> None:
+        self._model = model
+        self._data = (data, batch_size, steps)
+        self._verbose = verbose
+        self.batches = 0
+        self.samples = 0
+
+    def order(self, layers: dict[str, Layer]) -> list[str]:
+        """The layers, in the order in which one batch comes to them."""
+        seen: dict[str, None] = {}
+        with observed(layers, lambda path, *_: seen.setdefault(path), by_batch=False):
+            data, batch_size, _ = self._data
+            batch = next(_data.batches(self._model, data, batch_size, None))
+            self._model(batch, training=False)
+        _require_reached(layers, seen)
+        return list(seen)
+
+    def through(self, layers: dict[str, Layer], see: Any, by_batch: bool) -> None:
+        """Calls the model on every batch, telling `see` what `layers` see."""
+        self.batches = self.samples = 0
+        target = _data.length(self._model, *self._data)
+        bar = keras.utils.Progbar(target, verbose=self._verbose, unit_name="batch")
+        with observed(layers, see, by_batch):
+            for batch in _data.batches(self._model, *self._data):
+                self._model(batch, training=False)
+                self.batches += 1
+                self.samples += _data.samples_in(batch)
+                bar.update(self.batches, finalize=False)
+        if self._verbose:
+            bar.update(self.batches, finalize=True)
+
+
+def _estimate(
+    run: _Run, layers: dict[str, Layer], method: str, prior: Any, by_batch: bool
+) -> dict[str, int]:
+    """Sets the statistics of `layers` after one pass; gives the values counted."""
+    found: dict[str, Any] = {
+        path: RunningMoments() if method == "population" else RunningAverage(layer)
+        for path, layer in layers.items()
+    }
+    reached: dict[str, None] = {}
+
+    def see(path: str, count: Any, mean: Any, variance: Any) -> None:
+        reached.setdefault(path)
+        found[path].add(count, mean, variance)
+
+    run.through(layers, see, by_batch)
+    _require_reached(layers, reached)
+    counts = {path: int(np.min(one.count)) for path, one in found.items()}
+    _require_enough(counts, 1 if prior else 2)
+    _require_finite(found)
+    for path, layer in layers.items():
+        if prior is not None:
+            # A sample has as many values a channel as the data's samples have.
+            weight = prior * found[path].count / run.samples
+            found[path].add(weight, *_statistics(layer))
+    for path, layer in layers.items():
+        set_statistics(layer, found[path].mean, found[path].variance)
+    return counts
+
+
+def _require_reached(layers: dict[str, Layer], reached: dict[str, None]) -> None:
+    missing = sorted(set(layers) - set(reached))
+    if missing:
+        raise ValueError(
+            "Argument `model` must call every batch normalization layer in inference. "
+            f"Received: a model that does not call {missing} on these data"
+        )
+
+
+def _require_enough(counts: dict[str, int], least: int) -> None:
+    for path, count in counts.items():
+        if count < least:
+            raise ValueError(
+                f"Argument `data` must give every channel at least {least} values that "
+                f"are not masked. Received: {count} for layer '{path}'"
+            )
+
+
+def _require_finite(found: dict[str, Any]) -> None:
+    for path, one in found.items():
+        if not (np.isfinite(one.mean).all() and np.isfinite(one.variance).all()):
+            raise ValueError(
+                "Argument `data` must give finite activations. Received: data with "
+                f"which the input of layer '{path}' has a NaN or an infinity"
+            )
+
+
+def _statistics(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    return float64(layer.moving_mean), float64(layer.moving_variance)
+
+
+def _moved(layer: Layer, old_mean: np.ndarray, old_variance: np.ndarray) -> float:
+    """How far the statistics of `layer` are now from the old ones."""
+    return distance(*_statistics(layer), old_mean, old_variance, layer.epsilon)

@@ -1,0 +1,146 @@
+"""The callbacks: right statistics when they are needed, training undisturbed."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy
+from keras_bn.callbacks import Monitor, Recalibrate
+
+L = keras.layers
+X = (3 + 2 * images(64, 4)).astype("float32")
+Y = X[:, :1]
+
+
+def _fit(callbacks=(), epochs=3, **optimizer):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            L.Dense(5),
+            keras_bn.BatchNormalization(momentum=0.9, name="norm"),
+            L.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.05, **optimizer), "mse")
+    history = model.fit(
+        X,
+        Y,
+        validation_data=(X, Y),
+        epochs=epochs,
+        batch_size=16,
+        callbacks=list(callbacks),
+        verbose=0,
+        shuffle=False,
+    )
+    return model, history.history
+
+
+def _distance(model):
+    return keras_bn.inspect(model, X, batch_size=64).layers[0].distance
+
+
+EMA = {"use_ema": True, "ema_momentum": 0.9}
+SETTINGS = {
+    "plain": ({}, lambda: [], ("validation", "end")),
+    "ema": (EMA, lambda: [], ("validation", "end")),
+    "swap": (EMA, lambda: [keras.callbacks.SwapEMAWeights()], ("validation", "end")),
+    "swap on epoch": (
+        EMA,
+        lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+        ("validation", "epoch", "end"),
+    ),
+}
+
+
+class AtValidation(keras.callbacks.Callback):
+    """Notes the distance while a validation runs, and at the end of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_validation = []
+        self.at_epoch_end = []
+
+    def on_test_begin(self, logs=None):
+        self.in_validation.append(_distance(self.model))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.at_epoch_end.append(_distance(self.model))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_statistics_fit_the_weights_and_training_is_undisturbed(setting):
+    optimizer, others, when = SETTINGS[setting]
+    without, plain = _fit(others(), **optimizer)
+    seen = AtValidation()
+    callback = Recalibrate(X, when=when, batch_size=64)
+    model, history = _fit([*others(), callback, seen], **optimizer)
+    # Without the callback, the statistics lag behind the weights.
+    assert _distance(without) > 0.1
+    assert _distance(model) < 1e-5
+    assert max(seen.in_validation) < 1e-5
+    assert (max(seen.at_epoch_end) < 1e-5) == ("epoch" in when)
+    assert history["loss"] == plain["loss"]
+    for old, new in zip(
+        without.trainable_weights, model.trainable_weights, strict=True
+    ):
+        np.testing.assert_array_equal(numpy(old), numpy(new))
+
+
+def test_training_statistics_come_back_after_a_validation():
+    without, _ = _fit(epochs=2)
+    model, _ = _fit([Recalibrate(X, when="validation", batch_size=64)], epochs=2)
+    for old, new in zip(without.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(numpy(old), numpy(new))
+
+
+def test_averaged_weights_without_recalibration_are_worse():
+    swap = keras.callbacks.SwapEMAWeights
+    _, without = _fit([swap()], epochs=1, **EMA)
+    _, repaired = _fit([swap(), Recalibrate(X, batch_size=64)], epochs=1, **EMA)
+    assert without["val_loss"] != repaired["val_loss"]
+
+
+@pytest.mark.parametrize("when", ["never", (), ("end", "start")])
+def test_when_must_be_known(when):
+    with pytest.raises(ValueError, match="`when` must be one or several of"):
+        Recalibrate(X, when=when)
+
+
+def test_monitor_is_in_the_logs_and_warns_once(tmp_path, recwarn):
+    path = tmp_path / "log.csv"
+    monitor = Monitor(X, batch_size=64)
+    model, history = _fit([monitor, keras.callbacks.CSVLogger(str(path))])
+    assert history["bn_distance"] == history["bn_distance/norm"]
+    assert history["bn_distance"][-1] == pytest.approx(_distance(model), rel=1e-5)
+    rows = list(csv.DictReader(path.open()))
+    assert [float(row["bn_distance"]) for row in rows] == history["bn_distance"]
+    lagging = [w for w in recwarn if "inference lags behind" in str(w.message)]
+    assert len(lagging) == 1
+    assert "'norm'" in str(lagging[0].message)
+
+
+def test_monitor_is_silent_below_the_threshold():
+    _fit([Monitor(X, threshold=1e9)], epochs=1)  # a warning would be an error
+
+
+def test_monitor_leaves_frozen_layers_out():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras_bn.BatchNormalization(trainable=False), L.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    history = model.fit(X, Y, callbacks=[Monitor(X)], verbose=0)  # and does not warn
+    assert set(history.history) == {"loss"}
+
+
+def test_sizes_must_be_above_zero():
+    with pytest.raises(ValueError, match="`batch_size` must be an integer above 0"):
+        Monitor(X, batch_size=0)
+
+
+def test_threshold_must_be_positive():
+    with pytest.raises(ValueError, match="`threshold` must be a number above 0"):
+        Monitor(X, threshold=0)

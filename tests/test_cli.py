@@ -1,0 +1,206 @@
+"""The command line: exit codes, and files that are whole or not there."""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import fresh_process
+import keras_bn
+from cases_tools import images, numpy, randomize
+from keras_bn import cli
+
+L = keras.layers
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with a model, data and some files that are neither."""
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU()], name="net"
+    )
+    randomize(model).save(tmp_path / "net.keras")
+    np.save(tmp_path / "x.npy", images(32, 4))
+    np.savez(tmp_path / "x.npz", x=images(32, 4), y=np.zeros(32))
+    np.savez(tmp_path / "ab.npz", a=images(32, 4), b=np.zeros(32))
+    np.save(tmp_path / "wide.npy", images(32, 5))
+    (tmp_path / "text.keras").write_text("not a model")
+    (tmp_path / "taken.keras").write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _load(path):
+    return keras.saving.load_model(path)
+
+
+def test_fold(folder, capsys):
+    assert cli.main(["fold", "net.keras", "out.keras"]) == 0
+    assert "1 batch norm layers folded" in capsys.readouterr().out
+    assert [type(one) for one in _load("out.keras").layers] == [L.Dense, L.ReLU]
+
+
+def test_convert_there_and_back(folder):
+    assert cli.main(["convert", "net.keras", "o.keras", "--set", "momentum=0.5"]) == 0
+    norm = _load("o.keras").layers[1]
+    assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
+    assert cli.main(["convert", "o.keras", "k.keras", "--to", "keras"]) == 0
+    x = images(3, 4)
+    np.testing.assert_array_equal(
+        numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x))
+    )
+
+
+@pytest.mark.parametrize("data", ["x.npy", "x.npz"])
+def test_recalibrate(folder, data, capsys):
+    command = ["recalibrate", "net.keras", "out.keras", "--data", data]
+    assert cli.main([*command, "--batch-size", "8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("recalibrate: 1 batch norm layers, 32 samples in 4 batches")
+    model = _load("out.keras")
+    inputs = numpy(model.layers[0](images(32, 4)))
+    np.testing.assert_allclose(
+        numpy(model.layers[1].moving_mean), inputs.mean(0), atol=1e-6
+    )
+
+
+def test_inspect(folder, capsys):
+    command = ["inspect", "net.keras", "--data", "x.npy", "--json", "--plot", "p.png"]
+    code = cli.main(command)
+    report = json.loads(capsys.readouterr().out)
+    assert code == (report["severity"] == "error")
+    assert report["model"] == "net"
+    assert (folder / "p.png").stat().st_size > 1000
+    assert cli.main(["inspect", "net.keras"]) == 0
+    assert "net: healthy, with notes" in capsys.readouterr().out
+
+
+def test_inspect_exit_code_tells_of_errors(folder):
+    keras.Sequential([keras.Input((4,)), L.BatchNormalization()]).save("new.keras")
+    assert cli.main(["inspect", "new.keras"]) == 1
+
+
+FAILURES = [
+    (["fold", "net.keras", "taken.keras"], 4, "taken.keras exists: --force"),
+    (["fold", "net.keras", "no/out.keras"], 4, "the folder must exist"),
+    (["fold", "net.keras", "out.h5"], 2, "must be a .keras file"),
+    (["fold", "none.keras", "out.keras"], 3, "must exist"),
+    (["fold", "text.keras", "out.keras"], 3, "it is no .keras file"),
+    (["fold", "x.npz", "out.keras"], 3, "that can be loaded"),
+    (["convert", "net.keras", "out.keras", "--set", "momentum"], 2, "NAME=VALUE"),
+    (["convert", "net.keras", "out.keras", "--set", "size=3"], 3, "`size` is not"),
+    (["inspect", "net.keras", "--data", "wide.npy"], 3, "(None, 4)"),
+    (["inspect", "net.keras", "--data", "none.npy"], 3, ".npy or .npz"),
+    (["inspect", "net.keras", "--data", "text.keras"], 3, ".npy or .npz"),
+    (["inspect", "net.keras", "--data", "ab.npz"], 3, "with ['a', 'b']"),
+    (["inspect", "net.keras", "--plot", "taken.keras"], 4, "exists"),
+    (["inspect", "net.keras", "--import", "no_such_module"], 2, "no_such_module"),
+    (["inspect", "net.keras", "--plot", "p.doc"], 4, "could not be written"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), FAILURES)
+def test_failures_have_a_code_and_leave_no_file(folder, command, code, message, capsys):
+    before = _names(folder)
+    assert cli.main(command) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"keras-bn {command[0]}: ")
+    assert _names(folder) == before
+    assert (folder / "taken.keras").read_text() == "precious"
+
+
+def test_a_model_that_fails_is_3_not_1(folder, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(cli.tools, "inspect", fails)
+    assert cli.main(["inspect", "net.keras", "--data", "x.npy"]) == 3
+    assert "the model fails: RuntimeError" in capsys.readouterr().err
+
+
+def test_force_overwrites(folder):
+    assert cli.main(["fold", "net.keras", "taken.keras", "--force"]) == 0
+    assert len(_load("taken.keras").layers) == 2
+
+
+def test_a_failing_write_leaves_the_old_file(folder, monkeypatch):
+    def save(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(keras.Model, "save", save)
+    before = _names(folder)
+    assert cli.main(["fold", "net.keras", "taken.keras", "--force"]) == 4
+    assert _names(folder) == before
+    assert (folder / "taken.keras").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["melt"],
+        ["fold"],
+        ["recalibrate", "a", "b"],
+        ["inspect", "a", "--steps", "0"],
+        ["inspect", "a", "--batch-size", "many"],
+    ],
+)
+def test_a_wrong_command_line_is_2(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command)
+    assert caught.value.code == 2
+    assert "usage: keras-bn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([one.name] for one in cli.COMMANDS), [cli.BENCHMARK]]
+)
+def test_help_tells_of_exit_codes(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "exit codes:" in capsys.readouterr().out
+
+
+def test_benchmark_is_handed_on(folder, capsys):
+    command = ["benchmark", "--shape", "4x6x6x8", "--rounds", "1"]
+    assert cli.main([*command, "--json", "out.json"]) == 0
+    assert "4x6x6x8" in capsys.readouterr().out
+    assert json.loads((folder / "out.json").read_text())["rows"]
+    assert cli.main([*command, "--json", "out.json"]) == 4
+    assert capsys.readouterr().err.startswith("keras-bn benchmark: out.json exists")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["benchmark", "--fold"])
+    assert caught.value.code == 2
+    assert "usage: keras-bn benchmark" in capsys.readouterr().err
+
+
+def test_custom_layers_are_imported(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (folder / "own_layer.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('own')\n"
+        "class Twice(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return 2 * x\n"
+    )
+    import own_layer
+
+    layers = [L.Dense(2), L.BatchNormalization(), own_layer.Twice()]
+    keras.Sequential([keras.Input((4,)), *layers]).save("own.keras")
+    # In another process, where nobody has imported it.
+    command = ["-m", "keras_bn", "fold", "own.keras", "out.keras"]
+    keras.saving.get_custom_objects().pop("own>Twice")
+    del sys.modules["own_layer"]
+    assert cli.main(command[2:]) == 3
+    backend = keras.backend.backend()
+    out = fresh_process.run([*command, "--import", "own_layer"], backend)
+    assert "1 batch norm layers folded" in out

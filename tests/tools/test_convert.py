@@ -1,0 +1,379 @@
+"""`convert`: the same model with the other layer in it."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
+
+L = keras.layers
+Norm = keras_bn.BatchNormalization
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Block(L.Layer):
+    """Holds batch norms in an attribute, a list, a dictionary, a tuple and a model."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.norm = L.BatchNormalization(name="attribute")
+        self.several = [L.BatchNormalization(name="listed"), L.Dense(units)]
+        self.named = {"one": L.BatchNormalization(name="named")}
+        self.pair = (L.Dense(units), L.BatchNormalization(name="paired"))
+        self.inner = keras.Sequential([L.Dense(units), L.BatchNormalization()])
+
+    def build(self, shape):
+        for layer in (self.norm, *self.several, self.named["one"], *self.pair):
+            layer.build(shape)
+        self.inner.build(shape)
+
+    def call(self, x):
+        for layer in (self.norm, *self.several, self.named["one"], *self.pair):
+            x = layer(x)
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Subclassed(keras.Model):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = L.Dense(units)
+        self.norm = L.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.norm(self.dense(x), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Hidden(Subclassed):
+    """Its batch norm is private: nothing outside may put another in its place."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
+        self._private = L.BatchNormalization(name="private")
+
+    def call(self, x, training=None):
+        return self._private(super().call(x, training=training))
+
+
+class NoConfig(keras.Model):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.norm = L.BatchNormalization()
+
+    def call(self, x):
+        return self.function(self.norm(x))
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Cell(L.Layer):
+    """A recurrent cell with a batch norm inside."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = self.output_size = units
+        self.dense = L.Dense(units)
+        self.norm = L.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((shape[0], self.units))
+
+    def call(self, x, states, training=None):
+        y = keras.ops.tanh(self.norm(self.dense(x), training=training) + states[0])
+        return y, [y]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def _functional():
+    inputs = keras.Input((6,), name="features")
+    shared = L.BatchNormalization(name="shared", momentum=0.7)
+    x = shared(L.Dense(6)(shared(inputs)))
+    inner = keras.Sequential([L.Dense(6), L.BatchNormalization()], name="inner")
+    x = inner(x) + inner(keras.ops.relu(x))
+    x = L.Lambda(lambda t: 2 * t)(L.Dropout(0.5, seed=3)(x))
+    return keras.Model(
+        {"features": inputs}, {"out": x, "head": L.Dense(2)(x)}, name="m"
+    )
+
+
+def _sequential():
+    return keras.Sequential(
+        [keras.Input((6,)), L.Dense(5), L.BatchNormalization(renorm=True), L.ReLU()]
+    )
+
+
+def _block():
+    return keras.Sequential([keras.Input((6,)), Block(6)])
+
+
+def _time_distributed():
+    return keras.Sequential(
+        [keras.Input((3, 2)), L.TimeDistributed(L.BatchNormalization(trainable=False))]
+    )
+
+
+def _bidirectional():
+    return keras.Sequential([keras.Input((3, 2)), L.Bidirectional(L.RNN(Cell(4)))])
+
+
+def _subclassed():
+    model = Subclassed(4)
+    model(images(2, 6))
+    return model
+
+
+def _nested_wrapper():
+    inner = keras.Sequential([keras.Input((2,)), L.Dense(3), L.BatchNormalization()])
+    return keras.Sequential([keras.Input((3, 2)), L.TimeDistributed(inner)])
+
+
+MODELS = [
+    (_functional, {"features": (6,)}, 2),
+    (_sequential, (6,), 1),
+    (_block, (6,), 5),
+    (_time_distributed, (3, 2), 1),
+    (_bidirectional, (3, 2), 2),
+    (_subclassed, (6,), 1),
+    (_nested_wrapper, (3, 2), 1),
+]
+
+
+def _norms(model):
+    layers = (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
+    return list({id(one): one for one in layers}.values())
+
+
+def _inputs(shape):
+    if isinstance(shape, dict):
+        return {name: images(4, *one) for name, one in shape.items()}
+    return images(4, *shape)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
+)
+def test_there_and_back(build, shape, count):
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(build())
+    before = weights_of(model)
+    ours = keras_bn.convert(model)
+    back = keras_bn.convert(ours, to="keras")
+    assert [type(one) for one in _norms(ours)] == [Norm] * count
+    assert [type(one) for one in _norms(back)] == [L.BatchNormalization] * count
+    assert [one.name for one in _norms(back)] == [one.name for one in _norms(model)]
+    flags = [
+        [one.trainable for one in m._flatten_layers()] for m in (model, ours, back)
+    ]
+    assert flags[0] == flags[1] == flags[2]
+    assert weights_of(model) == before
+    assert weights_of(back) == before
+    x = _inputs(shape)
+    for old, new, same in zip(
+        *(keras.tree.flatten(one(x)) for one in (model, ours, back)), strict=True
+    ):
+        np.testing.assert_array_equal(numpy(same), numpy(old))
+        np.testing.assert_allclose(numpy(new), numpy(old), atol=2e-6)
+
+
+def test_names_structure_and_sharing_are_kept():
+    model = _functional()
+    ours = keras_bn.convert(model)
+    assert (ours.name, list(ours.output)) == (model.name, list(model.output))
+    assert [layer.name for layer in ours.layers] == [
+        layer.name for layer in model.layers
+    ]
+    assert [v.path for v in ours.weights] == [v.path for v in model.weights]
+    assert ours.get_layer("shared").momentum == 0.7
+    assert type(ours) is type(model)
+
+
+def test_flags_of_single_weights_are_kept():
+    model = _sequential()
+    model.layers[0].trainable = False
+    model.layers[1].gamma.trainable = False
+    ours = keras_bn.convert(model)
+    assert [v.trainable for v in ours.weights] == [v.trainable for v in model.weights]
+
+
+def test_training_goes_on_as_it_would_have():
+    x, y = images(32, 6), images(32, 5, seed=1)
+    model = _sequential()
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    model.fit(x, y, epochs=2, batch_size=8, verbose=0)
+    back = keras_bn.convert(keras_bn.convert(model), to="keras")
+    assert [numpy(v).tolist() for v in back.optimizer.variables] == [
+        numpy(v).tolist() for v in model.optimizer.variables
+    ]
+    histories = [
+        one.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False).history
+        for one in (model, back)
+    ]
+    for name in ("loss", "mae"):
+        np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-6)
+
+
+class Weighted(keras.losses.Loss):
+    """Has no `get_config`, so nothing can make another of it."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def call(self, y_true, y_pred):
+        return self.weight * (y_true - y_pred) ** 2
+
+
+def test_a_loss_that_cannot_be_carried_is_left_with_a_warning():
+    model = _sequential()
+    model.compile("sgd", loss=Weighted(2.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = keras_bn.convert(model)
+    assert any("could not be carried over" in str(one.message) for one in caught)
+    assert not ours.compiled
+
+
+def test_training_one_model_leaves_the_weights_of_the_other():
+    x, y = images(32, 6), images(32, 5, seed=1)
+    model = _sequential()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, verbose=0)
+    ours = keras_bn.convert(model, renorm=True)
+    before = weights_of(model)
+    ours.fit(x, y, verbose=0)
+    assert weights_of(model) == before
+    model.fit(x, y, verbose=0)
+
+
+def test_a_converted_model_saves_and_loads(tmp_path):
+    ours = keras_bn.convert(randomize(_sequential()))
+    ours.save(tmp_path / "ours.keras")
+    again = keras.saving.load_model(tmp_path / "ours.keras")
+    assert type(again.layers[1]) is Norm
+    np.testing.assert_array_equal(numpy(again(images(3, 6))), numpy(ours(images(3, 6))))
+
+
+def test_overrides_and_the_start_of_renorm():
+    model = randomize(keras.Sequential([keras.Input((3,)), L.BatchNormalization()]))
+    ours = keras_bn.convert(model, renorm=True, momentum=0.8).layers[0]
+    norm = model.layers[0]
+    assert (ours.renorm, ours.momentum) == (True, 0.8)
+    stddev = np.sqrt(numpy(norm.moving_variance) + norm.epsilon)
+    np.testing.assert_allclose(numpy(ours.renorm_stddev), stddev, rtol=1e-6)
+    np.testing.assert_allclose(numpy(ours.moving_stddev), stddev, rtol=1e-6)
+    np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
+
+
+def test_a_fused_activation_becomes_a_layer():
+    model = randomize(
+        keras.Sequential(
+            [keras.Input((3,)), Norm(activation="relu", name="norm"), L.Dense(2)]
+        )
+    )
+    back = keras_bn.convert(model, to="keras")
+    assert [layer.name for layer in back.layers][:2] == ["norm", "norm_activation"]
+    x = images(4, 3)
+    np.testing.assert_allclose(numpy(back(x)), numpy(model(x)), atol=1e-6)
+    inputs = keras.Input((3,))
+    graph = keras.Model(inputs, model.layers[1](model.layers[0](inputs)))
+    np.testing.assert_allclose(
+        numpy(keras_bn.convert(graph, to="keras")(x)), numpy(model(x)), atol=1e-6
+    )
+
+
+def test_a_fused_activation_inside_a_wrapper_is_an_error():
+    model = keras.Sequential(
+        [keras.Input((2, 3)), L.TimeDistributed(Norm(activation="relu"))]
+    )
+    with pytest.raises(ValueError, match=r"needs an activation layer after it"):
+        keras_bn.convert(model, to="keras")
+
+
+class Custom(keras.Model):
+    def __init__(self, units):
+        inputs = keras.Input((3,))
+        super().__init__(inputs, L.BatchNormalization()(L.Dense(units)(inputs)))
+
+
+def test_a_custom_constructor_gives_a_plain_model_and_a_warning():
+    model = randomize(Custom(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = keras_bn.convert(model)
+    assert any("the copy is a plain keras.Model" in str(w.message) for w in caught)
+    x = images(2, 3)
+    np.testing.assert_allclose(numpy(ours(x)), numpy(model(x)), atol=1e-6)
+
+
+def _private():
+    model = Hidden(4)
+    model(images(2, 6))
+    return model
+
+
+def _no_config():
+    model = NoConfig(keras.ops.relu)
+    model(images(2, 6))
+    return model
+
+
+def _axes():
+    return keras.Sequential([keras.Input((2, 3)), Norm(axis=(1, 2))])
+
+
+def _quantized():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(4), Norm()])
+    model.layers[0].quantize("int8")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "error", "message"),
+    [
+        (_sequential, {"to": "flax"}, ValueError, r"`to` must be one of .*'flax'"),
+        (_sequential, {"size": 3}, TypeError, r"`size` is not an argument .*size=3"),
+        (_sequential, {"axis": 1}, TypeError, r"`axis` is not an argument"),
+        (_sequential, {"momentum": 2}, ValueError, r"`momentum` must be .*momentum=2"),
+        (lambda: 3, {}, TypeError, r"`model` must be a Keras model.*int"),
+        (lambda: keras.Sequential([Norm()]), {}, ValueError, r"`model` must be built"),
+        (
+            lambda: keras.Sequential([keras.Input((3,)), L.Dense(2)]),
+            {},
+            ValueError,
+            r"`model` must have a batch normalization layer",
+        ),
+        (_quantized, {}, ValueError, r"must not be quantized.*'dense\w*'.*'int8'"),
+        (_axes, {"to": "keras"}, ValueError, r"normalizes along one axis.*\(1, 2\)"),
+        (
+            _private,
+            {},
+            ValueError,
+            r"'hidden\w*\.private' of class .* cannot be replaced",
+        ),
+        (_no_config, {}, ValueError, r"of class NoConfig cannot be copied"),
+        (
+            lambda: randomize(_sequential()),
+            {"scale": False},
+            ValueError,
+            r"`scale` must stay True.*gamma",
+        ),
+    ],
+)
+def test_bad_input(build, arguments, error, message):
+    model = build()
+    with pytest.raises(error, match=message):
+        keras_bn.convert(model, **arguments)

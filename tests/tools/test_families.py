@@ -1,0 +1,77 @@
+"""Every family of `keras.applications` that has batch norm."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import FAMILIES, images, numpy, randomize
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_initial_weights():
+    """Zeros: `randomize` sets them, and JAX compiles a generator for each shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
+        yield
+
+
+def _zeros(self, shape, dtype=None):
+    return np.zeros(shape, dtype or "float32")
+
+
+def _build(case):
+    shape = (case.size, case.size, 3)
+    settings = {"classes": 10, "classifier_activation": None}
+    return case.build(weights=None, input_shape=shape, **settings)
+
+
+def _run(model, x):
+    # JAX compiles a whole model sooner than its operations one by one, the others not.
+    compiled = keras.backend.backend() == "jax"
+    return numpy(model.predict_on_batch(x) if compiled else model(x, training=False))
+
+
+class Example(NamedTuple):
+    """One family's case and model, the same with our layer, an input and its output."""
+
+    case: object
+    model: object
+    ours: object
+    x: object
+    y: object
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: case.name)
+def example(request):
+    case = request.param
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(_build(case))
+    x = images(1, case.size, case.size, 3)
+    y = _run(model, x)
+    return Example(case, model, keras_bn.convert(model), x, y)
+
+
+def _norms(model):
+    kinds = (keras_bn.BatchNormalization, keras.layers.BatchNormalization)
+    return [layer for layer in model.layers if isinstance(layer, kinds)]
+
+
+def test_there_and_back_gives_the_same_bits(example):
+    back = keras_bn.convert(example.ours, to="keras")
+    assert [layer.name for layer in back.layers] == [
+        layer.name for layer in example.model.layers
+    ]
+    assert {type(one) for one in _norms(example.ours)} == {keras_bn.BatchNormalization}
+    assert {type(one) for one in _norms(back)} == {keras.layers.BatchNormalization}
+    np.testing.assert_array_equal(_run(back, example.x), example.y)
+
+
+def test_fold_agrees_and_counts_are_as_stated(example):
+    folded, report = keras_bn.fold(example.ours, explain=True)
+    counts = (len(report.folded), len(report.left))
+    assert counts == (example.case.folded, example.case.left)
+    difference = np.abs(_run(folded, example.x) - example.y).max()
+    assert difference <= 1e-4 * np.abs(example.y).max()

@@ -1,0 +1,202 @@
+"""`fold`: the same outputs with fewer layers, and a reason where a layer stays."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import FOLDS, images, numpy, randomize, weights_of
+
+L = keras.layers
+
+
+@pytest.mark.parametrize("case", FOLDS, ids=lambda case: case.name)
+def test_outputs_agree_and_counts_are_as_stated(case):
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(keras.Sequential([keras.Input(case.shape), *case.layers()]))
+    before = weights_of(model)
+    folded, report = keras_bn.fold(model, explain=True)
+    x = images(3, *case.shape)
+    expected, received = numpy(model(x)), numpy(folded(x))
+    assert np.abs(received - expected).max() <= 2e-6 * np.abs(expected).max()
+    assert len(report.folded) == case.folded
+    assert len(report.left) == len(case.left)
+    assert all(
+        why in row.reason for why, row in zip(case.left, report.left, strict=True)
+    )
+    assert len(list(_norms(folded))) == len(case.left)
+    assert weights_of(model) == before
+
+
+def _norms(model):
+    return (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
+
+
+def _diamond():
+    inputs = keras.Input((4,))
+    x = L.Dense(4)(inputs)
+    return keras.Model(inputs, L.Add()([keras_bn.BatchNormalization()(x), x]))
+
+
+def _output():
+    inputs = keras.Input((4,))
+    x = L.Dense(4)(inputs)
+    return keras.Model(inputs, [keras_bn.BatchNormalization()(x), x])
+
+
+def _twice():
+    inputs, norm = keras.Input((4,)), keras_bn.BatchNormalization()
+    return keras.Model(inputs, norm(L.Dense(4)(norm(inputs))))
+
+
+def _shared_dense():
+    inputs, dense = keras.Input((4,)), L.Dense(4)
+    return keras.Model(inputs, keras_bn.BatchNormalization()(dense(dense(inputs))))
+
+
+def _training():
+    inputs = keras.Input((4,))
+    x = keras_bn.BatchNormalization()(L.Dense(4)(inputs), training=True)
+    return keras.Model(inputs, x)
+
+
+def _training_model():
+    inner = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, inner(inputs, training=True))
+
+
+class Own(keras_bn.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training, mask=mask) + 1
+
+
+def _subclass():
+    return keras.Sequential([keras.Input((4,)), L.Dense(4), Own()])
+
+
+def _hidden():
+    return keras.Sequential(
+        [keras.Input((4, 3)), L.TimeDistributed(keras_bn.BatchNormalization())]
+    )
+
+
+def _not_finite():
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
+    model.layers[1].moving_mean.assign(np.full(4, np.nan))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (_diamond, "is used by 'batch_normalization' and 'add'"),
+        (_output, "the model's output"),
+        (_twice, "called 2 times"),
+        (_shared_dense, "'dense' is called 2 times"),
+        (_training, "called with training=True"),
+        (_training_model, "called with training=True"),
+        (_subclass, "class Own may compute something else"),
+        (_hidden, "calls are not in a graph"),
+        (_not_finite, "not finite"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_what_stays_says_why(build, reason):
+    keras.utils.clear_session(free_memory=False)
+    model = build()
+    folded, report = keras_bn.fold(model, explain=True)
+    assert [row.into for row in report.rows] == [None]
+    assert reason in report.rows[0].reason
+    assert reason.split("'")[0] in " ".join(str(report).split())
+    assert report.to_dict()["left"] == 1
+    assert len(list(_norms(folded))) == 1
+
+
+def test_overflow_stays():
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="float16"),
+            L.Dense(4, dtype="float16"),
+            keras_bn.BatchNormalization(dtype="float16"),
+        ]
+    )
+    model.layers[0].kernel.assign(np.full((4, 4), 6e4))
+    model.layers[1].gamma.assign(np.full(4, 9.0))
+    _, report = keras_bn.fold(model, explain=True)
+    assert "do not fit float16" in report.left[0].reason
+
+
+def test_offset_free_norm_passes_zero_padding():
+    norm = keras_bn.BatchNormalization(center=False)
+    model = keras.Sequential(
+        [keras.Input((4, 4, 3)), norm, L.ZeroPadding2D(1), L.Conv2D(2, 3)]
+    )
+    randomize(model)
+    norm.moving_mean.assign(np.zeros(3))
+    folded, report = keras_bn.fold(model, explain=True)
+    x = images(2, 4, 4, 3)
+    assert report.folded[0].into == "conv2d" or report.folded[0].into
+    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), atol=1e-6)
+
+
+def test_negative_gamma_does_not_pass_a_maximum():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            L.Conv2D(3, 1),
+            L.MaxPooling2D(2),
+            keras_bn.BatchNormalization(),
+        ]
+    )
+    model.layers[-1].gamma.assign(np.full(3, -1.0))
+    _, report = keras_bn.fold(model, explain=True)
+    assert "takes maxima, and a scale is negative" in report.left[0].reason
+
+
+def test_lora_is_merged():
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
+    model.layers[0].enable_lora(2)
+    randomize(model)
+    model.layers[0].lora_kernel_b.assign(np.ones((2, 4)))
+    folded = keras_bn.fold(model)
+    x = images(3, 4)
+    assert not folded.layers[0].lora_enabled
+    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_are_kept_and_the_model_saves(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    x = images(8, 4)
+    folded = keras_bn.fold(randomize(model))
+    assert folded.evaluate(x, x, verbose=0) == pytest.approx(
+        model.evaluate(x, x, verbose=0), rel=1e-5
+    )
+    folded.save(tmp_path / "folded.keras")
+    again = keras.saving.load_model(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = keras_bn.BatchNormalization()
+
+    def call(self, inputs):
+        return self.norm(inputs)
+
+
+def test_a_subclassed_model_is_an_error():
+    model = Subclassed()
+    model(images(2, 3))
+    with pytest.raises(ValueError, match=r"`model` must be a Functional or Sequential"):
+        keras_bn.fold(model)

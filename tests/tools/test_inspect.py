@@ -1,0 +1,211 @@
+"""`inspect`: each finding where it is due, and not elsewhere."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy, weights_of
+from keras_bn.tools._moments import distance
+
+L = keras.layers
+Norm = keras_bn.BatchNormalization
+
+
+def _model(bias=False, **arguments):
+    layers = [L.Dense(20, use_bias=bias), Norm(name="norm", **arguments), L.ReLU()]
+    return keras.Sequential([keras.Input((4,)), *layers], name="net")
+
+
+def _trained(model, steps=1000):
+    """A model with true statistics, compiled, after so many steps by its optimizer."""
+    model.compile("sgd", "mse")
+    model.optimizer.iterations.assign(steps)
+    keras_bn.recalibrate(model, images(64, 4), verbose=0, include_frozen=True)
+    return model
+
+
+def _set(**weights):
+    model = _trained(_model())
+    for name, value in weights.items():
+        variable = getattr(model.get_layer("norm"), name)
+        array = numpy(variable)
+        array[: value[0]] = value[1]
+        variable.assign(array)
+    return model
+
+
+def _always():
+    inputs = keras.Input((4,))
+    x = Norm(name="norm")(inputs, training=True)
+    return _trained(keras.Model(inputs, x))
+
+
+FINDINGS = [
+    ("nothing", lambda: _trained(_model()), []),
+    ("never updated", _model, [("never-updated", "error")]),
+    ("bias", lambda: _trained(_model(bias=True)), [("bias", "note")]),
+    ("lag", lambda: _trained(_model(), 50), [("lag", "warning")]),
+    ("low momentum", lambda: _trained(_model(momentum=0.9), 50), []),
+    ("frozen", lambda: _trained(_model(trainable=False), 50), []),
+    ("one dead", lambda: _set(gamma=(1, 1e-5)), [("dead-gamma", "note")]),
+    ("many dead", lambda: _set(gamma=(9, 0.0)), [("dead-gamma", "warning")]),
+    ("collapsed", lambda: _set(moving_variance=(9, 1e-6)), [("collapsed", "warning")]),
+    ("exploded", lambda: _set(moving_variance=(1, 1e9)), [("exploded", "warning")]),
+    ("nan", lambda: _set(beta=(1, np.nan)), [("not-finite", "error")]),
+    ("always training", _always, [("always-training", "warning")]),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [case[1:] for case in FINDINGS],
+    ids=[case[0] for case in FINDINGS],
+)
+def test_findings(build, expected):
+    model = build()
+    before = weights_of(model)
+    report = keras_bn.inspect(model)
+    assert [(one.code, one.severity) for one in report.findings] == expected
+    assert all(one.layer == "norm" and one.advice for one in report.findings)
+    assert report.severity == (expected[0][1] if expected else None)
+    assert weights_of(model) == before
+
+
+def test_facts_of_a_layer():
+    model = _trained(_model(momentum=0.8), 7)
+    (row,) = keras_bn.inspect(model).layers
+    assert row[:8] == ("norm", "keras_bn", -1, 20, 0.8, 1e-3, True, 7)
+    assert row.gamma == (1.0, 1.0, 1.0)
+    variance = numpy(model.get_layer("norm").moving_variance)
+    np.testing.assert_allclose(row.stddev[0], np.sqrt(variance.min()), rtol=1e-6)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            L.BatchNormalization(renorm=True, scale=False, trainable=False),
+        ]
+    )
+    (row,) = keras_bn.inspect(model).layers
+    assert (row.kind, row.updates, row.gamma) == ("keras renorm frozen", 0, None)
+
+
+def test_distance_is_as_defined():
+    model = keras.Sequential([keras.Input((2,)), Norm(epsilon=1e-12)])
+    norm = model.layers[0]
+    norm.moving_mean.assign([1.0, 0.0])
+    norm.moving_variance.assign([4.0, 1.0])
+    # Mean 4 and 0, deviation 2 and 3: 3 / 2 off in the mean, and 2 / 1 in the spread.
+    x = np.array([[2, -3], [6, 3]], "float32")
+    (row,) = keras_bn.inspect(model, x).layers
+    assert row.distance == pytest.approx(((1.5**2 + 2**2) / 2) ** 0.5, rel=1e-5)
+
+
+def test_distance_is_the_change_of_the_normalized_output():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (100_000, 1))
+    training = (x - x.mean()) / x.std()
+    inference = (x - 1) / 1.5
+    change = np.sqrt(np.mean((training - inference) ** 2))
+    one = distance(x.mean(0), x.var(0), np.ones(1), np.full(1, 1.5**2), 1e-9)
+    assert one == pytest.approx(change, rel=1e-6)
+
+
+def test_data_show_the_distance_and_what_it_does_to_outputs():
+    model = _trained(_model(), 1000)
+    x = images(64, 4)
+    right = keras_bn.inspect(model, x)
+    assert right.findings == []
+    assert right.layers[0].distance < 1e-5
+    assert right.output_change < 1e-5
+    shifted = keras_bn.inspect(model, x * 4 + 3)
+    assert [one.code for one in shifted.findings] == ["far"]
+    assert shifted.severity == "error"
+    assert shifted.output_change > 0.3
+
+
+def test_nothing_is_written_even_by_calls_in_training_mode():
+    model = _always()
+    before = weights_of(model)
+    keras_bn.inspect(model, images(8, 4) + 9)
+    assert weights_of(model) == before
+
+
+def test_initial_statistics_that_are_right_are_not_reported():
+    model = keras.Sequential([keras.Input((1,)), Norm()])
+    x = np.array([[-1.0], [1.0]], "float32")
+    assert keras_bn.inspect(model, x).findings == []
+
+
+def test_printed_and_as_json():
+    report = keras_bn.inspect(_model(bias=True), images(8, 4))
+    text = str(report)
+    for word in ("net", "norm", "never-updated", "use_bias=False", "moving stddev"):
+        assert word in text
+    assert json.loads(json.dumps(report.to_dict()))["layers"][0]["layer"] == "norm"
+
+
+@pytest.mark.parametrize("layers", [1, 40])
+@pytest.mark.parametrize("data", [None, images(8, 4)], ids=["plain", "data"])
+def test_plot(tmp_path, layers, data):
+    norms = [Norm(scale=bool(i % 2)) for i in range(layers)]
+    model = keras.Sequential([keras.Input((4,)), *norms])
+    keras_bn.inspect(model, data).plot(tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"keras-bn\[plot\]"):
+        keras_bn.inspect(_model()).plot(tmp_path / "one.png")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "message"),
+    [
+        (lambda: "net.keras", None, TypeError, r"`model` must be a Keras model"),
+        (lambda: keras.Sequential([Norm()]), None, ValueError, r"must be built"),
+        (_model, images(3, 5), ValueError, r"\(None, 4\).*\(3, 5\)"),
+        (_model, images(0, 4), ValueError, r"at least one batch"),
+    ],
+)
+def test_bad_input(model, data, error, message):
+    with pytest.raises(error, match=message):
+        keras_bn.inspect(model(), data)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_sizes_must_be_above_zero(name):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer above 0.*=0"):
+        keras_bn.inspect(_model(), images(8, 4), **{name: 0})
+
+
+def test_data_that_are_not_finite_are_an_error_of_the_report(tmp_path):
+    report = keras_bn.inspect(_trained(_model()), np.full((8, 4), np.nan, "float32"))
+    assert [(one.code, one.severity) for one in report.findings] == [("far", "error")]
+    assert "NaN or an infinity" in report.findings[0].verdict
+    json.dumps(report.to_dict(), allow_nan=False)
+    report.plot(tmp_path / "one.png")
+
+
+def test_a_frozen_layer_changes_no_outputs_and_is_a_note():
+    model = _trained(_model(trainable=False))
+    report = keras_bn.inspect(model, images(64, 4) * 4 + 3)
+    assert report.output_change == 0
+    assert [(one.code, one.severity) for one in report.findings] == [("far", "note")]
+
+
+@pytest.mark.parametrize("data", [None, images(8, 4)], ids=["plain", "data"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_weights_that_are_not_finite_still_print_plot_and_are_json(
+    tmp_path, count, data
+):
+    model = _set(moving_variance=(count, np.nan), gamma=(20, np.inf))
+    report = keras_bn.inspect(model, data)
+    assert report.severity == "error"
+    assert report.findings[0].verdict.startswith("gamma and moving_variance not finite")
+    assert "not-finite" in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+    report.plot(tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 1000

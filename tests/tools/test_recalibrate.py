@@ -1,0 +1,341 @@
+"""`recalibrate`: the moments of the whole data, or the model as it was."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
+from keras_bn.tools._moments import RunningMoments
+
+L = keras.layers
+Norm = keras_bn.BatchNormalization
+
+
+def _model(norm=Norm, **arguments):
+    return randomize(
+        keras.Sequential(
+            [
+                keras.Input((4, 4, 3)),
+                norm(**arguments),
+                L.Dropout(0.5),
+                L.Conv2D(2, 3),
+                norm(**arguments),
+            ]
+        )
+    )
+
+
+def _check(layer, inputs, rtol=1e-6, atol=1e-7):
+    """The statistics of `layer` are those of `inputs`, taken at once in float64."""
+    axes = tuple(range(inputs.ndim - 1))
+    np.testing.assert_allclose(
+        numpy(layer.moving_mean), inputs.mean(axes), rtol=rtol, atol=atol
+    )
+    np.testing.assert_allclose(
+        numpy(layer.moving_variance), inputs.var(axes), rtol=rtol
+    )
+
+
+@pytest.mark.parametrize("norm", [Norm, L.BatchNormalization])
+@pytest.mark.parametrize("batch_size", [1, 7, 19, 40])
+def test_any_split_gives_the_moments_of_all_data(norm, batch_size):
+    model = _model(norm)
+    x = (2 + 3 * images(19, 4, 4, 3)).astype("float32")
+    report = keras_bn.recalibrate(
+        model, x, batch_size=batch_size, layer_by_layer=True, verbose=0
+    )
+    first, _, conv, second = model.layers
+    _check(first, x.astype("float64"))
+    _check(second, numpy(conv(first(x))), rtol=2e-6, atol=1e-6)
+    assert (report.samples, report.batches) == (19, -(-19 // batch_size))
+    assert [row.values for row in report.rows] == [19 * 16, 19 * 4]
+
+
+def test_one_pass_normalizes_by_the_batch():
+    model = _model()
+    x = images(16, 4, 4, 3)
+    keras_bn.recalibrate(model, x, batch_size=16, verbose=0)
+    first, _, conv, second = model.layers
+    # In one batch, batch and population are the same, so one pass has no bias.
+    _check(first, x.astype("float64"))
+    _check(second, numpy(conv(first(x))), rtol=1e-5, atol=1e-6)
+
+
+def test_mask():
+    inputs = keras.Input((5, 2))
+    model = keras.Model(inputs, Norm()(L.Masking()(inputs)))
+    x = images(9, 5, 2)
+    x[2:, 3:] = 0
+    keras_bn.recalibrate(model, x, batch_size=4, verbose=0)
+    kept = x[np.any(x != 0, axis=-1)].astype("float64")
+    _check(model.layers[-1], kept)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16", "float16"])
+def test_low_precision_inputs_keep_exact_statistics(dtype):
+    model = keras.Sequential([keras.Input((3,), dtype="float32"), Norm(dtype=dtype)])
+    x = (10 + images(64, 3)).astype("float32")
+    rounded = numpy(keras.ops.cast(x, model.layers[0].compute_dtype))
+    keras_bn.recalibrate(model, x, batch_size=10, verbose=0)
+    _check(model.layers[0], rounded)
+
+
+def test_shared_layers_and_time_distributed():
+    inputs, norm = keras.Input((3, 2)), Norm()
+    x = L.TimeDistributed(norm)(inputs)
+    model = keras.Model(inputs, x)
+    data = images(8, 3, 2)
+    keras_bn.recalibrate(model, data, batch_size=3, verbose=0)
+    _check(norm, data.reshape(-1, 2).astype("float64"))
+
+
+def test_fused_activations_are_applied_on_the_way():
+    layers = [Norm(activation="relu"), L.Dense(2), Norm()]
+    model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
+    x = images(32, 3)
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(layers[2], numpy(layers[1](layers[0](x))), atol=1e-6)
+
+
+def test_renorm_statistics_follow():
+    model = keras.Sequential([keras.Input((3,)), Norm(renorm=True)])
+    keras_bn.recalibrate(model, images(32, 3), verbose=0)
+    norm = model.layers[0]
+    stddev = np.sqrt(numpy(norm.moving_variance) + norm.epsilon)
+    np.testing.assert_allclose(numpy(norm.renorm_stddev), stddev, rtol=1e-6)
+    np.testing.assert_array_equal(numpy(norm.renorm_mean), numpy(norm.moving_mean))
+
+
+def test_prior_counts_as_so_many_samples():
+    model = keras.Sequential([keras.Input((4, 4, 1)), Norm(epsilon=1e-6)])
+    old, new = images(30, 4, 4, 1), (5 + 2 * images(10, 4, 4, 1, seed=1)).astype("f4")
+    keras_bn.recalibrate(model, old, verbose=0)
+    keras_bn.recalibrate(model, new, prior=30, verbose=0)
+    both = np.concatenate([old, new]).astype("float64")
+    _check(model.layers[0], both)
+
+
+def test_one_sample_is_enough_with_a_prior():
+    model = keras.Sequential([keras.Input((2,)), Norm()])
+    keras_bn.recalibrate(model, np.ones((1, 2), "float32"), prior=3, verbose=0)
+    np.testing.assert_allclose(numpy(model.layers[0].moving_mean), 0.25, rtol=1e-6)
+
+
+def test_ema_is_what_training_does():
+    x = images(24, 4, 4, 3)
+    model, twin = (
+        keras.Sequential([keras.Input((4, 4, 3)), Norm(momentum=0.8)]) for _ in range(2)
+    )
+    keras_bn.recalibrate(model, x, method="ema", batch_size=8, verbose=0)
+    for start in (0, 8, 16):
+        twin(x[start : start + 8], training=True)
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(
+            numpy(getattr(model.layers[0], name)),
+            numpy(getattr(twin.layers[0], name)),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.x[8 * index : 8 * index + 8], np.zeros(8)
+
+
+FORMS = {
+    "array": lambda x: x,
+    "tuple": lambda x: (x, np.zeros(24)),
+    "dictionary": lambda x: {"x": x},
+    "list of batches": lambda x: [x[:8], x[8:16], x[16:]],
+    "list of pairs": lambda x: [[x[:8], 1], [x[8:16], 1], [x[16:], 1]],
+    "generator": lambda x: ((x[i : i + 8], 0, 1) for i in (0, 8, 16)),
+    "dataset": Batches,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_data(form):
+    inputs = keras.Input((3,), name="x")
+    model = keras.Model(
+        {"x": inputs} if form == "dictionary" else inputs, Norm()(inputs)
+    )
+    x = images(24, 3)
+    report = keras_bn.recalibrate(model, FORMS[form](x), batch_size=8, verbose=0)
+    _check(model.layers[-1], x.astype("float64"))
+    assert (report.batches, report.samples) == (3, 24)
+
+
+def test_steps_and_several_inputs():
+    inputs = [keras.Input((3,)), keras.Input((2,))]
+    model = keras.Model(inputs, [Norm()(one) for one in inputs])
+    x = [images(24, 3), images(24, 2)]
+    keras_bn.recalibrate(model, x, steps=2, batch_size=8, verbose=0)
+    _check(model.layers[-2], x[0][:16].astype("float64"))
+    _check(model.layers[-1], x[1][:16].astype("float64"))
+
+
+def test_frozen_layers_only_on_request():
+    model = _model()
+    model.layers[0].trainable = False
+    before = numpy(model.layers[0].moving_mean)
+    x = images(8, 4, 4, 3)
+    report = keras_bn.recalibrate(model, x, verbose=0)
+    assert [row.layer for row in report.rows] == [model.layers[-1].name]
+    np.testing.assert_array_equal(numpy(model.layers[0].moving_mean), before)
+    keras_bn.recalibrate(model, x, include_frozen=True, verbose=0)
+    _check(model.layers[0], x.astype("float64"))
+
+
+def test_nothing_but_statistics_changes():
+    model = _model()
+    moving = {
+        id(v) for one in (0, -1) for v in model.layers[one].non_trainable_variables
+    }
+    kept = [v for v in model.variables if id(v) not in moving]
+    before = [numpy(v).tobytes() for v in kept]
+    calls = [layer.call for layer in model.layers]
+    keras_bn.recalibrate(model, images(8, 4, 4, 3), verbose=0)
+    assert [numpy(v).tobytes() for v in kept] == before
+    assert [layer.call for layer in model.layers] == calls
+
+
+def test_progress_bar(capsys):
+    keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4)
+    assert "2/2" in capsys.readouterr().out
+    keras_bn.recalibrate(_model(), images(8, 4, 4, 3), verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def _failing():
+    yield images(4, 4, 4, 3)
+    raise RuntimeError("the disk is gone")
+
+
+def _interrupted():
+    yield images(4, 4, 4, 3)
+    raise KeyboardInterrupt
+
+
+NAN = np.full((4, 4, 4, 3), np.nan, "float32")
+
+FAILURES = [
+    (
+        lambda: images(0, 4, 4, 3),
+        {},
+        ValueError,
+        r"`data` must have at least one batch",
+    ),
+    (lambda: [], {}, ValueError, r"`data` must have at least one batch"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"steps": 3},
+        ValueError,
+        r"have 3 batches.*Received: 1",
+    ),
+    (
+        lambda: [np.zeros((0, 4, 4, 3))],
+        {},
+        ValueError,
+        r"at least one batch.*Received: 0",
+    ),
+    (
+        lambda: images(4, 4, 4, 2),
+        {},
+        ValueError,
+        r"shape .*\(None, 4, 4, 3\).*\(4, 4, 4, 2\)",
+    ),
+    (
+        lambda: [images(4, 4, 4, 3), images(4, 3)],
+        {},
+        ValueError,
+        r"Received: .*\(4, 3\)",
+    ),
+    (lambda: NAN, {}, ValueError, r"has a NaN or an infinity"),
+    (lambda: NAN, {"method": "ema"}, ValueError, r"has a NaN or an infinity"),
+    (lambda: 3, {}, TypeError, r"`data` must be an array.*int"),
+    (lambda: ["text"], {}, TypeError, r"`data` must hold arrays of numbers"),
+    (_failing, {}, RuntimeError, r"the disk is gone"),
+    (_failing, {"method": "ema"}, RuntimeError, r"the disk is gone"),
+    (_interrupted, {}, KeyboardInterrupt, None),
+    (_failing, {"layer_by_layer": True}, ValueError, r"more than once.*generator"),
+    (lambda: images(4, 4, 4, 3), {"method": "mean"}, ValueError, r"`method` must be"),
+    (lambda: images(4, 4, 4, 3), {"prior": 0}, ValueError, r"`prior` must be"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"prior": 1, "method": "ema"},
+        ValueError,
+        r"`prior` needs",
+    ),
+    (lambda: images(4, 4, 4, 3), {"steps": 0}, ValueError, r"`steps` must be"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"batch_size": 1.5},
+        ValueError,
+        r"`batch_size` must be",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "arguments", "error", "message"), FAILURES)
+def test_failures_leave_the_model_as_it_was(data, arguments, error, message):
+    model = _model()
+    before = weights_of(model)
+    calls = [layer.call for layer in model.layers]
+    with pytest.raises(error, match=message):
+        keras_bn.recalibrate(model, data(), **{"verbose": 0, **arguments})
+    assert weights_of(model) == before
+    assert [layer.call for layer in model.layers] == calls
+
+
+class Breaks:
+    """Data that can be gone through again, but not a third time."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __iter__(self):
+        self.times += 1
+        yield images(4, 4, 4, 3)
+        if self.times == 3:
+            raise RuntimeError("gone")
+
+
+def test_a_failure_between_layers_restores_the_first():
+    model = _model()
+    before = weights_of(model)
+    with pytest.raises(RuntimeError, match="gone"):
+        keras_bn.recalibrate(model, Breaks(), layer_by_layer=True, verbose=0)
+    assert weights_of(model) == before
+
+
+def test_one_value_per_channel_is_too_little():
+    model = keras.Sequential([keras.Input((2,)), Norm()])
+    with pytest.raises(ValueError, match=r"at least 2 values.*Received: 1 for layer"):
+        keras_bn.recalibrate(model, np.ones((1, 2), "float32"), verbose=0)
+
+
+def test_a_model_of_frozen_layers_is_an_error():
+    model = _model()
+    model.trainable = False
+    with pytest.raises(ValueError, match="all frozen"):
+        keras_bn.recalibrate(model, images(4, 4, 4, 3), verbose=0)
+
+
+def test_merge_is_exact_where_float32_sums_are_not():
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e6, 1e-2, (999, 2))
+    moments = RunningMoments()
+    for part in np.split(x, [1, 1, 10, 500]):
+        if len(part):
+            moments.add(len(part), part.mean(0), part.var(0))
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(moments.variance, x.var(0), rtol=1e-6)
