@@ -50,10 +50,6 @@ def replicas() -> ProcessGroup | None:
     """The group that the running process is one of; None if it runs alone.
 
     Inside `DistributedDataParallel` it is that model's group, else all processes.
-
-    Warns:
-        UserWarning: Once: there are several processes, and no
-            `DistributedDataParallel` around the model.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
@@ -61,8 +57,6 @@ def replicas() -> ProcessGroup | None:
     group = None if model is None else model.process_group
     if dist.get_world_size(group) == 1:
         return None
-    if model is None and not _in_backward_pass():
-        _warn_of_plain_model()
     return ProcessGroup(group)
 
 
@@ -78,8 +72,15 @@ def _in_backward_pass() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def warn_outside_of_ddp() -> None:
+    """Warns, once, of training in several processes whose gradients nobody averages."""
+    wrapped = DistributedDataParallel._get_active_ddp_module() is not None
+    if not wrapped and not _in_backward_pass():
+        _warn_once()
+
+
 @functools.cache
-def _warn_of_plain_model() -> None:
+def _warn_once() -> None:
     warnings.warn(
         "A layer with synchronized=True trains in one of "
         f"{dist.get_world_size()} processes outside DistributedDataParallel: "

@@ -18,6 +18,7 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
+from keras_bn.backend.torch_context import warn_outside_of_ddp
 
 
 # torch.compile breaks its graph here: it would compile the collectives anew for each
@@ -35,6 +36,8 @@ def train_together(
     replicas: Replicas,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        warn_outside_of_ddp()
     with torch.no_grad():
         own = formulas.centred_moments(formulas.widen(x), axes, mask)
         centred = formulas.over_replicas(own, replicas)

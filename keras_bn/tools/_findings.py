@@ -15,6 +15,7 @@ from keras_bn.tools._walk import (
     called_in_training,
     float64,
     is_batch_norm,
+    normalizes_by_batch,
 )
 
 SEVERITIES = ("note", "warning", "error")
@@ -112,7 +113,7 @@ def at_initial_values(layer: Layer) -> bool:
 
 def _lag(facts: Facts) -> Result:
     layer, updates = facts.layer, facts.updates
-    if not updates or not layer.trainable or not 0 < layer.momentum < 1:
+    if not updates or not normalizes_by_batch(layer) or not 0 < layer.momentum < 1:
         return None
     remaining = layer.momentum**updates
     if remaining <= REMAINING or (facts.distance is not None and facts.distance < FAR):
@@ -134,7 +135,7 @@ def _far(facts: Facts) -> Result:
             "these data give the layer a NaN or an infinity",
             "look at the data, and at the weights of the layers before it",
         )
-    if not facts.layer.trainable:
+    if not normalizes_by_batch(facts.layer):
         return (
             "note",
             f"moving statistics are {facts.distance:.2f} standard deviations from "
@@ -244,7 +245,9 @@ def from_graphs(model: Any) -> tuple[dict[int, str], set[int]]:
             if graph.in_training or called_in_training(node):
                 training.add(id(layer))
             linear = _linear_before(graph, node)
-            if linear is not None and linear.use_bias and layer.trainable:
+            if linear is None or not linear.use_bias:
+                continue
+            if normalizes_by_batch(layer):
                 biases[id(layer)] = graph.prefix + linear.name
     return biases, training
 

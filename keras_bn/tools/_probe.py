@@ -14,6 +14,7 @@ from keras_bn.tools._walk import (
     batch_norms,
     computes_plainly,
     float64,
+    normalizes_by_batch,
 )
 
 See = Callable[[str, Any, Any, Any], None] | None
@@ -71,11 +72,22 @@ class _Observer:
     ) -> Any:
         layer = self._layer
         settings = {"axis": layer.axis, "epsilon": layer.epsilon}
-        affine = (layer.gamma, layer.beta)
+        # No gradient will be asked for.
+        inputs = ops.stop_gradient(inputs)
+        affine = [
+            None if one is None else ops.stop_gradient(one.value)
+            for one in (layer.gamma, layer.beta)
+        ]
         # A call with training=True written into the model ignores its mode.
-        by_batch = self._by_batch or (training and layer.trainable)
+        by_batch = self._by_batch or (training and normalizes_by_batch(layer))
         if by_batch or self._see is not None:
-            y, moments = batch_norm_train(inputs, *affine, mask=mask, **settings)
+            y, moments = batch_norm_train(
+                inputs,
+                *affine,
+                mask=mask,
+                synchronized=bool(getattr(layer, "synchronized", False)),
+                **settings,
+            )
             if self._see is not None:
                 self._see(self._path, *self._read(moments))
         if not by_batch:

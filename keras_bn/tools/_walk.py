@@ -26,6 +26,11 @@ def is_plain_batch_norm(layer: Layer) -> bool:
     return type(layer) in (BatchNormalization, keras.layers.BatchNormalization)
 
 
+def normalizes_by_batch(layer: Layer) -> bool:
+    """Whether `layer` uses, and averages, the statistics of the batch in training."""
+    return bool(layer.trainable) and not getattr(layer, "freeze_statistics", False)
+
+
 def computes_plainly(layer: Layer) -> bool:
     """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
     call = getattr(type(layer), "call", None)

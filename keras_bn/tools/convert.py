@@ -22,7 +22,14 @@ from keras_bn.tools._walk import (
 )
 
 TARGETS = {"keras_bn": BatchNormalization, "keras": keras.layers.BatchNormalization}
-WEIGHTS = ("gamma", "beta", *STATISTICS, *RENORM_STATISTICS)
+ACCUMULATED = ("count", "mean", "variance", "steps")
+WEIGHTS = (
+    "gamma",
+    "beta",
+    *STATISTICS,
+    *RENORM_STATISTICS,
+    *(f"accumulated_{part}" for part in ACCUMULATED),
+)
 
 
 def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:

@@ -16,7 +16,13 @@ from keras_bn.tools._findings import (
 from keras_bn.tools._inspection import Inspection, LayerReport
 from keras_bn.tools._moments import RunningMoments, distance_from
 from keras_bn.tools._probe import observable, observed
-from keras_bn.tools._walk import Layer, batch_norms, float64, is_plain_batch_norm
+from keras_bn.tools._walk import (
+    Layer,
+    batch_norms,
+    float64,
+    is_plain_batch_norm,
+    normalizes_by_batch,
+)
 
 
 def inspect(
@@ -78,13 +84,13 @@ def inspect(
     if data is not None:
         distances, change = measure(model, data, steps, batch_size)
     biases, training = from_graphs(model)
-    steps_taken = _optimizer_steps(model)
+    calls = _training_calls(model)
     rows, findings = [], []
     for path, layer in layers.items():
         facts = Facts(
             path,
             layer,
-            steps_taken,
+            None if calls is None else calls // getattr(layer, "accumulation_steps", 1),
             distances.get(path),
             biases.get(id(layer)),
             id(layer) in training,
@@ -103,7 +109,7 @@ def measure(
     See `inspect` for both. Layers that the model does not call are left out.
     """
     layers = observable(model)
-    trained = {path: layer for path, layer in layers.items() if layer.trainable}
+    trained = {p: layer for p, layer in layers.items() if normalizes_by_batch(layer)}
     frozen = {path: layers[path] for path in layers.keys() - trained.keys()}
     moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
     difference = size = 0.0
@@ -131,9 +137,13 @@ def _flat(outputs: Any) -> np.ndarray:
     return np.concatenate([float64(one).ravel() for one in tree.flatten(outputs)])
 
 
-def _optimizer_steps(model: Any) -> int | None:
+def _training_calls(model: Any) -> int | None:
+    """How many batches the optimizer has seen: several a step where it accumulates."""
     optimizer = getattr(model, "optimizer", None)
-    return None if optimizer is None else int(float64(optimizer.iterations))
+    if optimizer is None:
+        return None
+    steps = int(float64(optimizer.iterations))
+    return steps * (optimizer.gradient_accumulation_steps or 1)
 
 
 def _row(facts: Facts) -> LayerReport:
@@ -160,7 +170,11 @@ def _kind(layer: Layer) -> str:
     if is_plain_batch_norm(layer):
         name = type(layer).__module__.split(".")[0]
     options = [one for one in ("renorm", "synchronized") if getattr(layer, one, False)]
-    return " ".join([name, *options, *([] if layer.trainable else ["frozen"])])
+    if not layer.trainable:
+        options.append("frozen")
+    elif not normalizes_by_batch(layer):
+        options.append("frozen statistics")
+    return " ".join([name, *options])
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from keras_bn.tools._moments import (
 )
 from keras_bn.tools._probe import observable, observed, restored_on_failure
 from keras_bn.tools._table import Table
-from keras_bn.tools._walk import Layer, float64
+from keras_bn.tools._walk import Layer, float64, normalizes_by_batch
 
 METHODS = ("population", "ema")
 
@@ -119,8 +119,9 @@ def recalibrate(
         batch_size: Samples a batch, where `data` are arrays. Larger is better here.
         layer_by_layer: Whether to make one pass for each layer. The data must then be
             such that one can go through them again.
-        include_frozen: Whether layers with `trainable=False` get new statistics too.
-            Otherwise they run in inference mode, as they do in training.
+        include_frozen: Whether layers with `trainable=False`, or with
+            `freeze_statistics=True`, get new statistics too. Otherwise they run in
+            inference mode, as they do in training.
         verbose: 1 for a progress bar, 0 for none.
 
     Returns:
@@ -197,7 +198,7 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
 def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
     layers = observable(model)
     if not include_frozen:
-        layers = {path: layer for path, layer in layers.items() if layer.trainable}
+        layers = {p: layer for p, layer in layers.items() if normalizes_by_batch(layer)}
     if not layers:
         raise ValueError(
             "Argument `model` must have a batch normalization layer with "

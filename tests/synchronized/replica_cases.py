@@ -167,6 +167,28 @@ def fit(model):
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
 
 
+def recalibrated(parts, rank):
+    """The statistics after `recalibrate` on this process's part of the data."""
+    model = network(TRAININGS[0])
+    x = data_to_recalibrate()
+    size = len(x) // parts
+    keras_bn.recalibrate(
+        model, x[rank * size : (rank + 1) * size], batch_size=4, verbose=0
+    )
+    norm = model.layers[1]
+    return np.stack(
+        [
+            keras.ops.convert_to_numpy(v)
+            for v in (norm.moving_mean, norm.moving_variance)
+        ]
+    )
+
+
+def data_to_recalibrate():
+    """Images whose halves differ."""
+    return np.concatenate(batches()[0][:2])
+
+
 def loss(predicted, expected):
     """This part's share of the whole batch's mean squared error."""
     return keras.ops.sum(keras.ops.square(predicted - expected)) / BATCH

@@ -23,6 +23,9 @@ def main(folder, caught):
         for rank, weights in engine.train(training).items():
             found[rank][f"train {training.name}"] = weights
     counts = engine.collectives()
+    mine = min(rank for rank in found if found[rank])
+    parts = engine.PROCESSES
+    found[mine]["recalibrated"] = cases.recalibrated(parts, mine if parts > 1 else 0)
     engine.stop()
     counts["warnings"] = sum("outside" in str(one.message) for one in caught)
     for rank, results in found.items():

@@ -201,6 +201,16 @@ def test_a_model_outside_of_its_engine_warns_once(found):
     assert found.collectives["warnings"] == {"torch": 1}.get(BACKEND, 0)
 
 
+def test_recalibrate_takes_the_data_of_all_processes(found):
+    x = cases.data_to_recalibrate()
+    convolution = cases.network(cases.TRAININGS[0]).layers[0]
+    inputs = keras.ops.convert_to_numpy(convolution(x)).astype("float64")
+    for replica in found.replicas[:PROCESSES]:
+        mean, variance = replica["recalibrated"]
+        np.testing.assert_allclose(mean, inputs.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(variance, inputs.var((0, 1, 2)), rtol=1e-6)
+
+
 def test_one_gather_forward_and_one_reduction_back(found):
     counts = found.collectives
     assert counts["both"] == 2

@@ -278,6 +278,30 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
 
 
+def test_what_keras_has_not_is_an_error():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras_bn.BatchNormalization(freeze_statistics=True)]
+    )
+    with pytest.raises(ValueError, match="no argument `freeze_statistics`"):
+        keras_bn.convert(model, to="keras")
+
+
+def test_accumulated_moments_are_carried_and_start_empty():
+    x = images(6, 3)
+    model = keras.Sequential(
+        [keras.Input((3,)), keras_bn.BatchNormalization(accumulation_steps=2)]
+    )
+    model(x, training=True)
+    layer = keras_bn.convert(model).layers[0]
+    assert float(layer.accumulated_steps) == 1
+    np.testing.assert_array_equal(
+        numpy(layer.accumulated_mean), numpy(model.layers[0].accumulated_mean)
+    )
+    plain = keras_bn.convert(model, accumulation_steps=1)
+    fresh = keras_bn.convert(plain, accumulation_steps=3).layers[0]
+    assert float(fresh.accumulated_steps) == 0
+
+
 def test_a_fused_activation_becomes_a_layer():
     model = randomize(
         keras.Sequential(

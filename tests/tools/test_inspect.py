@@ -189,6 +189,30 @@ def test_data_that_are_not_finite_are_an_error_of_the_report(tmp_path):
     report.plot(tmp_path / "one.png")
 
 
+def test_frozen_statistics_are_named_and_let_the_bias_matter():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(2),
+            keras_bn.BatchNormalization(freeze_statistics=True),
+        ]
+    )
+    report = keras_bn.inspect(model)
+    assert report.layers[0].kind == "keras_bn frozen statistics"
+    assert "bias" not in {one.code for one in report.findings}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_updates_are_counted_by_accumulation(steps):
+    norm = keras_bn.BatchNormalization(accumulation_steps=steps)
+    model = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(1)])
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    model.compile(optimizer, "mse")
+    x = images(24, 3)
+    model.fit(x, x[:, :1], batch_size=4, verbose=0)
+    assert keras_bn.inspect(model).layers[0].updates == 6 // steps
+
+
 def test_a_frozen_layer_changes_no_outputs_and_is_a_note():
     model = _trained(_model(trainable=False))
     report = keras_bn.inspect(model, images(64, 4) * 4 + 3)

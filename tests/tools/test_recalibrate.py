@@ -81,6 +81,23 @@ def test_low_precision_inputs_keep_exact_statistics(dtype):
     _check(model.layers[0], rounded)
 
 
+def test_synchronized_layers():
+    model = keras.Sequential([keras.Input((3,)), Norm(synchronized=True)])
+    x = (5 + images(30, 3)).astype("float32")
+    keras_bn.recalibrate(model, x, batch_size=7, verbose=0)
+    _check(model.layers[0], x.astype("float64"))
+
+
+def test_frozen_statistics_stay_unless_asked_for():
+    layers = [Norm(freeze_statistics=True), Norm()]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    x = (5 + images(30, 3)).astype("float32")
+    keras_bn.recalibrate(model, x, verbose=0)
+    np.testing.assert_array_equal(numpy(layers[0].moving_mean), 0)
+    keras_bn.recalibrate(model, x, include_frozen=True, verbose=0)
+    _check(layers[0], x.astype("float64"))
+
+
 def test_shared_layers_and_time_distributed():
     inputs, norm = keras.Input((3, 2)), Norm()
     x = L.TimeDistributed(norm)(inputs)
