@@ -34,6 +34,8 @@ _RUN = 1024
 # Elements (of a sample, where the batch is unknown) below which a few small operators
 # take less time than a decision on the device.
 _SMALL = 2**14
+# The same for inference, where the fused operator is all there is to save.
+_SMALL_INFERENCE = 2**17
 
 SERVICES = (
     Service(
@@ -47,7 +49,7 @@ SERVICES = (
         "the formulas, gradient written out; saves the input alone",
     ),
     Service(
-        "inference, feature axis last, up to float32",
+        "inference, feature axis last, up to float32, 131k elements or more",
         "tensorflow_kernels",
         "fused operator: one multiply-add per element, half precision as it is",
     ),
@@ -112,7 +114,8 @@ def inference(
     activation: str | None,
 ) -> Tensor:
     """See `Kernels.inference`."""
-    if not _fused_fits(x, axes):
+    small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL_INFERENCE
+    if small or not _fused_fits(x, axes):
         return reference.inference(
             x, mean, variance, scale, offset, axes, epsilon, activation
         )
