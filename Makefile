@@ -5,6 +5,7 @@ PYTHON ?= python3
 BACKEND ?= jax
 ARGS ?=
 ROUNDS ?= 15
+JOBS ?= 2
 # The lowest Keras that the tests pass on; pyproject.toml states the same.
 KERAS_MIN := 3.14.0
 KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
@@ -34,7 +35,6 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.NOTPARALLEL:
 .PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure clean \
     check-python check-backend
 
@@ -54,7 +54,11 @@ demo: check-backend $(DEMO)/installed
 	@echo "== Running examples/train.py on $(BACKEND)"
 	@KERAS_BACKEND=$(BACKEND) $(DEMO)/bin/python examples/train.py $(ARGS)
 
-test: lint $(BACKENDS:%=test-%) test-min-keras test-once
+# The longest first, so that none is left to run alone.
+test: lint
+	@echo "== Testing, $(JOBS) at a time: each prints when it is done"
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
+	    test-jax test-torch test-tensorflow test-min-keras test-once
 
 lint: $(TEST)/installed
 	@echo "== ruff check"

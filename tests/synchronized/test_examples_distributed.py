@@ -1,8 +1,10 @@
 """The scripts for two processes run as the README starts them."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +22,13 @@ def command():
     (found,) = re.findall(pattern, (ROOT / "README.md").read_text(), re.M)
     program, *arguments = found.split()
     module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
-    # Another port than torchrun's own, where another run may listen.
-    free = {"python": [], "torchrun": ["--rdzv-endpoint=127.0.0.1:0"]}[program]
+    # A port of its own: another run may listen on the default one.
+    free = {"python": [], "torchrun": ["--standalone"]}[program]
     return [sys.executable, *module, *free, *arguments]
 
 
 def test_two_processes_train_as_one():
-    result = subprocess.run(
+    process = subprocess.Popen(
         command(),
         cwd=ROOT,
         env={
@@ -35,13 +37,18 @@ def test_two_processes_train_as_one():
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "OMP_NUM_THREADS": "1",
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=TIMEOUT,
-        check=False,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads(re.search(r"{.*}", result.stdout, re.S).group())
+    try:
+        printed, _ = process.communicate(timeout=TIMEOUT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and whatever it has started
+    assert process.returncode == 0, printed
+    found = json.loads(re.search(r"^{$.*?^}$", printed, re.S | re.M).group())
     assert found["processes"] == 2
     assert found["largest difference of a weight or statistic"] < 1e-5
     assert found["test accuracy, all processes"] > 0.8
