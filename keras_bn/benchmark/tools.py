@@ -1,5 +1,6 @@
 """The tools on a model of 1,000 layers: seconds, and memory in copies of it."""
 
+import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -75,11 +76,10 @@ def run_tools(rounds: int, tick: Callable[[], object]) -> list[ToolRow]:
     # TensorFlow when it reads a config, on any backend.
     for tool in TOOLS.values():
         tool(keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()]))
-    before = _kilobytes("VmRSS")
+    before = _resident()
     model = deep_model(UNITS)
-    after = _kilobytes("VmRSS")
+    after = _resident()
     size = sum(int(np.prod(v.shape)) * 4 for v in model.weights)
-    # What one tool frees may stay with the process: the later ones show an upper bound.
     copies = {
         name: _copies(_highest(tool, model), before, after)
         for name, tool in TOOLS.items()
@@ -105,11 +105,25 @@ def _count(model: Any) -> int:
 
 def _highest(tool: Callable[[Any], Any], model: Any) -> int | None:
     """The most kilobytes that the process holds while `tool` runs."""
-    gc.collect()
+    _give_back()
     if os.access(_REFERENCES, os.W_OK):
         _REFERENCES.write_text("5")  # the highest mark starts anew
     tool(model)
     return _kilobytes("VmHWM")
+
+
+def _resident() -> int | None:
+    """The kilobytes that the process holds and needs."""
+    _give_back()
+    return _kilobytes("VmRSS")
+
+
+def _give_back() -> None:
+    """Hands what has been freed back to the system, as far as glibc does it."""
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _copies(highest: int | None, before: int | None, after: int | None) -> float | None:
