@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[1]
 # A part is a folder or a module directly in keras_bn/, "keras_bn" its __init__.py.
 # Each row: the other parts that it may import.
 MAY_IMPORT = {
-    "keras_bn": {"layers", "ops", "backend"},
+    "keras_bn": {"layers", "models", "ops", "backend"},
+    "models": {"layers"},
     "layers": {"ops"},
     "ops": {"backend"},
     "backend": set(),
-    # Its report names the version of the package.
-    "benchmark": {"keras_bn", "layers", "backend"},
+    # Its report names the version of the package; it trains a whole model.
+    "benchmark": {"keras_bn", "layers", "models", "backend"},
 }
 
 FRAMEWORKS = ("tensorflow", "jax", "torch")
@@ -36,7 +37,14 @@ OUTSIDE = {
 OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
 
 PUBLIC = {
-    "keras_bn": ["BatchNormalization", "__version__", "backend", "layers", "ops"],
+    "keras_bn": [
+        "BatchNormalization",
+        "__version__",
+        "backend",
+        "layers",
+        "models",
+        "ops",
+    ],
     "keras_bn.backend": [
         "Service",
         "describe",
@@ -47,6 +55,14 @@ PUBLIC = {
     ],
     "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],
     "keras_bn.layers": ["BatchNormalization"],
+    "keras_bn.models": [
+        "inception_bn",
+        "lenet5",
+        "mlp",
+        "plain_cnn",
+        "resnet",
+        "vgg",
+    ],
     "keras_bn.ops": [
         "Moments",
         "batch_norm_inference",
@@ -239,6 +255,9 @@ VIOLATIONS = [
     (other_parts, "keras_bn.layers.x", "import keras_bn"),
     (other_parts, "keras_bn.layers.x", "from ..backend import kernels"),
     (other_parts, "keras_bn.layers.x", "def f():\n    import keras_bn.cli"),
+    (other_parts, "keras_bn.models.x", "from keras_bn.ops import batch_norm_train"),
+    (other_parts, "keras_bn.models.x", "from keras_bn import tools"),
+    (other_parts, "keras_bn.layers.x", "from keras_bn.models import resnet"),
     (other_parts, "keras_bn.new_part", ""),
     (other_packages, "keras_bn.layers.x", "import tensorflow as tf"),
     (other_packages, "keras_bn.backend", "def f():\n    from jax import numpy"),
@@ -270,6 +289,7 @@ VIOLATIONS = [
 ALLOWED = [
     (other_parts, "keras_bn.layers.x", "from keras_bn.ops import batch_norm_train"),
     (other_parts, "keras_bn.ops.x", "from keras_bn.ops import _arguments"),
+    (other_parts, "keras_bn.benchmark.x", "from keras_bn.models import resnet"),
     (other_packages, "keras_bn.backend.jax_kernels", "import jax.numpy as jnp"),
     (other_packages, "keras_bn.ops.x", "import math\nfrom keras import ops"),
     (framework_files, "keras_bn.backend", "import_module('jax')"),

@@ -28,6 +28,7 @@ MODULES = ["keras_bn"] + [
 WITH_EXAMPLES = [
     "keras_bn.backend",
     "keras_bn.layers.batch_normalization",
+    *(f"keras_bn.models.{name}" for name in keras_bn.models.__all__),
     "keras_bn.ops.batch_norm",
     "keras_bn.ops.moving_average",
     "keras_bn.ops.renorm",
