@@ -41,6 +41,7 @@ def examples_of(name):
     return doctest.DocTestFinder().find(module, globs=globs)
 
 
+@pytest.mark.usefixtures("zero_kernels")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_say(name):
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
