@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from rich.progress import Progress
 import keras_bn
 from _data import Dataset, digits, fashion_mnist
 
+STAGES = 20
+"""In how many a learning rate falls."""
 RESULTS = Path(__file__).parent / "results"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 """Told apart by colour-blind readers."""
@@ -121,6 +124,7 @@ class Trainer:
         steps: int,
         every: int,
         advance: Callable[[int], None],
+        falling: bool = False,
         patience: int | None = None,
         test: bool = False,
         measure: Callable[[keras.Model], None] = lambda model: None,
@@ -128,11 +132,13 @@ class Trainer:
         """Train for a number of steps and return the curves.
 
         Args:
-            rate: Of SGD with momentum 0.9; constant.
+            rate: Of SGD with momentum 0.9.
             seed: Of the weights and of the order of the images.
             steps: To train for. A loss that is not finite ends the run before.
             every: Steps between two measurements of the validation accuracy.
             advance: Told of the steps done.
+            falling: Whether the rate falls towards zero over the run, in stages, so
+                that the last accuracy is not that of one noisy moment.
             patience: Steps without a better validation accuracy that end the run.
             test: Whether to measure the accuracy on the test images at the end.
             measure: Called with the model at each measurement.
@@ -140,35 +146,42 @@ class Trainer:
         self.restart(rate, seed)
         curve: dict[str, Any] = {"steps": [], "loss": [], "accuracy": []}
         batches = self._batches(seed, steps)
-        done = 0
-        while done < steps:
-            count = min(every, steps - done)
-            chosen = batches[done : done + count].ravel()
-            history = self.model.fit(
-                self.data.x_train[chosen],
-                self.data.y_train[chosen],
-                batch_size=self.batch_size,
-                shuffle=False,
-                verbose=0,
-            )
-            done += count
-            advance(count)
-            loss = history.history["loss"][0]
+        measured = {*range(every, steps, every), steps}
+        lowered = {steps * i // STAGES for i in range(STAGES)} if falling else {0}
+        for start, end in pairwise(sorted(measured | lowered)):
+            if falling:
+                self.model.optimizer.learning_rate.assign(rate * (1 - start / steps))
+            loss = self._fit(batches[start:end])
+            advance(end - start)
             finite = bool(np.isfinite(loss))
-            curve["steps"].append(done)
+            if finite and end not in measured:
+                continue
+            curve["steps"].append(end)
             curve["loss"].append(round(loss, 6) if finite else None)
             curve["accuracy"].append(
                 self.accuracy(self.data.x_validation, self.data.y_validation)
             )
             measure(self.model)
             best = curve["steps"][int(np.argmax(curve["accuracy"]))]
-            if not finite or (patience and done - best >= patience):
+            if not finite or (patience and end - best >= patience):
+                advance(steps - end)
                 break
-        advance(steps - done)
         curve["diverged"] = curve["loss"][-1] is None
         if test:
             curve["test"] = self.accuracy(self.data.x_test, self.data.y_test)
         return curve
+
+    def _fit(self, batches: np.ndarray) -> float:
+        """Train on these batches; return their mean loss."""
+        chosen = batches.ravel()
+        history = self.model.fit(
+            self.data.x_train[chosen],
+            self.data.y_train[chosen],
+            batch_size=self.batch_size,
+            shuffle=False,
+            verbose=0,
+        )
+        return float(history.history["loss"][0])
 
     def _batches(self, seed: int, steps: int) -> np.ndarray:
         """The images of each step: epoch after epoch, each in an order of its own."""

@@ -7,9 +7,9 @@ units (Ioffe and Szegedy, 2015, abstract and section 4.2.1), and deep plain netw
 ReLUs (He et al., 2016, section 4.1: with it "forward nor backward signals vanish").
 
 Two families: sigmoid networks of fully connected layers, and plain stacks of ReLU
-convolutions. At each depth both arms try the same learning rates for the same steps,
-and take the one with the best validation accuracy. That rate then trains from other
-seeds, and these networks see the test images once.
+convolutions. At each depth both arms try the same learning rates, which fall to zero
+over the same steps, and take the one with the best validation accuracy. That rate then
+trains from other seeds, and these networks see the test images once.
 """
 
 from dataclasses import dataclass, field
@@ -123,6 +123,7 @@ def measure(
             seed=seed,
             steps=family.steps,
             every=family.steps,
+            falling=True,
             test=test,
             advance=study.advance,
         )

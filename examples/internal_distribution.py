@@ -8,7 +8,9 @@ figure 1). The network is the paper's: three layers of 100 sigmoid units, images
 28 x 28, batches of 60.
 
 Both arms try the same learning rates for the same steps, and take the one with the best
-validation accuracy. They then train from other seeds, and see the test images once.
+validation accuracy. They then train from other seeds, and see the test images once. As
+a larger rate moves everything more, the network with batch norm also trains at the
+other's rate.
 Watched are the inputs of the last hidden layer's sigmoids, over validation images and
 as at inference. Drawn are three percentiles of the layer's first unit; the number that
 compares the arms is taken over all units: how far a unit's median travels from one
@@ -25,10 +27,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_bn
-from _study import COLOURS, Study, Trainer, as_percent, figure_of, load_parts, spread
+from _study import (
+    COLOURS,
+    Parts,
+    Study,
+    Trainer,
+    as_percent,
+    figure_of,
+    load_parts,
+    spread,
+)
 
 STORY = __doc__
 PERCENTILES = (15, 50, 85)
+SAME_RATE = "with batch norm, at the rate without"
 
 
 @dataclass(frozen=True)
@@ -87,9 +99,18 @@ class Watch:
 def main(arguments: list[str] | None = None) -> None:
     with Study("internal_distribution", STORY, arguments, Settings(), QUICK) as study:
         settings = study.settings
-        tuning = len(settings.rates) * settings.tuning_steps
-        study.expect(len(COLOURS) * (tuning + len(settings.seeds) * settings.steps))
-        runs = {arm: train_arm(study, arm) for arm in COLOURS}
+        tuning = len(COLOURS) * len(settings.rates) * settings.tuning_steps
+        study.expect(tuning + 3 * len(settings.seeds) * settings.steps)
+        data = load_parts(study.quick, halve=False)
+        trainers = {arm: trainer_of(study, data, arm) for arm in COLOURS}
+        rates = {arm: best_rate(study, arm, trainers[arm]) for arm in COLOURS}
+        runs = {
+            arm: watched_runs(study, arm, trainers[arm], rates[arm]) for arm in COLOURS
+        }
+        if rates["with batch norm"] != rates["without"]:
+            runs[SAME_RATE] = watched_runs(
+                study, SAME_RATE, trainers["with batch norm"], rates["without"]
+            )
         summary = {
             arm: {
                 "rate": found[0]["rate"],
@@ -101,10 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
         study.finish(summary, picture(study, runs))
 
 
-def train_arm(study: Study, arm: str) -> list[dict[str, Any]]:
-    """Choose the arm's rate, and return its runs from the other seeds."""
+def trainer_of(study: Study, data: Parts, arm: str) -> Trainer:
+    """What trains one arm's network."""
     settings = study.settings
-    data = load_parts(study.quick, halve=False)
     build = partial(
         keras_bn.models.mlp,
         input_shape=data.image_shape,
@@ -115,32 +135,49 @@ def train_arm(study: Study, arm: str) -> list[dict[str, Any]]:
         else None,
         classifier_activation=None,
     )
-    trainer = Trainer(build, data, settings.batch_size)
-    run = partial(trainer.run, advance=study.advance)
-    steps = settings.tuning_steps
-    tuning = {}
+    return Trainer(build, data, settings.batch_size)
+
+
+def best_rate(study: Study, arm: str, trainer: Trainer) -> float:
+    """The rate of the grid with the best validation accuracy."""
+    settings = study.settings
+    accuracies = {}
     for rate in settings.rates:
         train = partial(
-            run, rate=rate, seed=settings.tuning_seed, steps=steps, every=steps
+            trainer.run,
+            rate=rate,
+            seed=settings.tuning_seed,
+            steps=settings.tuning_steps,
+            every=settings.tuning_steps,
+            advance=study.advance,
         )
-        found = study.run(train, phase="tuning", arm=arm, rate=rate)
-        tuning[rate] = found["accuracy"][-1]
-    best = max(tuning, key=tuning.__getitem__)
+        run = study.run(train, phase="tuning", arm=arm, rate=rate)
+        accuracies[rate] = run["accuracy"][-1]
+    return max(accuracies, key=accuracies.__getitem__)
 
-    def watched(seed: int) -> dict[str, Any]:
-        watch = Watch(trainer.model, data.x_validation[: settings.watched_images])
-        curve = run(
-            rate=best,
+
+def watched_runs(
+    study: Study, arm: str, trainer: Trainer, rate: float
+) -> list[dict[str, Any]]:
+    """Train an arm from each seed, watch its sigmoids' inputs, and test it."""
+    settings = study.settings
+
+    def train(seed: int) -> dict[str, Any]:
+        images = trainer.data.x_validation[: settings.watched_images]
+        watch = Watch(trainer.model, images)
+        curve = trainer.run(
+            rate=rate,
             seed=seed,
             steps=settings.steps,
             every=settings.every,
             test=True,
             measure=watch,
+            advance=study.advance,
         )
         return {**curve, **watch.summary()}
 
     return [
-        study.run(partial(watched, seed), phase="final", arm=arm, rate=best, seed=seed)
+        study.run(partial(train, seed), phase="final", arm=arm, rate=rate, seed=seed)
         for seed in settings.seeds
     ]
 
@@ -152,33 +189,25 @@ def separate_norm(axis: int, name: str, momentum: float) -> keras.Layer:
 
 def picture(study: Study, runs: dict[str, list[dict[str, Any]]]) -> Figure:
     """Accuracy, then a panel an arm: the percentiles of the first seed's first unit."""
-    figure, panels = figure_of(3)
+    figure, panels = figure_of(1 + len(runs), height=4)
     for arm, colour in COLOURS.items():
-        label = f"{arm}, learning rate {runs[arm][0]['rate']:g}"
-        for run in runs[arm]:
-            panels[0].plot(
-                run["steps"], run["accuracy"], color=colour, linewidth=1, label=label
-            )
-            label = None
-    panels[0].set_ylabel(f"validation accuracy, {study.title}")
+        for i, run in enumerate(runs[arm]):
+            label = None if i else f"{arm}, rate {run['rate']:g}"
+            style = {"color": colour, "linewidth": 1, "label": label}
+            panels[0].plot(run["steps"], run["accuracy"], **style)
+    panels[0].set_title(f"validation accuracy, {study.title}", fontsize=11)
     panels[0].legend(loc="lower right", frameon=False)
     as_percent(panels[0])
-    for axes, arm in zip(panels[1:], ("without", "with batch norm"), strict=True):
-        steps, percentiles = runs[arm][0]["steps"], runs[arm][0]["percentiles"]
-        for percentile, style in zip(percentiles, ("--", "-", ":"), strict=True):
-            axes.plot(
-                steps,
-                percentiles[percentile],
-                style,
-                color=COLOURS[arm],
-                label=f"{percentile}th percentile",
-            )
-        axes.set_title(f"{arm}: input of one sigmoid", fontsize=11)
-        axes.legend(frameon=False)
-    low = min(axes.get_ylim()[0] for axes in panels[1:])
-    high = max(axes.get_ylim()[1] for axes in panels[1:])
-    for axes in panels[1:]:
-        axes.set_ylim(low, high)
+    for axes, (arm, found) in zip(panels[1:], sorted(runs.items()), strict=True):
+        colour = COLOURS["without" if arm == "without" else "with batch norm"]
+        low, median, high = found[0]["percentiles"].values()
+        axes.fill_between(found[0]["steps"], low, high, color=colour, alpha=0.25)
+        axes.plot(found[0]["steps"], median, color=colour)
+        name = arm.partition(",")[0]
+        axes.set_title(f"one unit {name}, rate {found[0]['rate']:g}", fontsize=11)
+        if axes is not panels[1]:
+            axes.sharey(panels[1])
+    panels[1].set_ylabel("its input: median, 15th to 85th percentile")
     for axes in panels:
         axes.set_xlabel("training step")
     return figure

@@ -8,8 +8,9 @@ whose statistics are of one image, does not lose (Wu and He, 2018, figure 1).
 
 Every run sees the same number of images, whatever its batch, and the moving averages
 reach back over equally many. Each norm tries the same learning rates at each batch
-size, and takes the one with the best validation accuracy. That rate then trains from
-other seeds, and these networks see the test images once.
+size, which fall to zero over the run, and takes the one with the best validation
+accuracy. That rate then trains from other seeds, and these networks see the test images
+once.
 """
 
 from collections.abc import Callable
@@ -133,6 +134,7 @@ def measure(study: Study, data: Parts, norm: str, batch: int) -> dict[str, Any]:
             seed=seed,
             steps=steps,
             every=steps,
+            falling=True,
             test=test,
             advance=study.advance,
         )

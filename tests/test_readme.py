@@ -35,7 +35,8 @@ def test_tables_are_what_was_measured():
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/performance.md"]
+    "page",
+    ["README.md", "CONTRIBUTING.md", "docs/performance.md", "examples/README.md"],
 )
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
