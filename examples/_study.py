@@ -127,6 +127,7 @@ class Trainer:
         falling: bool = False,
         patience: int | None = None,
         test: bool = False,
+        begin: Callable[[keras.Model], None] = lambda model: None,
         measure: Callable[[keras.Model], None] = lambda model: None,
     ) -> dict[str, Any]:
         """Train for a number of steps and return the curves.
@@ -141,9 +142,11 @@ class Trainer:
                 that the last accuracy is not that of one noisy moment.
             patience: Steps without a better validation accuracy that end the run.
             test: Whether to measure the accuracy on the test images at the end.
+            begin: Called with the model before its first step.
             measure: Called with the model at each measurement.
         """
         self.restart(rate, seed)
+        begin(self.model)
         curve: dict[str, Any] = {"steps": [], "loss": [], "accuracy": []}
         batches = self._batches(seed, steps)
         measured = {*range(every, steps, every), steps}
@@ -341,7 +344,7 @@ def figure_of(columns: int, *, height: float = 4.2) -> tuple[Figure, list[Axes]]
     return figure, panels
 
 
-def as_percent(axes: Axes) -> None:
-    """Show the vertical axis's shares, from none to all, as percentages."""
+def as_percent(axes: Axes, low: float = 0, high: float = 1) -> None:
+    """Show the vertical axis's shares as percentages."""
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(low, high)

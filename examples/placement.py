@@ -10,6 +10,10 @@ The three arms try the same learning rates for the same steps, and take the one 
 best validation accuracy. They then train from other seeds, and see the test images
 once. The arm "before" runs a second time with Keras's layer, at the same rate, from the
 same weights and on the same batches.
+
+Training doubles small differences again and again, so two layers that round differently
+part in the end. What that alone does is shown by a third run, with this package's layer
+and weights of which each is one rounding larger.
 """
 
 from collections.abc import Callable
@@ -19,7 +23,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import keras_bn
@@ -40,6 +43,7 @@ from _study import (
 STORY = __doc__
 ARM_COLOURS = {"before": BLUE, "after": GREEN, "none": VERMILION}
 KERAS_S = "before, Keras's layer"
+NUDGED = "before, weights one rounding larger"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Settings:
     steps: int = 1500
     every: int = 50
     norm_momentum: float = 0.9
+    compared_steps: int = 100
+    compared_every: int = 4
 
 
 QUICK = Settings(
@@ -64,6 +70,7 @@ QUICK = Settings(
     seeds=(1, 2),
     steps=30,
     every=10,
+    compared_steps=12,
 )
 
 
@@ -72,17 +79,33 @@ def main(arguments: list[str] | None = None) -> None:
         settings = study.settings
         tuning = len(settings.rates) * settings.tuning_steps
         final = len(settings.seeds) * settings.steps
-        study.expect(3 * tuning + 4 * final)
+        compared = 3 * len(settings.seeds) * settings.compared_steps
+        study.expect(3 * tuning + 4 * final + compared)
         data = load_parts(study.quick)
-        runs: dict[str, list[dict[str, Any]]] = {}
-        for arm in ARM_COLOURS:
-            trainer = trainer_of(study, data, arm, keras_bn.BatchNormalization)
-            rate = best_rate(study, arm, trainer)
-            runs[arm] = final_runs(study, arm, trainer, rate)
-        trainer = trainer_of(study, data, "before", keras.layers.BatchNormalization)
-        rate = runs["before"][0]["rate"]
-        runs[KERAS_S] = final_runs(study, KERAS_S, trainer, rate)
-        study.finish(summarize(runs), picture(study, runs))
+        trainers = {
+            arm: trainer_of(study, data, arm, keras_bn.BatchNormalization)
+            for arm in ARM_COLOURS
+        }
+        rates = {arm: best_rate(study, arm, trainers[arm]) for arm in trainers}
+        trainers[KERAS_S] = trainer_of(
+            study, data, "before", keras.layers.BatchNormalization
+        )
+        rates[KERAS_S] = rates["before"]
+        runs = {
+            arm: final_runs(study, arm, trainers[arm], rates[arm]) for arm in trainers
+        }
+        losses = {
+            arm: compared_losses(study, arm, trainer, rates["before"])
+            for arm, trainer in {
+                "before": trainers["before"],
+                KERAS_S: trainers[KERAS_S],
+                NUDGED: trainers["before"],
+            }.items()
+        }
+        apart = {
+            arm: np.abs(losses[arm] - losses["before"]) for arm in (KERAS_S, NUDGED)
+        }
+        study.finish(summarize(runs, apart), picture(study, runs, apart))
 
 
 def trainer_of(
@@ -141,59 +164,86 @@ def final_runs(
     ]
 
 
-def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The arms' accuracies, and how far the two layers' losses are apart."""
-    pairs = list(zip(runs["before"], runs[KERAS_S], strict=True))
-    apart = np.array(
-        [np.abs(np.subtract(ours["loss"], theirs["loss"])) for ours, theirs in pairs]
+def compared_losses(
+    study: Study, arm: str, trainer: Trainer, rate: float
+) -> np.ndarray:
+    """The first training losses: a row a seed, one for every few steps."""
+    settings = study.settings
+    train = partial(
+        trainer.run,
+        rate=rate,
+        steps=settings.compared_steps,
+        every=settings.compared_every,
+        begin=nudge if arm == NUDGED else lambda model: None,
+        advance=study.advance,
     )
+    runs = [
+        study.run(
+            partial(train, seed=seed), phase="compared", arm=arm, rate=rate, seed=seed
+        )
+        for seed in settings.seeds
+    ]
+    return np.array([run["loss"] for run in runs])
+
+
+def nudge(model: keras.Model) -> None:
+    """Make each weight of a kernel the next larger float32."""
+    for weight in model.trainable_weights:
+        if weight.name == "kernel":
+            value = keras.ops.convert_to_numpy(weight)
+            weight.assign(np.nextafter(value, np.float32(np.inf)))
+
+
+def summarize(
+    runs: dict[str, list[dict[str, Any]]], apart: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """The arms' accuracies, and how far the losses of the compared runs are apart."""
     return {
         **{
             arm: {
                 "rate": found[0]["rate"],
                 "test accuracy": spread([run["test"] for run in found]),
-                "last validation accuracy": spread(
-                    [run["accuracy"][-1] for run in found]
-                ),
             }
             for arm, found in runs.items()
         },
-        "largest difference of the two layers' losses": {
-            "first measurement": float(apart[:, 0].max()),
-            "all measurements": float(apart.max()),
+        "loss apart": {
+            arm: {"first": float(found[:, 0].max()), "largest": float(found.max())}
+            for arm, found in apart.items()
         },
     }
 
 
-def picture(study: Study, runs: dict[str, list[dict[str, Any]]]) -> Figure:
-    """The arms' curves; beside them our layer's over Keras's."""
+def picture(
+    study: Study, runs: dict[str, list[dict[str, Any]]], apart: dict[str, np.ndarray]
+) -> Figure:
+    """The arms' curves; beside them how far two layers' losses are apart."""
     figure, (left, right) = figure_of(2)
     for arm, colour in ARM_COLOURS.items():
-        draw(left, runs[arm], f"{arm}, learning rate {runs[arm][0]['rate']:g}", colour)
+        for i, run in enumerate(runs[arm]):
+            label = None if i else f"{arm}, learning rate {run['rate']:g}"
+            style = {"color": colour, "linewidth": 1, "label": label}
+            left.plot(run["steps"], run["accuracy"], **style)
     left.set_title("the norm before the ReLU, after it, none", fontsize=11)
-    draw(right, runs[KERAS_S], "Keras's layer", PURPLE, linewidth=4, alpha=0.5)
-    draw(right, runs["before"], "keras_bn", BLUE)
-    right.set_title("two layers, equal weights and batches", fontsize=11)
+    left.set_ylabel(f"validation accuracy, {study.title}")
+    as_percent(left, *((0, 1) if study.quick else (0.5, 0.9)))
+    settings = study.settings
+    steps = range(
+        settings.compared_every, settings.compared_steps + 1, settings.compared_every
+    )
+    for (arm, found), colour in zip(apart.items(), (PURPLE, "0.5"), strict=True):
+        name = "Keras's layer" if arm == KERAS_S else "weights one rounding larger"
+        for i, row in enumerate(found):
+            # The losses are kept with six decimals.
+            shown = np.maximum(row, 1e-6)
+            label = None if i else name
+            right.plot(steps, shown, color=colour, linewidth=1, label=label)
+    right.set_yscale("log")
+    right.set_ylabel("training loss: difference from keras_bn's layer")
+    right.set_title("equal weights and batches", fontsize=11)
     for axes in (left, right):
         axes.set_xlabel("training step")
-        axes.set_ylabel(f"validation accuracy, {study.title}")
         axes.legend(loc="lower right", frameon=False)
-        as_percent(axes)
     return figure
-
-
-def draw(
-    axes: Axes, runs: list[dict[str, Any]], label: str, colour: str, **style: float
-) -> None:
-    """A line a seed, and one entry in the legend."""
-    for i, run in enumerate(runs):
-        axes.plot(
-            run["steps"],
-            run["accuracy"],
-            color=colour,
-            label=None if i else label,
-            **{"linewidth": 1, **style},
-        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).parent
 EXAMPLES = RESULTS.parent
 WITH, WITHOUT = "with batch norm", "without"
+KERAS_S = "before, Keras's layer"
 PAPER = "[Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167)"
 
 
@@ -47,9 +48,9 @@ def standardization(document: dict[str, Any]) -> str:
             f"the loss is {loss:.3f}"
         )
     return (
-        f"Full-batch gradient descent to a loss of {summary['target loss']:g}, the best "
-        f"of {len(settings['rates'])} rates each; {'; '.join(parts)}. Nothing is drawn "
-        "at random, so there are no seeds."
+        f"Full-batch gradient descent to a loss of {summary['target loss']:g}, each at "
+        f"the best of {len(settings['rates'])} rates; {'; '.join(parts)}. Nothing is "
+        "drawn at random, so there are no seeds."
     )
 
 
@@ -141,8 +142,9 @@ def fewer_steps(document: dict[str, Any]) -> str:
     return (
         f"Best validation accuracy without: {seeds(summary['target'])}, at step "
         f"{_steps(without)}; with batch norm the same accuracy at step "
-        f"{_steps(summary['steps with'])}: {told}. Rates: {summary['rates'][WITHOUT]:g} "
-        f"without, {summary['rates'][WITH]:g} with. Test accuracy at the end: "
+        f"{_steps(summary['steps with'])}: {told}. Rates: "
+        f"{summary['rates'][WITHOUT]:g} without, {summary['rates'][WITH]:g} with. Test "
+        f"accuracy after {_steps(summary['trained for'])} steps: "
         f"{seeds(plain['test accuracy'])} without, {seeds(normed['test accuracy'])} "
         "with."
     )
@@ -159,13 +161,16 @@ def placement(document: dict[str, Any]) -> str:
         f"{seeds(summary[arm]['test accuracy'])} {arm} (rate {summary[arm]['rate']:g})"
         for arm in ("before", "after", "none")
     )
-    apart = summary["largest difference of the two layers' losses"]
+    apart = summary["loss apart"]
+    theirs, nudged = apart.values()
     return (
-        f"Test accuracy after {document['settings']['steps']:,} steps: {arms}. From "
-        "equal weights, this layer's and Keras's training losses are at most "
-        f"{apart['first measurement']:.0e} apart over the first "
-        f"{document['settings']['every']} steps, and {apart['all measurements']:.0e} "
-        "over all."
+        f"Test accuracy after {document['settings']['steps']:,} steps: {arms}, "
+        f"{seeds(summary[KERAS_S]['test accuracy'])} before with Keras's layer. From "
+        f"equal weights the two layers' losses are {theirs['first']:.0e} apart in the "
+        f"first {document['settings']['compared_every']} steps and up to "
+        f"{theirs['largest']:.0e} within {document['settings']['compared_steps']}; "
+        f"weights one rounding larger alone make {nudged['first']:.0e} and "
+        f"{nudged['largest']:.0e}."
     )
 
 
@@ -251,7 +256,8 @@ def studies() -> str:
         seeds_told = f" {number} seeds, ± their standard deviation." if number else ""
         lines.append(
             f"| [{name}]({name}.py) | {row.claim} {row.source} | "
-            f"{row.measured(document)}{seeds_told} [All numbers](results/{name}.json) | "
+            f"{row.measured(document)}{seeds_told} "
+            f"[All numbers](results/{name}.json) | "
             f"![{name}](results/{name}.png) |"
         )
         about = ", ".join(f"{key} {x}" for key, x in document["machine"].items())
