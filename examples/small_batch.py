@@ -44,7 +44,7 @@ class Settings:
     filters: tuple[int, ...] = (8, 16)
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32)
     images: int = 8000
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     tuning_seed: int = 0
     seeds: tuple[int, ...] = (1, 2, 3)
     # A moving average keeps 1 - batch / averaged_images at each step.
@@ -168,7 +168,7 @@ def picture(study: Study, summary: dict[str, Any]) -> Figure:
         f"{study.settings.depth} convolutions, {study.settings.images:,} images seen",
         fontsize=11,
     )
-    as_percent(axes)
+    as_percent(axes, *((0, 1) if study.quick else (0.5, 0.9)))
     axes.legend(loc="lower right", frameon=False)
     return figure
 
