@@ -12,10 +12,11 @@ validation accuracy. They then train from other seeds, and see the test images o
 a larger rate moves everything more, the network with batch norm also trains at the
 other's rate.
 Watched are the inputs of the last hidden layer's sigmoids, over validation images and
-as at inference. Drawn are three percentiles of the layer's first unit; the number that
-compares the arms is taken over all units: how far a unit's median travels from one
-measurement to the next, summed over training and divided by the width of the unit's
-distribution (85th less 15th percentile, the mean over training).
+as at inference. Drawn are three percentiles of the layer's first unit. Two numbers
+compare the arms, as means over all units and in widths of the unit's distribution (85th
+less 15th percentile, the mean over training): the drift of a unit's median, from the
+first measurement to the last; and its travel, the sum of all its moves from one
+measurement to the next, which counts every jitter.
 """
 
 from dataclasses import dataclass
@@ -83,16 +84,18 @@ class Watch:
         self.percentiles.append(np.percentile(values, PERCENTILES, axis=0))
 
     def summary(self) -> dict[str, Any]:
-        """The first unit's percentiles, and the travel of all units' medians."""
+        """The first unit's percentiles; drift and travel of all units' medians."""
         low, median, high = np.moveaxis(self.percentiles, 1, 0)  # (measurement, unit)
-        travel = np.abs(np.diff(median, axis=0)).sum(axis=0)
-        per_width = travel / (high - low).mean(axis=0)
+        width = (high - low).mean(axis=0)
+        drift = np.abs(median[-1] - median[0]) / width
+        travel = np.abs(np.diff(median, axis=0)).sum(axis=0) / width
         first = np.round(np.array(self.percentiles)[:, :, 0].T, 4)
         return {
             "percentiles": dict(
                 zip(map(str, PERCENTILES), first.tolist(), strict=True)
             ),
-            "travel": round(float(per_width.mean()), 4),
+            "drift": round(float(drift.mean()), 4),
+            "travel": round(float(travel.mean()), 4),
         }
 
 
@@ -115,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
             arm: {
                 "rate": found[0]["rate"],
                 "test accuracy": spread([run["test"] for run in found]),
+                "drift": spread([run["drift"] for run in found]),
                 "travel": spread([run["travel"] for run in found]),
             }
             for arm, found in runs.items()
