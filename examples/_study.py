@@ -26,8 +26,8 @@ from rich.progress import Progress
 import keras_bn
 from _data import Dataset, digits, fashion_mnist
 
-STAGES = 20
-"""In how many a learning rate falls."""
+STAGES, STAGE_STEPS = 20, 10
+"""In how many stages a learning rate falls, and how long each is at least."""
 RESULTS = Path(__file__).parent / "results"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 """Told apart by colour-blind readers."""
@@ -150,7 +150,8 @@ class Trainer:
         curve: dict[str, Any] = {"steps": [], "loss": [], "accuracy": []}
         batches = self._batches(seed, steps)
         measured = {*range(every, steps, every), steps}
-        lowered = {steps * i // STAGES for i in range(STAGES)} if falling else {0}
+        stages = max(1, min(STAGES, steps // STAGE_STEPS)) if falling else 1
+        lowered = {steps * i // stages for i in range(stages)}
         for start, end in pairwise(sorted(measured | lowered)):
             if falling:
                 self.model.optimizer.learning_rate.assign(rate * (1 - start / steps))

@@ -177,9 +177,9 @@ def test_a_falling_rate_falls_towards_zero(trainer, monkeypatch):
 
     monkeypatch.setattr(trainer, "_fit", noting)
     curve = trainer.run(
-        rate=0.5, seed=0, steps=40, every=40, falling=True, advance=ignore
+        rate=0.5, seed=0, steps=200, every=200, falling=True, advance=ignore
     )
-    assert curve["steps"] == [40]
+    assert curve["steps"] == [200]
     assert rates == pytest.approx(np.linspace(0.5, 0.025, 20))
 
 

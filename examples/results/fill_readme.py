@@ -65,11 +65,7 @@ def internal_distribution(document: dict[str, Any]) -> str:
     )
     verdicts = ", ".join(
         f"less {what}: "
-        + (
-            "reproduced"
-            if summary[WITH][what]["mean"] < summary[WITHOUT][what]["mean"]
-            else "**not reproduced**"
-        )
+        + _reproduced(summary[WITH][what]["mean"] < summary[WITHOUT][what]["mean"])
         for what in ("drift", "travel")
     )
     return (
@@ -187,10 +183,24 @@ def small_batch(document: dict[str, Any]) -> str:
         f"{norm} {', '.join(seeds(found[size]['test']) for size in sizes)}"
         for norm, found in document["summary"].items()
     )
+    batch, renorm, group = (
+        [found[size]["test"]["mean"] for size in sizes]
+        for found in document["summary"].values()
+    )
+    leads = ", ".join(
+        f"{100 * (x - y):+.1f}" for x, y in zip(batch, group, strict=True)
+    )
     return (
         f"Test accuracy after {document['settings']['images']:,} images, at batches of "
-        f"{', '.join(sizes)}: {lines}."
+        f"{', '.join(sizes)}: {lines}. Batch norm's lead over group norm, in points: "
+        f"{leads}. At batches of {sizes[0]}, group norm better than batch norm: "
+        f"{_reproduced(group[0] > batch[0])}; batch renorm better than batch norm: "
+        f"{_reproduced(renorm[0] > batch[0])}."
     )
+
+
+def _reproduced(held: bool) -> str:
+    return "reproduced" if held else "**not reproduced**"
 
 
 class Row(NamedTuple):
