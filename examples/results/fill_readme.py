@@ -42,7 +42,7 @@ def standardization(document: dict[str, Any]) -> str:
     for arm in ("standardized", "as they come"):
         steps, loss = summary[arm]["steps"], summary[arm]["loss"]
         parts.append(
-            f"inputs {arm}: {steps:,} steps"
+            f"inputs {arm}: {steps:,} step{'s' * (steps != 1)}"
             if steps is not None
             else f"inputs {arm}: not within {settings['most_steps']:,} steps, where "
             f"the loss is {loss:.3f}"
@@ -63,15 +63,17 @@ def internal_distribution(document: dict[str, Any]) -> str:
         + ("" if "rate" in arm else f" (rate {found['rate']:g})")
         for arm, found in summary.items()
     )
-    verdicts = ", ".join(
-        f"less {what}: "
-        + _reproduced(summary[WITH][what]["mean"] < summary[WITHOUT][what]["mean"])
+    verdicts = " ".join(
+        f"{arm[0].upper()}{arm[1:]}: less {what} than without "
+        f"{_reproduced(found[what]['mean'] < summary[WITHOUT][what]['mean'])}."
+        for arm, found in summary.items()
+        if arm != WITHOUT
         for what in ("drift", "travel")
     )
     return (
         f"Test accuracy after {document['settings']['steps']:,} steps, drift of a "
         "unit's median input and its whole travel, in widths of its distribution: "
-        f"{arms}. At each arm's best rate, with batch norm {verdicts}."
+        f"{arms}. {verdicts}"
     )
 
 
@@ -168,12 +170,17 @@ def placement(document: dict[str, Any]) -> str:
     return (
         f"Test accuracy after {document['settings']['steps']:,} steps: {arms}, "
         f"{seeds(summary[KERAS_S]['test accuracy'])} before with Keras's layer. From "
-        f"equal weights the two layers' losses are {theirs['first']:.0e} apart in the "
-        f"first {document['settings']['compared_every']} steps and up to "
-        f"{theirs['largest']:.0e} within {document['settings']['compared_steps']}; "
-        f"weights one rounding larger alone make {nudged['first']:.0e} and "
-        f"{nudged['largest']:.0e}."
+        f"equal weights the two layers' losses are {_apart(theirs['first'])} apart over "
+        f"the first {document['settings']['compared_every']} steps and at most "
+        f"{_apart(theirs['largest'])} within {document['settings']['compared_steps']}; "
+        f"one layer with weights one rounding larger: {_apart(nudged['first'])} and "
+        f"{_apart(nudged['largest'])}."
     )
+
+
+def _apart(difference: float) -> str:
+    # The losses are kept with six decimals.
+    return f"{difference:.0e}" if difference >= 1e-6 else "less than 1e-06"
 
 
 def small_batch(document: dict[str, Any]) -> str:
