@@ -170,8 +170,8 @@ def placement(document: dict[str, Any]) -> str:
     return (
         f"Test accuracy after {document['settings']['steps']:,} steps: {arms}, "
         f"{seeds(summary[KERAS_S]['test accuracy'])} before with Keras's layer. From "
-        f"equal weights the two layers' losses are {_apart(theirs['first'])} apart over "
-        f"the first {document['settings']['compared_every']} steps and at most "
+        f"equal weights the two layers' losses are {_apart(theirs['first'])} apart "
+        f"over the first {document['settings']['compared_every']} steps and at most "
         f"{_apart(theirs['largest'])} within {document['settings']['compared_steps']}; "
         f"one layer with weights one rounding larger: {_apart(nudged['first'])} and "
         f"{_apart(nudged['largest'])}."
