@@ -22,7 +22,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_bn
-from _study import COLOURS, Study, Trainer, as_percent, figure_of, load_parts, spread
+from _study import COLOURS, Study, as_percent, figure_of, spread
+from _trainer import Trainer, load_parts
 
 STORY = __doc__
 

@@ -21,16 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import keras_bn
-from _study import (
-    COLOURS,
-    Parts,
-    Study,
-    Trainer,
-    as_percent,
-    figure_of,
-    load_parts,
-    spread,
-)
+from _study import COLOURS, Study, as_percent, figure_of, spread
+from _trainer import Parts, Trainer, load_parts
 
 STORY = __doc__
 

@@ -26,19 +26,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_bn
-from _study import (
-    BLUE,
-    GREEN,
-    PURPLE,
-    VERMILION,
-    Parts,
-    Study,
-    Trainer,
-    as_percent,
-    figure_of,
-    load_parts,
-    spread,
-)
+from _study import BLUE, GREEN, PURPLE, VERMILION, Study, as_percent, figure_of, spread
+from _trainer import Parts, Trainer, load_parts
 
 STORY = __doc__
 ARM_COLOURS = {"before": BLUE, "after": GREEN, "none": VERMILION}

@@ -22,18 +22,8 @@ import keras
 from matplotlib.figure import Figure
 
 import keras_bn
-from _study import (
-    BLUE,
-    GREEN,
-    VERMILION,
-    Parts,
-    Study,
-    Trainer,
-    as_percent,
-    figure_of,
-    load_parts,
-    spread,
-)
+from _study import BLUE, GREEN, VERMILION, Study, as_percent, figure_of, spread
+from _trainer import Parts, Trainer, load_parts
 
 STORY = __doc__
 

@@ -15,6 +15,7 @@ import pytest
 
 import _data
 import _study
+import _trainer
 import keras_bn
 
 STUDIES = (
@@ -86,7 +87,7 @@ def test_quick_run_gives_all_arms_the_same_grid(quick):
 
 @pytest.fixture
 def data():
-    return _study.parts(_data.digits(), validation=280, halve=False)
+    return _trainer.parts(_data.digits(), validation=280, halve=False)
 
 
 def build(norm=keras_bn.BatchNormalization):
@@ -101,7 +102,7 @@ def ignore(steps):
 
 @pytest.fixture
 def trainer(data):
-    return _study.Trainer(build, data, batch_size=16)
+    return _trainer.Trainer(build, data, batch_size=16)
 
 
 def test_parts_share_no_image(data):
@@ -117,7 +118,7 @@ def test_parts_share_no_image(data):
 
 def test_halved_images_are_means():
     whole = _data.digits()
-    halved = _study.parts(whole, validation=280, halve=True)
+    halved = _trainer.parts(whole, validation=280, halve=True)
     assert halved.image_shape == (4, 4, 1)
     expected = whole.x_val[0, :2, 2:4, 0].mean()
     assert halved.x_test[0, 0, 1, 0] == pytest.approx(expected)
@@ -132,7 +133,7 @@ def test_runs_of_a_seed_are_alike_and_of_others_differ(trainer):
 
 
 def test_arms_start_from_equal_kernels(trainer, data):
-    plain = _study.Trainer(partial(build, norm=None), data, batch_size=16)
+    plain = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     kernels = []
     for each in (trainer, plain):
         each.restart(rate=0.1, seed=3)
@@ -153,7 +154,7 @@ def test_last_measurement_is_at_the_last_step(trainer):
 
 
 def test_a_diverged_run_ends_and_gets_nothing_right(data):
-    trainer = _study.Trainer(partial(build, norm=None), data, batch_size=16)
+    trainer = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     trainer.model.get_layer("classes").activation = keras.ops.exp
     told = []
     curve = trainer.run(
@@ -184,7 +185,7 @@ def test_a_falling_rate_falls_towards_zero(trainer, monkeypatch):
 
 
 def test_patience_ends_a_run_that_does_not_improve(data):
-    trainer = _study.Trainer(partial(build, norm=None), data, batch_size=16)
+    trainer = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     curve = trainer.run(
         rate=0.0, seed=0, steps=50, every=5, patience=10, advance=ignore
     )
