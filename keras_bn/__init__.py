@@ -1,6 +1,6 @@
 """Batch normalization for Keras 3, the same on TensorFlow, JAX and PyTorch."""
 
-from keras_bn import backend, callbacks, layers, ops, tools
+from keras_bn import backend, callbacks, layers, models, ops, tools
 from keras_bn.layers import BatchNormalization, no_update
 from keras_bn.tools import convert, fold, from_torch, inspect, recalibrate
 
@@ -16,6 +16,7 @@ __all__ = [
     "from_torch",
     "inspect",
     "layers",
+    "models",
     "no_update",
     "ops",
     "recalibrate",

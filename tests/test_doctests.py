@@ -31,6 +31,7 @@ WITH_EXAMPLES = [
     "keras_bn.cli",
     "keras_bn.layers.batch_normalization",
     "keras_bn.layers.no_update",
+    *(f"keras_bn.models.{name}" for name in keras_bn.models.__all__),
     "keras_bn.ops.batch_norm",
     "keras_bn.ops.merge",
     "keras_bn.ops.moving_average",
@@ -50,6 +51,7 @@ def examples_of(name):
     return doctest.DocTestFinder().find(module, globs=globs)
 
 
+@pytest.mark.usefixtures("zero_kernels")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_say(name):
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)

@@ -43,6 +43,7 @@ def test_tables_are_what_was_measured():
         "docs/performance.md",
         "docs/tools.md",
         "docs/training.md",
+        "examples/README.md",
     ],
 )
 def test_links_lead_somewhere(page):

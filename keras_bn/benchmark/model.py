@@ -8,6 +8,7 @@ import numpy as np
 from keras_bn.benchmark.layer import KERAS, OURS, Row
 from keras_bn.benchmark.measure import interleaved
 from keras_bn.layers import BatchNormalization
+from keras_bn.models import resnet
 from keras_bn.tools import fold
 
 Norm = Callable[..., keras.Layer]
@@ -20,36 +21,6 @@ NORMS: dict[str, Norm | None] = {
 FOLDED = "folded"
 
 
-def resnet20(norm: Norm | None) -> keras.Model:
-    """ResNet-20 for 32x32 images, of He et al., 2016, section 4.2."""
-    inputs = keras.Input((32, 32, 3))
-    x = _convolution(inputs, 16, 1, norm, relu=True)
-    for filters, stride in ((16, 1), (32, 2), (64, 2)):
-        for block in range(3):
-            shortcut, step = x, stride if block == 0 else 1
-            x = _convolution(x, filters, step, norm, relu=True)
-            x = _convolution(x, filters, 1, norm, relu=False)
-            if step > 1:
-                shortcut = keras.layers.AveragePooling2D(step)(shortcut)
-                shortcut = keras.layers.Conv2D(filters, 1, use_bias=False)(shortcut)
-            x = keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(10)(x))
-
-
-def _convolution(
-    x: keras.KerasTensor, filters: int, stride: int, norm: Norm | None, relu: bool
-) -> keras.KerasTensor:
-    x = keras.layers.Conv2D(filters, 3, stride, padding="same", use_bias=norm is None)(
-        x
-    )
-    if norm is BatchNormalization:
-        return norm(activation="relu" if relu else None)(x)
-    if norm is not None:
-        x = norm()(x)
-    return keras.layers.ReLU()(x) if relu else x
-
-
 def run_model(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
     """Times `train_on_batch` of ResNet-20 with our layer, Keras's and none, in turns.
 
@@ -60,7 +31,7 @@ def run_model(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
     labels = rng.integers(0, 10, batch)
     steps = {}
     for name, norm in NORMS.items():
-        model = resnet20(norm)
+        model = resnet(depth=20, norm=norm, classifier_activation=None)
         model.compile(
             keras.optimizers.SGD(1e-3, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -81,7 +52,10 @@ def run_folded(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]
     """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, 32, 32, 3)).astype("float32")
-    models = {name: resnet20(norm) for name, norm in NORMS.items()}
+    models = {
+        name: resnet(depth=20, norm=norm, classifier_activation=None)
+        for name, norm in NORMS.items()
+    }
     models = {
         FOLDED: fold(models[OURS]),
         "no norm": models["no norm"],

@@ -1,0 +1,166 @@
+"""What the networks are made of: layers of weights with their norm and activation."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_bn.models._arguments import one_of
+
+Norm = Callable[..., keras.Layer]
+"""A factory of norm layers, called as `norm(axis=..., name=...)`: a layer's class, or
+`functools.partial` of one with arguments of its own."""
+
+PLACEMENTS = ("before", "after")
+
+
+class Blocks:
+    """Makes convolutions and dense layers, each with its norm and activation.
+
+    `placement="before"` is weights, norm, activation, as in the batch-norm paper;
+    "after" is weights, activation, norm. A bias that a norm with beta follows at once
+    is left out: the norm subtracts it with the mean.
+
+    Args:
+        norm: The factory of norm layers, or None for a network without.
+        placement: Of the norm: "before" or "after" the activation.
+        activation: Of all these layers.
+        kernel_initializer: Of their kernels.
+    """
+
+    def __init__(
+        self,
+        norm: Norm | None,
+        placement: str = "before",
+        activation: Any = "relu",
+        kernel_initializer: Any = "he_normal",
+    ) -> None:
+        if norm is not None and not callable(norm):
+            raise ValueError(
+                "Argument `norm` must be None or a callable that makes a layer from "
+                f"the keywords `axis` and `name`. Received: norm={norm!r}"
+            )
+        self.norm = norm
+        self.placement = one_of("placement", placement, PLACEMENTS)
+        self.activation = activation
+        self.kernel_initializer = kernel_initializer
+        # Such a norm, keras_bn's own, keeps less for the backward pass than a norm and
+        # an activation apart.
+        self.fuses = norm is not None and "activation" in _parameters(norm)
+        self.use_bias = norm is None or not getattr(
+            norm(axis=-1, name="probe"), "center", False
+        )
+
+    def conv(
+        self,
+        x: Any,
+        filters: int,
+        size: int,
+        strides: int = 1,
+        *,
+        name: str,
+        padding: str = "same",
+        activated: bool = True,
+    ) -> Any:
+        """A square convolution, padded by `size // 2` on each side if "same"."""
+        x, make = self._conv(x, filters, size, strides, name, padding)
+        return self.unit(x, make, name=name, activated=activated)
+
+    def normed_conv(
+        self, x: Any, filters: int, size: int, strides: int = 1, *, name: str
+    ) -> Any:
+        """A convolution and its norm, whose activation comes later: after a sum."""
+        return self.conv(x, filters, size, strides, name=name, activated=False)
+
+    def bare_conv(
+        self, x: Any, filters: int, size: int, strides: int = 1, *, name: str
+    ) -> Any:
+        """A convolution alone, whose norm and activation come later."""
+        x, make = self._conv(x, filters, size, strides, name, "same")
+        return make(use_bias=self.use_bias, name=name)(x)
+
+    def _conv(
+        self, x: Any, filters: int, size: int, strides: int, name: str, padding: str
+    ) -> tuple[Any, Callable[..., keras.Layer]]:
+        if strides > 1 and size > 1 and padding == "same":
+            # What Keras pads depends on whether the image's side is even, which moves
+            # the grid of a network whose weights come from elsewhere.
+            x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+            padding = "valid"
+        make = partial(
+            layers.Conv2D,
+            filters,
+            size,
+            strides,
+            padding=padding,
+            kernel_initializer=self.kernel_initializer,
+        )
+        return x, make
+
+    def dense(self, x: Any, units: int, *, name: str) -> Any:
+        """A fully connected layer."""
+        make = partial(layers.Dense, units, kernel_initializer=self.kernel_initializer)
+        return self.unit(x, make, name=name)
+
+    def unit(
+        self,
+        x: Any,
+        make: Callable[..., keras.Layer],
+        *,
+        name: str,
+        activated: bool = True,
+    ) -> Any:
+        """The layer `make(use_bias=..., name=...)`, its norm and its activation."""
+        if self.placement == "after":
+            x = make(use_bias=True, name=name)(x)
+            return self._normalize(self._activate(x, name) if activated else x, name)
+        x = make(use_bias=self.use_bias, name=name)(x)
+        if activated:
+            return self.norm_and_activation(x, name=name)
+        return self._normalize(x, name)
+
+    def norm_and_activation(self, x: Any, *, name: str) -> Any:
+        """The norm, then the activation, in one layer where the norm can."""
+        if self.fuses:
+            return self._normalize(x, name, activation=self.activation)
+        return self._activate(self._normalize(x, name), name)
+
+    def _activate(self, x: Any, name: str) -> Any:
+        return layers.Activation(self.activation, name=f"{name}_activation")(x)
+
+    def _normalize(self, x: Any, name: str, **arguments: Any) -> Any:
+        if self.norm is None:
+            return x
+        axis = channel_axis() if len(x.shape) == 4 else -1
+        return self.norm(axis=axis, name=f"{name}_norm", **arguments)(x)
+
+
+def channel_axis() -> int:
+    """The axis of an image's channels under Keras's `image_data_format`."""
+    return 1 if keras.config.image_data_format() == "channels_first" else -1
+
+
+def square_image(side: int, channels: int) -> tuple[int, int, int]:
+    """The shape of a square image under Keras's `image_data_format`."""
+    return (channels, side, side) if channel_axis() == 1 else (side, side, channels)
+
+
+def max_pool(x: Any, size: int, strides: int, *, name: str) -> Any:
+    """Maxima, of one zero more on each side: for what comes out of a ReLU."""
+    x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(size, strides, name=name)(x)
+
+
+def classifier(x: Any, classes: int, activation: Any) -> Any:
+    """The last layer: a number a class."""
+    return layers.Dense(classes, activation=activation, name="classes")(x)
+
+
+def _parameters(norm: Norm) -> Any:
+    try:
+        return inspect.signature(norm).parameters
+    except (TypeError, ValueError):  # Some callables of C have no signature.
+        return ()

@@ -1,0 +1,43 @@
+"""What the builders refuse, and that they say what is allowed."""
+
+import keras
+import pytest
+
+from cases_models import BAD_ARGUMENTS, NETWORKS, PLACED
+from keras_bn import models
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS
+)
+def test_bad_argument(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.5, True, "10"])
+@pytest.mark.parametrize("name", models.__all__)
+def test_classes(name, classes):
+    message = f"`classes` must be an integer of at least 1. Received: .*{classes!r}"
+    with pytest.raises(ValueError, match=message):
+        getattr(models, name)(classes=classes)
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_placement(name):
+    message = "`placement` must be one of 'before', 'after'. Received: .*'between'"
+    with pytest.raises(ValueError, match=message):
+        NETWORKS[name].model(placement="between")
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_norm(name):
+    with pytest.raises(ValueError, match=r"`norm` must be None .*'batch'"):
+        getattr(models, name)(norm="batch")
+
+
+def test_order_of_the_shape_is_keras_s(monkeypatch):
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    message = r"\(channels, height, width\), .* Received: .*\(32, 32, 3\)"
+    with pytest.raises(ValueError, match=message):
+        models.lenet5(input_shape=(32, 32, 3))

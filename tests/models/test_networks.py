@@ -1,0 +1,192 @@
+"""Each network trains, saves, and predicts the same by every way that should."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_models import NETWORKS, PLACED
+
+networks = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
+KERAS_NORM = keras.layers.BatchNormalization
+
+
+pytestmark = pytest.mark.usefixtures("zero_kernels")
+
+
+def randomize(model):
+    """Gives every weight its own value, of a size that keeps signals alive."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        shape = tuple(weight.shape)
+        if weight.name == "gamma":
+            value = rng.uniform(0.5, 1.5, shape)
+        elif weight.name == "moving_variance":
+            value = rng.uniform(1, 2, shape)
+        else:
+            fan_in = np.prod(shape[:-1]) if len(shape) > 1 else 100
+            value = rng.normal(0, (2 / fan_in) ** 0.5, shape)
+            # The softmax of large numbers is the same for every image.
+            value *= 0.3 if "classes" in weight.path else 1
+        weight.assign(value.astype("float32"))
+    return model
+
+
+def images(count, shape):
+    return np.random.default_rng(1).normal(size=(count, *shape)).astype("float32")
+
+
+def predict(model, x):
+    """JAX compiles a whole model sooner than its operations, the others not."""
+    if keras.backend.backend() == "jax":
+        return model.predict_on_batch(x)
+    return keras.ops.convert_to_numpy(model(x, training=False))
+
+
+@networks
+def test_output_and_last_map_have_their_shapes(case):
+    with keras.StatelessScope(initialize_variables=False):
+        model = case.model()
+    name, shape = case.last
+    assert model.output_shape == (None, 3)
+    assert model.get_layer(name).output.shape == (None, *shape)
+
+
+@networks
+def test_no_bias_before_beta(case):
+    with keras.StatelessScope(initialize_variables=False):
+        model = case.model()
+    biases = [weight.path for weight in model.weights if weight.name == "bias"]
+    assert biases == ["classes/bias"]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [None, partial(keras.layers.BatchNormalization, center=False)],
+    ids=["no_norm", "no_beta"],
+)
+@networks
+def test_a_bias_where_no_beta_follows(case, norm):
+    with keras.StatelessScope(initialize_variables=False):
+        model = case.model(norm=norm)
+    kernels = [w for w in model.weights if w.name in ("kernel", "pointwise_kernel")]
+    biases = [weight for weight in model.weights if weight.name == "bias"]
+    assert len(biases) == len(kernels)
+
+
+@networks
+def test_trains_a_step_and_comes_back_from_its_file(case, tmp_path):
+    model = randomize(case.model())
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+    # Compiling such a step takes longer than it does.
+    eagerly = keras.backend.backend() != "jax"
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=eagerly)
+    x = images(2, case.shape)
+    assert np.isfinite(model.train_on_batch(x, np.array([0, 2])))
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+    moved = [bool((a != b).any()) for a, b in zip(before, after, strict=True)]
+    assert all(np.isfinite(weight).all() for weight in after)
+    assert all(moved)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_allclose(predict(loaded, x), predict(model, x), atol=1e-6)
+
+
+@networks
+def test_weights_of_keras_s_norm_load_into_ours(case, tmp_path):
+    theirs = randomize(case.model(norm=KERAS_NORM))
+    ours = case.model()
+    theirs.save_weights(tmp_path / "all.weights.h5")
+    ours.load_weights(tmp_path / "all.weights.h5")
+    x = images(3, case.shape)
+    np.testing.assert_allclose(predict(ours, x), predict(theirs, x), atol=1e-5)
+    assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
+
+
+@networks
+def test_one_sample_is_its_row_of_the_batch(case):
+    model = randomize(case.model())
+    x = images(4, case.shape)
+    batch = predict(model, x)
+    assert np.ptp(batch, axis=0).max() > 1e-3
+    np.testing.assert_allclose(predict(model, x[2:3])[0], batch[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_first_predicts_the_same(name):
+    case = NETWORKS[name]
+    last = randomize(case.model())
+    x = images(2, case.shape)
+    expected = predict(last, x)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        *sides, channels = case.shape
+        first = case._replace(shape=(channels, *sides)).model()
+        first.set_weights(last.get_weights())
+        # On CPUs TensorFlow knows this order only in what XLA compiles.
+        first.compile(jit_compile=keras.backend.backend() == "tensorflow" or "auto")
+        received = first.predict_on_batch(np.moveaxis(x, -1, 1))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_placement_after_the_activation(name):
+    model = NETWORKS[name].model(norm=KERAS_NORM, placement="after")
+    norms = [layer for layer in model.layers if isinstance(layer, KERAS_NORM)]
+    before = {type(norm.input._keras_history.operation) for norm in norms}
+    assert before == {keras.layers.Activation}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_placement_before_the_activation(name):
+    model = NETWORKS[name].model(norm=KERAS_NORM, placement="before")
+    norms = [layer for layer in model.layers if isinstance(layer, KERAS_NORM)]
+    before = {type(norm.input._keras_history.operation) for norm in norms}
+    assert before <= {
+        keras.layers.Conv2D,
+        keras.layers.SeparableConv2D,
+        keras.layers.Dense,
+    }
+
+
+def test_our_norm_takes_the_activation_in():
+    model = NETWORKS["plain_cnn"].model()
+    norms = [
+        x for x in model.layers if isinstance(x, keras_bn.layers.BatchNormalization)
+    ]
+    assert {norm.activation for norm in norms} == {keras.activations.relu}
+    assert not any(isinstance(x, keras.layers.Activation) for x in model.layers)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        partial(keras.layers.GroupNormalization, groups=2),
+        partial(keras_bn.layers.BatchNormalization, renorm=True),
+        lambda axis, name: keras.layers.LayerNormalization(axis=axis, name=name),
+    ],
+    ids=["group", "renorm", "function"],
+)
+def test_any_norm(norm):
+    model = NETWORKS["plain_cnn"].model(norm=norm)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x = images(2, NETWORKS["plain_cnn"].shape)
+    assert np.isfinite(model.train_on_batch(x, np.array([0, 2])))
+
+
+def test_vgg_has_the_papers_head():
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras_bn.models.vgg(depth=11, input_shape=(64, 96, 3))
+    assert model.get_layer("flatten").output.shape == (None, 2 * 3 * 512)
+    shapes = [tuple(model.get_layer(name).kernel.shape) for name in ("fc1", "fc2")]
+    assert shapes == [(3072, 4096), (4096, 4096)]
+    assert model.output_shape == (None, 1000)
+
+
+def test_unknown_height_and_width():
+    model = keras_bn.models.resnet(depth=20, input_shape=(None, None, 3))
+    assert predict(model, images(2, (8, 12, 3))).shape == (2, 10)
