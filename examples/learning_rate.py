@@ -136,7 +136,7 @@ def picture(study: Study, summary: dict) -> Figure:
         axes.set_xlabel("learning rate")
         axes.set_title(f"{schedule} rate, {study.settings.steps} steps", fontsize=11)
         as_percent(axes)
-        axes.legend(loc="lower center", frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     panels[0].set_ylabel(f"validation accuracy, {study.title}")
     return figure
 

@@ -278,12 +278,6 @@ def studies() -> str:
     machines: dict[str, list[str]] = {}
     for name, row in ROWS.items():
         document = load(name)
-        if name in PENDING:
-            lines.append(
-                f"| [{name}]({name}.py) | {row.claim} {row.source} | not yet run to "
-                f"its end: `KERAS_BACKEND=jax python examples/{name}.py` | |"
-            )
-            continue
         number = len(document["settings"].get("seeds", ()))
         seeds_told = f" {number} seeds, ± their standard deviation." if number else ""
         lines.append(
@@ -297,9 +291,6 @@ def studies() -> str:
     told = [f"- {', '.join(names)}: {about}" for about, names in machines.items()]
     return "\n".join([*lines, "", "Measured on:", "", *told])
 
-
-PENDING = ("learning_rate",)
-"""Studies whose results here are of a run that was cut short, and goes on from them."""
 
 PAGES: dict[Path, Callable[[], str]] = {EXAMPLES / "README.md": studies}
 START, END = (
