@@ -9,7 +9,8 @@ within two points of an arm's best validation accuracy. The best rate of each ar
 trains anew, from other seeds, and these networks see the test images once.
 
 All of it is done twice: at constant rates, where the last accuracy is that of one noisy
-moment, and at rates that fall to zero over the run.
+moment, and at rates that fall to zero over the run. (The second was added after the
+first had been measured, whose noise is as large as two points.)
 """
 
 from collections.abc import Callable
