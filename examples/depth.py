@@ -146,11 +146,11 @@ def picture(
         axes.axhline(0.1, color="0.5", linestyle="--", linewidth=1)
         axes.annotate("chance", (family.depths[0], 0.11), color="0.4")
         axes.set_xticks(family.depths)
-        axes.set_xlabel("layers with a norm")
+        axes.set_xlabel("depth, without the classifier")
         axes.set_title(f"{TITLES[name]}, {family.steps} steps", fontsize=11)
         as_percent(axes)
     panels[0].set_ylabel(f"test accuracy, {study.title}")
-    panels[0].legend(loc="center left", frameon=False)
+    panels[0].legend(loc="center right", frameon=False)
     return figure
 
 

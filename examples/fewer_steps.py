@@ -185,7 +185,7 @@ def picture(study: Study, rates: dict[str, float], pairs: list[dict]) -> Figure:
         "accuracy\nwithout batch norm, and where the other arm reached it",
         fontsize=11,
     )
-    as_percent(axes)
+    as_percent(axes, *((0, 1) if study.quick else (0.5, 0.95)))
     axes.legend(loc="lower right", frameon=False)
     return figure
 

@@ -9,7 +9,8 @@ within two points of an arm's best validation accuracy. The best rate of each ar
 trains anew, from other seeds, and these networks see the test images once.
 
 All of it is done twice: at constant rates, where the last accuracy is that of one noisy
-moment, and at rates that fall to zero over the run.
+moment, and at rates that fall to zero over the run. (The second was added after the
+first had been measured, whose noise is as large as two points.)
 """
 
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def picture(study: Study, summary: dict) -> Figure:
         axes.set_xlabel("learning rate")
         axes.set_title(f"{schedule} rate, {study.settings.steps} steps", fontsize=11)
         as_percent(axes)
-        axes.legend(loc="lower center", frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     panels[0].set_ylabel(f"validation accuracy, {study.title}")
     return figure
 

@@ -40,7 +40,7 @@ class Settings:
     depth: int = 9
     filters: tuple[int, ...] = (8, 16, 32)
     batch_size: int = 64
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     tuning_steps: int = 500
     tuning_seed: int = 0
     seeds: tuple[int, ...] = (1, 2, 3)

@@ -17,7 +17,6 @@ import _data
 import _study
 import _trainer
 import keras_bn
-from results import fill_readme
 
 STUDIES = (
     "standardization",
@@ -224,21 +223,12 @@ def test_runs_of_other_settings_are_not_taken_over(tmp_path):
     assert other.run(lambda: {"loss": 3.0}, arm="a")["loss"] == 3.0
 
 
-FINISHED = [name for name in STUDIES if name not in fill_readme.PENDING]
-
-
 def committed(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 @pytest.mark.once
-def test_pending_are_the_studies_without_a_summary():
-    without = [name for name in STUDIES if "summary" not in committed(name)]
-    assert sorted(without) == sorted(fill_readme.PENDING)
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("name", FINISHED)
+@pytest.mark.parametrize("name", STUDIES)
 def test_committed_results_are_of_the_settings_in_the_script(name):
     settings = importlib.import_module(name).Settings()
     expected = json.loads(json.dumps(_study.asdict(settings)))
@@ -249,7 +239,7 @@ def test_committed_results_are_of_the_settings_in_the_script(name):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", FINISHED)
+@pytest.mark.parametrize("name", STUDIES)
 def test_committed_arms_had_the_same_grid(name):
     arm = "norm" if name == "small_batch" else "arm"
     grids = list(choices(committed(name)["runs"], arm).values())
@@ -258,7 +248,7 @@ def test_committed_arms_had_the_same_grid(name):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", [x for x in FINISHED if x != "standardization"])
+@pytest.mark.parametrize("name", [x for x in STUDIES if x != "standardization"])
 def test_committed_tests_are_of_three_seeds_that_chose_nothing(name):
     document = committed(name)
     tuning_seed = document["settings"].get("tuning_seed")

@@ -136,6 +136,9 @@ def fewer_steps(document: dict[str, Any]) -> str:
     without = summary["steps without"]["values"]
     ratio = summary["times fewer"]
     missing = summary["seeds that did not reach it"]
+    cap = document["settings"]["most_steps"]
+    cut = summary["trained for"].count(cap)
+    capped = f" ({cut} of {len(without)} ended by the cap of {cap:,})" * bool(cut)
     told = f"{missing} of {len(without)} seeds did not get there"
     if ratio:
         told = (
@@ -148,7 +151,7 @@ def fewer_steps(document: dict[str, Any]) -> str:
         f"{_steps(without)}; with batch norm the same accuracy at step "
         f"{_steps(summary['steps with'])}: {told}. Rates: "
         f"{summary['rates'][WITHOUT]:g} without, {summary['rates'][WITH]:g} with. Test "
-        f"accuracy after {_steps(summary['trained for'])} steps: "
+        f"accuracy after {_steps(summary['trained for'])} steps{capped}: "
         f"{seeds(plain['test accuracy'])} without, {seeds(normed['test accuracy'])} "
         "with."
     )
@@ -275,12 +278,6 @@ def studies() -> str:
     machines: dict[str, list[str]] = {}
     for name, row in ROWS.items():
         document = load(name)
-        if name in PENDING:
-            lines.append(
-                f"| [{name}]({name}.py) | {row.claim} {row.source} | not yet run to "
-                f"its end: `KERAS_BACKEND=jax python examples/{name}.py` | |"
-            )
-            continue
         number = len(document["settings"].get("seeds", ()))
         seeds_told = f" {number} seeds, ± their standard deviation." if number else ""
         lines.append(
@@ -294,9 +291,6 @@ def studies() -> str:
     told = [f"- {', '.join(names)}: {about}" for about, names in machines.items()]
     return "\n".join([*lines, "", "Measured on:", "", *told])
 
-
-PENDING = ("depth", "learning_rate", "fewer_steps")
-"""Studies whose results here are of a run that was cut short, and goes on from them."""
 
 PAGES: dict[Path, Callable[[], str]] = {EXAMPLES / "README.md": studies}
 START, END = (
