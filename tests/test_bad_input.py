@@ -92,6 +92,16 @@ CONSTRUCTOR = {
         TypeError,
         r"`renorm_clipping` must be a dictionary.*\['rmax'\]",
     ),
+    "synchronized string": (
+        {"synchronized": "data"},
+        TypeError,
+        "`synchronized` must be True or False.*Received: synchronized='data'",
+    ),
+    "freeze_statistics string": (
+        {"freeze_statistics": "no"},
+        TypeError,
+        "`freeze_statistics` must be True or False.*Received.*'no'",
+    ),
     "accumulation_steps 0": (
         {"accumulation_steps": 0},
         ValueError,

@@ -177,12 +177,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.renorm_momentum = _arguments.momentum_in_range(
             "renorm_momentum", renorm_momentum
         )
-        self.synchronized = bool(synchronized)
+        self.synchronized = _arguments.boolean("synchronized", synchronized)
         self.activation = activations.get(activation)
         self.accumulation_steps = _arguments.positive_integer(
             "accumulation_steps", accumulation_steps
         )
-        self.freeze_statistics = bool(freeze_statistics)
+        self.freeze_statistics = _arguments.boolean(
+            "freeze_statistics", freeze_statistics
+        )
         self.supports_masking = True
 
         self.gamma = None

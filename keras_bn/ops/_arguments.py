@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
 from keras import backend, ops
 
 from keras_bn.backend import require_represented as require_represented
@@ -116,6 +117,15 @@ def positive_integer(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(message)
     return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    """`value`, which must be a boolean: "no" would count as True."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"Argument `{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return bool(value)
 
 
 def boolean_training(value: Any) -> bool:

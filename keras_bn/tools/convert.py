@@ -152,7 +152,17 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
                 f"{name} other than {neutral}, which would be lost. Received: "
                 f"{argument}=False"
             )
-    return Replacement(target.from_config(config), tuple(then))  # type: ignore[attr-defined]
+    try:
+        new = target.from_config(config)  # type: ignore[attr-defined]
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: "
+            f"{target.__module__.split('.')[0]}'s BatchNormalization does not take its "
+            "arguments here; override them, as in `convert(..., synchronized=False)`. "
+            f"Received: {reason}"
+        ) from error
+    return Replacement(new, tuple(then))
 
 
 def activation_layer(layer: Layer, activation: Any) -> Layer:

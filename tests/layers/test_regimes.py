@@ -292,6 +292,23 @@ def test_remat_scope_around_the_layer(mode, eager):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
+def test_remat_scope_around_keras_s_layer_is_what_the_readme_says():
+    """Two moves of momentum 0.5 keep a quarter, and add three quarters of the mean."""
+    x = batches(1)[0] + 5
+    with keras.RematScope(mode="full"):
+        layer = keras.layers.BatchNormalization(momentum=0.5)
+    model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
+    if BACKEND == "jax":
+        with pytest.raises(RuntimeError, match="Unable to automatically build"):
+            model.fit(x, x[:, :1], batch_size=8, verbose=0)
+        return
+    model.fit(x, x[:, :1], batch_size=8, verbose=0)
+    np.testing.assert_allclose(
+        frameworks.numpy(layer.moving_mean), 0.75 * x.mean(0), rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
 def test_recomputed_with_other_layers(eager):
     x = batches(2).reshape(-1, 3)

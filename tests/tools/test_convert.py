@@ -286,6 +286,19 @@ def test_what_keras_has_not_is_an_error():
         keras_bn.convert(model, to="keras")
 
 
+def test_arguments_that_the_target_refuses_name_the_layer(monkeypatch):
+    """Keras's layer refuses synchronized=True on all backends but TensorFlow."""
+    layer = keras_bn.BatchNormalization(synchronized=True, name="norm")
+    model = keras.Sequential([keras.Input((3,)), layer])
+
+    def refuse(config):
+        raise TypeError("synchronized=True is not supported here")
+
+    monkeypatch.setattr(keras.layers.BatchNormalization, "from_config", refuse)
+    with pytest.raises(ValueError, match=r"'norm' cannot be converted.*not supported"):
+        keras_bn.convert(model, to="keras")
+
+
 def test_accumulated_moments_are_carried_and_start_empty():
     x = images(6, 3)
     model = keras.Sequential(
