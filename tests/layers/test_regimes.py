@@ -236,21 +236,26 @@ def test_no_update_counts_for_accumulation_too():
 
 
 class Block(keras.layers.Layer):
-    """A dense layer and a norm, recomputed as one where `remat` is set."""
+    """A norm between two dense layers, recomputed as one where `remat` is set.
+
+    Without the second one PyTorch would stop recomputing before the norm's update.
+    """
 
     def __init__(self, remat, **kwargs):
         super().__init__(**kwargs)
         self.remat = remat
         self.dense = keras.layers.Dense(3)
         self.norm = keras_bn.BatchNormalization(momentum=0.5)
+        self.after = keras.layers.Dense(3)
 
     def build(self, shape):
         self.dense.build(shape)
         self.norm.build(shape)
+        self.after.build(shape)
 
     def call(self, x, training=None):
         def both(x):
-            return self.norm(self.dense(x), training=training)
+            return self.after(self.norm(self.dense(x), training=training))
 
         return keras.remat(both)(x) if self.remat else both(x)
 
