@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from _data import Dataset, digits, fashion_mnist
+from _study import Study
 
 STAGES, STAGE_STEPS = 20, 10
 """In how many stages a learning rate falls, and how long each is at least."""
@@ -179,3 +181,25 @@ class Trainer:
         # A model that diverged has no opinion, and does not get class 0 right.
         right = (logits.argmax(axis=-1) == labels) & np.isfinite(logits).all(axis=-1)
         return round(float(right.mean()), 5)
+
+
+def best_rate(study: Study, trainer: Trainer, arm: str, every: int) -> float:
+    """The learning rate of the study's grid whose validation accuracies are best.
+
+    Each rate is tried for `settings.tuning_steps`; what counts is the mean of the
+    accuracies at every `every` steps, and none where the loss was not finite.
+    """
+    settings = study.settings
+    means = {}
+    for rate in settings.rates:
+        train = partial(
+            trainer.run,
+            rate=rate,
+            seed=settings.tuning_seed,
+            steps=settings.tuning_steps,
+            every=every,
+            advance=study.advance,
+        )
+        run = study.run(train, phase="tuning", arm=arm, rate=rate)
+        means[rate] = 0.0 if run["diverged"] else float(np.mean(run["accuracy"]))
+    return max(means, key=means.__getitem__)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import keras_bn
 from _study import COLOURS, Study, as_percent, figure_of, spread
-from _trainer import Trainer, load_parts
+from _trainer import Trainer, best_rate, load_parts
 
 STORY = __doc__
 
@@ -38,7 +38,7 @@ class Settings:
     tuning_every: int = 250
     tuning_seed: int = 0
     seeds: tuple[int, ...] = (1, 2, 3)
-    most_steps: int = 6000
+    most_steps: int = 12_000
     patience: int = 1500
     every: int = 50
     norm_momentum: float = 0.9
@@ -76,27 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
         tuning = len(settings.rates) * settings.tuning_steps
         final = len(settings.seeds) * settings.most_steps
         study.expect(len(trainers) * (tuning + final))
-        rates = {arm: best_rate(study, arm, trainers[arm]) for arm in trainers}
+        rates = {
+            arm: best_rate(study, trainers[arm], arm, settings.tuning_every)
+            for arm in trainers
+        }
         pairs = [race(study, trainers, rates, seed) for seed in settings.seeds]
         study.finish(summarize(rates, pairs), picture(study, rates, pairs))
-
-
-def best_rate(study: Study, arm: str, trainer: Trainer) -> float:
-    """The rate of the grid whose validation accuracies have the best mean."""
-    settings = study.settings
-    means = {}
-    for rate in settings.rates:
-        train = partial(
-            trainer.run,
-            rate=rate,
-            seed=settings.tuning_seed,
-            steps=settings.tuning_steps,
-            every=settings.tuning_every,
-            advance=study.advance,
-        )
-        run = study.run(train, phase="tuning", arm=arm, rate=rate)
-        means[rate] = 0.0 if run["diverged"] else float(np.mean(run["accuracy"]))
-    return max(means, key=means.__getitem__)
 
 
 def race(

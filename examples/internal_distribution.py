@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 import keras_bn
 from _study import COLOURS, Study, as_percent, figure_of, spread
-from _trainer import Parts, Trainer, load_parts
+from _trainer import Parts, Trainer, best_rate, load_parts
 
 STORY = __doc__
 PERCENTILES = (15, 50, 85)
@@ -98,7 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
         study.expect(tuning + 3 * len(settings.seeds) * settings.steps)
         data = load_parts(study.quick, halve=False)
         trainers = {arm: trainer_of(study, data, arm) for arm in COLOURS}
-        rates = {arm: best_rate(study, arm, trainers[arm]) for arm in COLOURS}
+        rates = {
+            arm: best_rate(study, trainers[arm], arm, settings.tuning_steps)
+            for arm in COLOURS
+        }
         runs = {
             arm: watched_runs(study, arm, trainers[arm], rates[arm]) for arm in COLOURS
         }
@@ -132,24 +135,6 @@ def trainer_of(study: Study, data: Parts, arm: str) -> Trainer:
         classifier_activation=None,
     )
     return Trainer(build, data, settings.batch_size)
-
-
-def best_rate(study: Study, arm: str, trainer: Trainer) -> float:
-    """The rate of the grid with the best validation accuracy."""
-    settings = study.settings
-    accuracies = {}
-    for rate in settings.rates:
-        train = partial(
-            trainer.run,
-            rate=rate,
-            seed=settings.tuning_seed,
-            steps=settings.tuning_steps,
-            every=settings.tuning_steps,
-            advance=study.advance,
-        )
-        run = study.run(train, phase="tuning", arm=arm, rate=rate)
-        accuracies[rate] = run["accuracy"][-1]
-    return max(accuracies, key=accuracies.__getitem__)
 
 
 def watched_runs(

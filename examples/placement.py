@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import keras_bn
 from _study import BLUE, GREEN, PURPLE, VERMILION, Study, as_percent, figure_of, spread
-from _trainer import Parts, Trainer, load_parts
+from _trainer import Parts, Trainer, best_rate, load_parts
 
 STORY = __doc__
 ARM_COLOURS = {"before": BLUE, "after": GREEN, "none": VERMILION}
@@ -75,7 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
             arm: trainer_of(study, data, arm, keras_bn.BatchNormalization)
             for arm in ARM_COLOURS
         }
-        rates = {arm: best_rate(study, arm, trainers[arm]) for arm in trainers}
+        rates = {
+            arm: best_rate(study, trainers[arm], arm, settings.tuning_steps)
+            for arm in trainers
+        }
         trainers[KERAS_S] = trainer_of(
             study, data, "before", keras.layers.BatchNormalization
         )
@@ -112,24 +115,6 @@ def trainer_of(
         classifier_activation=None,
     )
     return Trainer(build, data, settings.batch_size)
-
-
-def best_rate(study: Study, arm: str, trainer: Trainer) -> float:
-    """The rate of the grid with the best validation accuracy."""
-    settings = study.settings
-    accuracies = {}
-    for rate in settings.rates:
-        train = partial(
-            trainer.run,
-            rate=rate,
-            seed=settings.tuning_seed,
-            steps=settings.tuning_steps,
-            every=settings.tuning_steps,
-            advance=study.advance,
-        )
-        run = study.run(train, phase="tuning", arm=arm, rate=rate)
-        accuracies[rate] = run["accuracy"][-1]
-    return max(accuracies, key=accuracies.__getitem__)
 
 
 def final_runs(
