@@ -194,3 +194,15 @@ class Kernels(Protocol):
         The activation is applied to it, as in `train`. The output has the dtype of
         `x`. Gradients reach all five tensors.
         """
+
+    def usable(self, moments: Moments) -> Tensor | bool:
+        """Per channel, whether a moving average may take these moments in.
+
+        False where `count` is 0, and where mean or variance is not finite. A kernel
+        that can afford a look at the values says True where it is so for all channels.
+        """
+
+    def moving_average(
+        self, average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+    ) -> Tensor:
+        """`average * momentum + value * (1 - momentum)`; `average` if not `where`."""

@@ -43,6 +43,8 @@ SERVICES = (
 )
 
 inference = reference.inference
+usable = reference.usable
+moving_average = reference.moving_average
 
 
 def train(

@@ -103,6 +103,10 @@ def train(
     return normalize(x, *map(tf.convert_to_tensor, (scale, offset))), moments
 
 
+usable = reference.usable
+moving_average = reference.moving_average
+
+
 def inference(
     x: Tensor,
     mean: Tensor,

@@ -12,6 +12,7 @@ What is not served goes to the reference: see `serves_training`.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ SERVICES = (
     Service(
         "training, the same, below 16k elements",
         "torch_kernels",
-        "a few plain operators, torch's autograd",
+        "a few plain operators; saves the input alone",
     ),
     Service(
         "training, synchronized over processes",
@@ -100,12 +101,12 @@ def train(
         return _train_small(x, scale, offset, axes, epsilon, correction, activation)
     with torch.no_grad():
         layout = _Layout.of(x, axes)
-        centred = _centred(layout.to_native(x), epsilon)
+        values, centred = _centred(layout.to_native(x), epsilon)
         count = centred.mean.new_tensor(x.numel() // centred.mean.numel())
         moments = Moments(count, centred.true_mean(), centred.variance)
     scale, offset = corrected(scale, offset, moments, correction)
-    y = _Normalize.apply(x, scale, offset, centred, axes, epsilon, activation)
-    return y, moments
+    settings = (layout, centred, axes, epsilon, activation)
+    return _Normalize.apply(x, scale, offset, values, settings), moments
 
 
 def inference(
@@ -126,32 +127,38 @@ def inference(
         return reference.inference(
             x, mean, variance, scale, offset, axes, epsilon, activation
         )
-    layout = _Layout.of(x, axes)
-    values = layout.to_native(x)
     learns = torch.is_grad_enabled() and any(
         one.requires_grad for one in (x, scale, offset)
     )
-    if values.ndim == 4 and x.dtype == mean.dtype and not learns:
-        y = _channels_last_affine(values, mean, variance, scale, offset, epsilon)
-    else:
-        y = torch.nn.functional.batch_norm(
-            values, mean, variance, scale, offset, False, 0.0, epsilon
-        )
+    if axes.features[0] == x.ndim - 1 and x.dtype == mean.dtype and not learns:
+        # Where the channels lie last, one multiply-add is quicker than the operator.
+        factor = (variance + epsilon).rsqrt() * scale
+        level = torch.addcmul(offset, mean, factor, value=-1.0)
+        return _activate(activation, torch.addcmul(level, x, factor))
+    layout = _Layout.of(x, axes)
+    y = torch.nn.functional.batch_norm(
+        layout.to_native(x), mean, variance, scale, offset, False, 0.0, epsilon
+    )
     return layout.from_native(_activate(activation, y))
 
 
-def _channels_last_affine(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    epsilon: float,
+def usable(moments: Moments) -> Tensor | bool:
+    """See `Kernels.usable`. On CPU a look at the values is quicker than the guards."""
+    count, mean, variance = moments
+    if mean.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Not finite if any of them is not: 0 times infinity is NaN.
+        checksum = torch.dot(mean.flatten(), variance.flatten()).item()
+        if math.isfinite(checksum) and count.numel() == 1 and count.item() > 0:
+            return True
+    return reference.usable(moments)
+
+
+def moving_average(
+    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
 ) -> Tensor:
-    """What the native operator computes, by one that is a sixth faster here."""
-    factor = (variance + epsilon).rsqrt() * scale
-    level = torch.addcmul(offset, mean, factor, value=-1.0)
-    return torch.addcmul(level, x.permute(0, 2, 3, 1), factor).permute(0, 3, 1, 2)
+    """See `Kernels.moving_average`."""
+    moved = torch.add(average * momentum, value, alpha=1.0 - momentum)
+    return moved if where is True else torch.where(where, moved, average)
 
 
 def _train_small(
@@ -163,20 +170,95 @@ def _train_small(
     correction: Correction | None,
     activation: str | None,
 ) -> tuple[Tensor, Moments]:
-    """As the formulas have it, in few operators, with autograd's gradient."""
-    dims = axes.reduction
-    shape = [-1 if axis in axes.features else 1 for axis in range(x.ndim)]
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    centre = values.detach().mean(dims)
-    deviation = values - centre.view(shape)
-    variance, residual = torch.var_mean(deviation, dims, correction=0)
-    count = centre.new_tensor(x.numel() // centre.numel())
-    moments = Moments(count, centre + residual.detach(), variance.detach())
+    """As the formulas have it, in few operators."""
+    with torch.no_grad():
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        centre = values.mean(axes.reduction)
+        deviation = values - _spread(centre, x, axes)
+        variance, residual = torch.var_mean(deviation, axes.reduction, correction=0)
+        count = centre.new_tensor(x.numel() // centre.numel())
+        moments = Moments(count, centre + residual, variance)
     scale, offset = corrected(scale, offset, moments, correction)
-    factor = (variance + epsilon).rsqrt() * scale
-    offset = offset - residual * factor
-    y = torch.addcmul(offset.view(shape), deviation, factor.view(shape))
-    return _activate(activation, y).to(x.dtype), moments
+    small = _Small(centre, residual, (variance + epsilon).rsqrt_())
+    arguments = (deviation, small, axes, epsilon, activation)
+    return _NormalizeSmall.apply(x, scale, offset, *arguments), moments
+
+
+def _spread(parameter: Tensor, x: Tensor, axes: Axes) -> Tensor:
+    """`parameter`, in a shape that broadcasts against x."""
+    after = x.ndim - 1 - axes.features[0]
+    return parameter.view(-1, *[1] * after) if after else parameter
+
+
+class _Small(NamedTuple):
+    """Of a small batch: mean = centre + residual, and 1 / sqrt(variance + epsilon)."""
+
+    centre: Tensor
+    residual: Tensor
+    rstd: Tensor
+
+    def normalize(
+        self,
+        deviation: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        axes: Axes,
+    ) -> Tensor:
+        factor = self.rstd * scale
+        level = torch.addcmul(offset, self.residual, factor, value=-1.0)
+        factor, level = (_spread(one, deviation, axes) for one in (factor, level))
+        return torch.addcmul(level, deviation, factor)
+
+
+class _NormalizeSmall(torch.autograd.Function):
+    """`_Normalize` for inputs that a few plain operators are quicker on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        deviation: Tensor,
+        small: _Small,
+        axes: Axes,
+        epsilon: float,
+        activation: str | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, offset)
+        ctx.constants = small, axes, epsilon, activation
+        y = small.normalize(deviation, scale, offset, axes)
+        return _activate(activation, y).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, offset = ctx.saved_tensors
+        small, axes, epsilon, activation = ctx.constants
+        if torch.is_grad_enabled():  # create_graph=True: a gradient of gradients
+            gradients = _differentiable_gradients(
+                ctx.needs_input_grad, x, scale, offset, dy, axes, epsilon, activation
+            )
+            return (*gradients, None, None, None, None, None)
+        centre, residual, rstd = small
+        deviation = x - _spread(centre, x, axes)
+        dy = dy.to(deviation.dtype)
+        if activation is not None:
+            z = small.normalize(deviation, scale, offset, axes)
+            dy = _activation_gradient(activation, dy, z)
+        # See `formulas.gradients`.
+        doffset = dy.sum(axes.reduction)
+        product = (dy * deviation).sum(axes.reduction)
+        dscale = torch.addcmul(product, residual, doffset, value=-1.0).mul_(rstd)
+        if not ctx.needs_input_grad[0]:
+            return None, dscale, doffset, None, None, None, None, None
+        count = x.numel() // rstd.numel()
+        slope = (dscale * rstd).div_(count)
+        level = torch.addcmul(doffset / count, residual, slope, value=-1.0)
+        slope, level, factor = (
+            _spread(one, x, axes) for one in (slope, level, scale * rstd)
+        )
+        dx = (dy - level).addcmul_(deviation, slope, value=-1.0).mul_(factor)
+        return dx.to(x.dtype), dscale, doffset, None, None, None, None, None
 
 
 class _Layout(NamedTuple):
@@ -187,35 +269,46 @@ class _Layout(NamedTuple):
     feature axis in any memory order becomes one of them by a view, or by one copy.
     """
 
-    permutation: tuple[int, ...]  # brings the axes into the order that memory has
+    permutation: tuple[int, ...] | None  # brings the axes into memory's order, if any
     shape: torch.Size  # in that order
     channel: int  # where the feature axis then is
 
     @classmethod
     def of(cls, x: Tensor, axes: Axes) -> "_Layout":
+        channel = axes.features[0]
+        if x.is_contiguous():
+            return cls(None, x.shape, channel)
+        # Axes of size 1 have strides that mean nothing; any order that packs will do.
         stride = x.stride()
         order = tuple(sorted(range(x.ndim), key=lambda axis: -stride[axis]))
-        # Axes of size 1 have strides that mean nothing; any order that packs will do.
-        for permutation in (tuple(range(x.ndim)), order):
-            ordered = x.permute(permutation)
-            if ordered.is_contiguous():
-                break
-        else:
-            permutation, ordered = tuple(range(x.ndim)), x
-        return cls(permutation, ordered.shape, permutation.index(axes.features[0]))
+        ordered = x.permute(order)
+        if not ordered.is_contiguous():
+            return cls(None, x.shape, channel)
+        return cls(order, ordered.shape, order.index(channel))
 
     def to_native(self, x: Tensor) -> Tensor:
         channels = self.shape[self.channel]
-        packed = x.permute(self.permutation).contiguous()
+        packed = x if self.permutation is None else x.permute(self.permutation)
+        packed = packed.contiguous()
         if self.shape[self.channel + 1 :].numel() == 1:
-            return packed.view(1, -1, 1, channels).permute(0, 3, 1, 2)
+            return _channels_last(packed, channels)
         return packed.view(self.shape[: self.channel].numel(), channels, -1)
 
     def from_native(self, y: Tensor) -> Tensor:
         if y.ndim == 4:
             y = y.permute(0, 2, 3, 1)
-        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
-        return y.reshape(self.shape).permute(inverse)
+        y = y.reshape(self.shape)
+        if self.permutation is None:
+            return y
+        order = self.permutation
+        return y.permute(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _channels_last(packed: Tensor, channels: int) -> Tensor:
+    """`(..., channels)` in one piece as `(1, channels, samples, 1)`: a view."""
+    samples = packed.numel() // channels
+    strides = (packed.numel(), 1, channels, channels)
+    return packed.as_strided((1, channels, samples, 1), strides)
 
 
 class _Centred(NamedTuple):
@@ -234,32 +327,34 @@ class _Centred(NamedTuple):
         return self.mean if self.centre is None else self.centre + self.mean
 
 
-def _centred(x: Tensor, epsilon: float) -> _Centred:
+def _centred(x: Tensor, epsilon: float) -> tuple[Tensor, _Centred]:
+    """`x`, shifted where its mean is far from zero, and the moments of that."""
     mean, variance = _moments(x)
-    far = mean.square() > _CENTRE_BEYOND * (variance + epsilon)
     one_sample = x.numel() == mean.numel()
-    if not one_sample and not bool(far.any()):
-        return _Centred(None, mean, variance)
-    centred = _Centred(mean, mean, variance)
-    return _Centred(mean, *_moments(centred.shift(x)))
+    far = mean.square().div_(variance + epsilon).max().item() > _CENTRE_BEYOND
+    if not one_sample and not far:
+        return x, _Centred(None, mean, variance)
+    x = x - _per_channel(mean, x)
+    return x, _Centred(mean, *_moments(x))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of a tensor in a native layout."""
     channels = x.shape[1]
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     runs = _runs(x.shape[2]) if x.ndim == 4 else 1
     if runs > 1:
-        x = x.permute(0, 2, 3, 1).reshape(1, -1, 1, runs * channels)
-        x = x.permute(0, 3, 1, 2)
-    # Running statistics, thrown away: with them, half precision gives float32 moments.
-    unused = torch.empty(2, runs * channels, dtype=wide)
-    mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
+        x = _channels_last(x, runs * channels)
+    running = (None, None)
+    if x.dtype not in (torch.float32, torch.float64):
+        # Running statistics, thrown away: with them, the moments are float32.
+        running = torch.empty(2, x.shape[1], dtype=torch.float32).unbind()
+    mean, variance = torch.batch_norm_update_stats(x, *running, 0.0)
     if runs == 1:
         return mean, variance
     means, variances = mean.view(runs, channels), variance.view(runs, channels)
     mean = means.mean(0)  # torch.var_mean takes ten times as long in this layout
-    return mean, variances.add_((means - mean).square_()).mean(0)
+    apart = means.sub_(mean)
+    return mean, variances.addcmul_(apart, apart).mean(0)
 
 
 @functools.cache
@@ -284,33 +379,29 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         offset: Tensor,
-        centred: _Centred,
-        axes: Axes,
-        epsilon: float,
-        activation: str | None,
+        values: Tensor,
+        settings: tuple[_Layout, _Centred, Axes, float, str | None],
     ) -> Tensor:
         ctx.save_for_backward(x, scale, offset)
-        ctx.constants = centred, axes, epsilon, activation
-        layout = _Layout.of(x, axes)
-        values = centred.shift(layout.to_native(x))
+        ctx.settings = settings
+        layout, centred, _, epsilon, activation = settings
         y = _activate(activation, _affine(values, centred, scale, offset, epsilon))
         return layout.from_native(y.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, offset = ctx.saved_tensors
-        centred, axes, epsilon, activation = ctx.constants
+        layout, centred, axes, epsilon, activation = ctx.settings
         if torch.is_grad_enabled():  # create_graph=True: a gradient of gradients
             gradients = _differentiable_gradients(
-                ctx.needs_input_grad, x, scale, offset, dy, *ctx.constants[1:]
+                ctx.needs_input_grad, x, scale, offset, dy, axes, epsilon, activation
             )
-            return (*gradients, None, None, None, None)
-        layout = _Layout.of(x, axes)
+            return (*gradients, None, None)
         values = centred.shift(layout.to_native(x))
         dy = layout.to_native(dy).to(values.dtype)
         if activation is not None:
-            y = _activate(activation, _affine(values, centred, scale, offset, epsilon))
-            dy = _activation_gradient(activation, dy, y)
+            z = _affine(values, centred, scale, offset, epsilon)
+            dy = _activation_gradient(activation, dy, z)
         rstd = (centred.variance + epsilon).rsqrt()
         dx, dscale, doffset = torch.ops.aten.native_batch_norm_backward(
             *(dy, values, scale, None, None, centred.mean, rstd),
@@ -318,7 +409,7 @@ class _Normalize(torch.autograd.Function):
         )
         if dx is not None:
             dx = layout.from_native(dx.to(x.dtype))
-        return dx, dscale, doffset, None, None, None, None
+        return dx, dscale, doffset, None, None
 
 
 def _affine(
@@ -371,16 +462,25 @@ def _activate(name: str | None, x: Tensor) -> Tensor:
     return in_place[name](x)
 
 
-def _activation_gradient(name: str, dy: Tensor, y: Tensor) -> Tensor:
-    """`dy` times the activation's derivative where its output is `y`."""
+def _activation_gradient(name: str, dy: Tensor, z: Tensor) -> Tensor:
+    """`dy` times the activation's derivative at `z`, in the memory of `z`."""
     aten = torch.ops.aten
-    gradients = {
-        "relu": lambda: aten.threshold_backward(dy, y, 0),
-        "relu6": lambda: aten.hardtanh_backward(dy, y, 0.0, 6.0),
-        "leaky_relu": lambda: aten.leaky_relu_backward(dy, y, LEAKY_RELU_SLOPE, True),
-        "elu": lambda: aten.elu_backward(dy, 1.0, 1.0, 1.0, True, y),
-        "selu": lambda: aten.elu_backward(dy, SELU_ALPHA, SELU_SCALE, 1.0, True, y),
-        "sigmoid": lambda: aten.sigmoid_backward(dy, y),
-        "tanh": lambda: aten.tanh_backward(dy, y),
-    }
-    return gradients[name]()
+    if name == "relu":
+        aten.threshold_backward.grad_input(dy, z, 0, grad_input=z)
+    elif name == "relu6":
+        aten.hardtanh_backward.grad_input(dy, z, 0.0, 6.0, grad_input=z)
+    elif name == "leaky_relu":
+        slope = LEAKY_RELU_SLOPE
+        aten.leaky_relu_backward.grad_input(dy, z, slope, False, grad_input=z)
+    elif name == "elu":
+        aten.elu_backward.grad_input(dy, 1.0, 1.0, 1.0, False, z, grad_input=z)
+    elif name == "selu":
+        constants = (SELU_ALPHA, SELU_SCALE, 1.0)
+        aten.elu_backward.grad_input(dy, *constants, False, z, grad_input=z)
+    elif name == "sigmoid":
+        aten.sigmoid_backward.grad_input(dy, z.sigmoid_(), grad_input=z)
+    elif name == "tanh":
+        aten.tanh_backward.grad_input(dy, z.tanh_(), grad_input=z)
+    else:
+        raise NotImplementedError(name)
+    return z

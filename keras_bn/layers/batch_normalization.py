@@ -11,13 +11,12 @@ from keras_bn.layers.no_update import updates_stopped
 from keras_bn.ops import (
     Moments,
     _arguments,
-    batch_norm_inference,
-    batch_norm_train,
     merge_moments,
     moving_average,
     renorm_correction,
     statistics_dtype,
 )
+from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.moving_average import recomputing, usable
 
 Shape = tuple[int | None, ...]
@@ -186,6 +185,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             "freeze_statistics", freeze_statistics
         )
         self.supports_masking = True
+        # Keras looks through the arguments for what to convert, which on torch takes
+        # longer than a small batch. `call` does its own; a subclass's is given more.
+        self._convert_input_args = type(self).call is not BatchNormalization.call
 
         self.gamma = None
         self.beta = None
@@ -276,6 +278,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
+        if previous_mask is None:
+            return None
         last = (len(inputs.shape) - 1,)
         return (
             previous_mask if self._mask_lacks(previous_mask, inputs) == last else None
@@ -288,12 +292,23 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
-        inputs = args[0] if args else kwargs.get("inputs")
-        if isinstance(inputs, np.ndarray):
-            # Keras makes it a tensor before `call` sees it. Where that fails, for
-            # strings say, it is the framework's error, and names no argument.
-            _arguments.real_dtype("inputs", inputs)
+        args = tuple(map(self._array_as_tensor, args))
+        for name in ("inputs", "mask"):
+            if name in kwargs:
+                kwargs[name] = self._array_as_tensor(kwargs[name])
         return super().__call__(*args, **kwargs)
+
+    def _array_as_tensor(self, x: Any) -> Any:
+        if ops.is_tensor(x) or keras.backend.is_keras_tensor(x):
+            return x
+        if isinstance(x, np.ndarray):
+            # Where the framework cannot convert it, strings say, its error names no
+            # argument.
+            _arguments.real_dtype("inputs", x)
+        return self._autocast_input(x)
+
+    def _autocast_input(self, x: Any) -> Any:
+        return self.dtype_policy.convert_input(x, self.autocast, self.input_dtype)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """`layer_call` itself: `keras.RematScope` leaves this layer as it is.
@@ -305,44 +320,47 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
-        dtype = _arguments.numeric_dtype("inputs", inputs)
-        if not keras.backend.is_float_dtype(dtype):
-            inputs = ops.cast(inputs, statistics_dtype(self.compute_dtype))
-        axes = _arguments.resolve_axes(self.axis, tuple(inputs.shape))
-        # Also where inference will not use it: the mistake is there already.
-        self._mask_lacks(mask, inputs)
+        inputs = self._autocast_input(inputs)
+        given = prepare(
+            inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)
+        )
+        shape = tuple(given.x.shape)
+        if mask is not None:
+            # Also where inference will not use it: the mistake is there already.
+            _arguments.mask_lacks(mask, shape, given.axes)
         training = _arguments.boolean_training(training)
         if training and self.trainable and not self.freeze_statistics:
-            if axes.samples(tuple(inputs.shape)) == 1:
-                self._warn_of_single_samples(tuple(inputs.shape))
-            y = self._train(inputs, mask)
+            if given.axes.samples(shape) == 1:
+                self._warn_of_single_samples(shape)
+            y = self._train(given, mask)
         else:
-            y = batch_norm_inference(
-                inputs,
-                self.moving_mean,
-                self.moving_variance,
-                self.gamma,
-                self.beta,
-                axis=self.axis,
-                epsilon=self.epsilon,
-                activation=self.activation,
+            y = infer(
+                given,
+                given.parameter("moving_mean", self._statistic("moving_mean"), 0),
+                given.parameter(
+                    "moving_variance", self._statistic("moving_variance"), 1
+                ),
+                *self._scale_and_offset(given),
+                self.epsilon,
+                self.activation,
             )
-        return ops.cast(y, self.compute_dtype)
+        return as_tensor(y, self.compute_dtype)
 
-    def _train(self, inputs: Any, mask: Any) -> Any:
-        y, moments = batch_norm_train(
-            inputs,
-            self.gamma,
-            self.beta,
-            axis=self.axis,
-            epsilon=self.epsilon,
-            mask=mask,
-            correction=self._renorm_correction if self.renorm else None,
-            activation=self.activation,
-            synchronized=self.synchronized,
+    def _scale_and_offset(self, given: Prepared) -> tuple[Any, Any]:
+        gamma = None if self.gamma is None else self.gamma.value
+        beta = None if self.beta is None else self.beta.value
+        return given.parameter("gamma", gamma, 1), given.parameter("beta", beta, 0)
+
+    def _train(self, given: Prepared, mask: Any) -> Any:
+        if mask is not None:
+            mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
+        correction = self._renorm_correction if self.renorm else None
+        y, moments = train(
+            *(given, *self._scale_and_offset(given), self.epsilon, mask, correction),
+            *(self.activation, self.synchronized),
         )
         state = self._statistic("moving_mean")
-        if not updates_stopped() and not recomputing(inputs, state):
+        if not updates_stopped() and not recomputing(given.x, state):
             self._update_statistics(moments)
         return y
 

@@ -39,10 +39,14 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
 
 def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes:
     """The `Axes` that `axis` means for an input of this shape."""
+    ndim = len(shape)
+    if type(axis) is int and ndim > 1 and -ndim <= axis < ndim:
+        feature = axis % ndim
+        if shape[feature] is not None:  # nothing to complain of: be quick
+            return Axes((feature,), (*range(feature), *range(feature + 1, ndim)))
     if type(axis) is not int:
         axis = integer_axis(axis)
     named = axis if isinstance(axis, tuple) else (axis,)
-    ndim = len(shape)
     outside = [one for one in named if not -ndim <= one < ndim]
     if outside:
         raise ValueError(

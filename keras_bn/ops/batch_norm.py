@@ -1,7 +1,7 @@
 """Batch normalization as pure functions: check, cast, ask the kernels."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import activations, backend, ops
 
@@ -12,9 +12,9 @@ from keras_bn.backend.interface import (
     Correction,
     Moments,
     Tensor,
-    as_tensor,
     statistics_dtype,
 )
+from keras_bn.backend.interface import as_tensor as as_tensor
 from keras_bn.ops import _arguments
 
 Activation = str | Callable[[Tensor], Tensor] | None
@@ -89,18 +89,16 @@ def batch_norm_train(
     >>> np.round(keras.ops.convert_to_numpy(y), 2).tolist()
     [[-1.0, -1.0], [1.0, 1.0]]
     """
-    x, axes, dtype = _prepare(x, axis)
+    given = prepare(x, axis)
     epsilon = _arguments.positive_epsilon(epsilon)
-    gamma = _arguments.broadcastable_parameter("gamma", gamma, 1, x, axes, dtype)
-    beta = _arguments.broadcastable_parameter("beta", beta, 0, x, axes, dtype)
     if mask is not None:
-        mask = _arguments.broadcast_mask(as_tensor(mask), x, axes)
-
-    fused, rest = _split(activation)
-    group = replicas() if synchronized else None
-    arguments = (axes, epsilon, mask, correction, fused, group)
-    y, moments = kernels().train(x, gamma, beta, *arguments)
-    return rest(y), moments
+        mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
+    gamma = given.parameter("gamma", gamma, 1)
+    beta = given.parameter("beta", beta, 0)
+    return train(
+        *(given, gamma, beta, epsilon, mask, correction),
+        *(activations.get(activation), synchronized),
+    )
 
 
 def batch_norm_inference(
@@ -151,48 +149,99 @@ def batch_norm_inference(
     >>> np.round(keras.ops.convert_to_numpy(y), 2).tolist()
     [[1.0, 1.0]]
     """
-    x, axes, dtype = _prepare(x, axis)
+    given = prepare(x, axis)
     epsilon = _arguments.positive_epsilon(epsilon)
     if mean is None or variance is None:
         raise TypeError(
             "Arguments `mean` and `variance` must be tensors of one value per channel. "
             f"Received: mean={mean!r}, variance={variance!r}"
         )
-    mean, variance, gamma, beta = (
-        _arguments.broadcastable_parameter(name, value, default, x, axes, dtype)
-        for name, value, default in (
-            ("mean", mean, 0),
-            ("variance", variance, 1),
-            ("gamma", gamma, 1),
-            ("beta", beta, 0),
+    return infer(
+        given,
+        given.parameter("mean", mean, 0),
+        given.parameter("variance", variance, 1),
+        given.parameter("gamma", gamma, 1),
+        given.parameter("beta", beta, 0),
+        epsilon,
+        activations.get(activation),
+    )
+
+
+class Prepared(NamedTuple):
+    """An input after its checks.
+
+    Attributes:
+        x: A tensor of a float dtype that the backend computes in.
+        axes: What `axis` means for it.
+        dtype: That of its statistics.
+    """
+
+    x: Tensor
+    axes: Axes
+    dtype: str
+
+    def parameter(self, name: str, value: Any, default: float) -> Tensor:
+        """See `_arguments.broadcastable_parameter`."""
+        return _arguments.broadcastable_parameter(
+            name, value, default, self.x, self.axes, self.dtype
         )
-    )
-    fused, rest = _split(activation)
-    return rest(
-        kernels().inference(x, mean, variance, gamma, beta, axes, epsilon, fused)
-    )
 
 
-def _split(activation: Activation) -> tuple[str | None, Callable[[Tensor], Tensor]]:
-    """What of the activation a kernel takes on, and what is left to do after it."""
-    function = activations.get(activation)
-    fused = fusible(function)
-    return fused, activations.linear if fused else function
-
-
-def _prepare(x: Any, axis: int | Sequence[int]) -> tuple[Tensor, Axes, str]:
-    """`x` as a float tensor, what `axis` means for it, and the statistics' dtype."""
+def prepare(
+    x: Any,
+    axis: int | Sequence[int],
+    name: str = "x",
+    integers_as: str = "float32",
+) -> Prepared:
+    """Checks the argument `name`, which is `x`, and `axis`; makes floats of `x`."""
     if backend.is_keras_tensor(x):
         raise TypeError(
-            "Argument `x` must be a tensor with values; in a functional model use the "
-            f"layer `keras_bn.BatchNormalization`. Received: x={x}"
+            f"Argument `{name}` must be a tensor with values; in a functional model "
+            f"use the layer `keras_bn.BatchNormalization`. Received: {name}={x}"
         )
-    if hasattr(x, "dtype") and not ops.is_tensor(x):
-        # Before a framework fails to convert it, or turns float64 into float32.
-        _arguments.numeric_dtype("x", x)
-    x = as_tensor(x)
-    given = _arguments.numeric_dtype("x", x)
-    dtype = statistics_dtype(given)
-    if not backend.is_float_dtype(given):
-        x = as_tensor(x, dtype)
-    return x, _arguments.resolve_axes(axis, tuple(x.shape)), dtype
+    if not ops.is_tensor(x):
+        if hasattr(x, "dtype"):
+            # Before a framework fails to convert it, or turns float64 into float32.
+            _arguments.numeric_dtype(name, x)
+        x = ops.convert_to_tensor(x)
+    dtype = _arguments.numeric_dtype(name, x)
+    if not backend.is_float_dtype(dtype):
+        x, dtype = ops.cast(x, integers_as), integers_as
+    axes = _arguments.resolve_axes(axis, tuple(x.shape))
+    return Prepared(x, axes, statistics_dtype(dtype))
+
+
+def train(
+    given: Prepared,
+    gamma: Tensor,
+    beta: Tensor,
+    epsilon: float,
+    mask: Tensor | None,
+    correction: Correction | None,
+    activation: Callable[[Tensor], Tensor],
+    synchronized: bool,
+) -> tuple[Tensor, Moments]:
+    """`batch_norm_train` of checked arguments."""
+    fused = fusible(activation)
+    group = replicas() if synchronized else None
+    y, moments = kernels().train(
+        *(given.x, gamma, beta, given.axes, epsilon, mask, correction, fused, group)
+    )
+    return (y if fused else activation(y)), moments
+
+
+def infer(
+    given: Prepared,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    epsilon: float,
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`batch_norm_inference` of checked arguments."""
+    fused = fusible(activation)
+    y = kernels().inference(
+        given.x, mean, variance, gamma, beta, given.axes, epsilon, fused
+    )
+    return y if fused else activation(y)

@@ -1,7 +1,8 @@
 """The exponential moving average of the batch statistics."""
 
-from keras import backend, ops
+from keras import backend
 
+from keras_bn.backend import kernels
 from keras_bn.backend import recomputing as recomputing
 from keras_bn.backend.interface import Moments, Tensor, as_tensor
 from keras_bn.ops._arguments import momentum_in_range
@@ -38,15 +39,14 @@ def moving_average(
     momentum = momentum_in_range("momentum", momentum)
     average = as_tensor(average)
     value = as_tensor(value, backend.standardize_dtype(average.dtype))
-    return ops.where(where, average * momentum + value * (1.0 - momentum), average)
+    return kernels().moving_average(average, value, momentum, where)
 
 
-def usable(moments: Moments) -> Tensor:
-    """Per channel, whether a moving average may take these moments in.
+def usable(moments: Moments) -> Tensor | bool:
+    """Per channel, whether a moving average may take these moments in; True for all.
 
     False where there was nothing to average (an empty batch, all masked) and where a
     NaN or infinity in the batch made a moment non-finite: one such batch would
     otherwise spoil the average for good.
     """
-    # One of the two is not finite exactly where their sum is not: variances are >= 0.
-    return ops.isfinite(moments.mean + moments.variance) & (moments.count > 0)
+    return kernels().usable(moments)

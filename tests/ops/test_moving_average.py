@@ -74,4 +74,6 @@ USABLE = {
 )
 def test_usable(count, mean, variance, expected):
     tensors = (frameworks.tensor(np.float32([v, 1.0])) for v in (count, mean, variance))
-    assert frameworks.numpy(usable(Moments(*tensors))).tolist() == [expected, True]
+    found = usable(Moments(*tensors))
+    found = [True] * 2 if found is True else frameworks.numpy(found).tolist()
+    assert found == [expected, True]
