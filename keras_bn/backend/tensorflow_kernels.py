@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from keras_bn.backend import formulas, reference
-from keras_bn.backend.activations import SLOPES, activate
+from keras_bn.backend.activations import LEAKY_RELU_SLOPE, activate
 from keras_bn.backend.formulas import CentredMoments
 from keras_bn.backend.interface import (
     Axes,
@@ -267,8 +267,8 @@ class _FusedSteps(NamedTuple):
         activation: str | None,
     ) -> tuple[Tensor, ...]:
         if activation is not None:
-            y = activate(activation, self.normalize(x, scale, offset, centred))
-            dy = dy * SLOPES[activation](y)
+            z = self.normalize(x, scale, offset, centred)
+            dy = _activation_gradient(activation, dy, z)
 
         def on(values: Tensor) -> tuple[Tensor, ...]:
             dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
@@ -292,6 +292,23 @@ def _on_deviation(x: Tensor, centre: Tensor, function: Callable[[Tensor], Any]) 
         lambda: function(x),
         lambda: function(tf.cast(x, tf.float32) - centre),
     )
+
+
+def _activation_gradient(name: str, dy: Tensor, z: Tensor) -> Tensor:
+    """`dy` times the activation's derivative at `z`: one operator, one pass."""
+    raw = tf.raw_ops
+    gradients = {
+        "relu": lambda: raw.ReluGrad(gradients=dy, features=z),
+        "relu6": lambda: raw.Relu6Grad(gradients=dy, features=z),
+        "leaky_relu": lambda: raw.LeakyReluGrad(
+            gradients=dy, features=z, alpha=LEAKY_RELU_SLOPE
+        ),
+        "elu": lambda: raw.EluGrad(gradients=dy, outputs=tf.nn.elu(z)),
+        "selu": lambda: raw.SeluGrad(gradients=dy, outputs=tf.nn.selu(z)),
+        "sigmoid": lambda: raw.SigmoidGrad(y=tf.sigmoid(z), dy=dy),
+        "tanh": lambda: raw.TanhGrad(y=tf.tanh(z), dy=dy),
+    }
+    return gradients[name]()
 
 
 def _plain_moments(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -331,7 +331,8 @@ def _centred(x: Tensor, epsilon: float) -> tuple[Tensor, _Centred]:
     """`x`, shifted where its mean is far from zero, and the moments of that."""
     mean, variance = _moments(x)
     one_sample = x.numel() == mean.numel()
-    far = mean.square().div_(variance + epsilon).max().item() > _CENTRE_BEYOND
+    beyond = torch.add(mean * mean, variance, alpha=-_CENTRE_BEYOND).max().item()
+    far = beyond > _CENTRE_BEYOND * epsilon
     if not one_sample and not far:
         return x, _Centred(None, mean, variance)
     x = x - _per_channel(mean, x)
@@ -341,7 +342,7 @@ def _centred(x: Tensor, epsilon: float) -> tuple[Tensor, _Centred]:
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of a tensor in a native layout."""
     channels = x.shape[1]
-    runs = _runs(x.shape[2]) if x.ndim == 4 else 1
+    runs = _runs(x.shape[2], torch.get_num_threads()) if x.ndim == 4 else 1
     if runs > 1:
         x = _channels_last(x, runs * channels)
     running = (None, None)
@@ -358,9 +359,12 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _runs(samples: int) -> int:
-    """Into how many equal runs of at most `_RUN` values to cut; 1 if none fit well."""
-    for length in range(min(_RUN, samples), 63, -1):
+def _runs(samples: int, threads: int) -> int:
+    """Into how many equal runs to cut, each thread having its share of at most `_RUN`.
+
+    1 if no number fits well.
+    """
+    for length in range(min(_RUN * threads, samples), 63, -1):
         if samples % length == 0:
             return samples // length
     return 1
