@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import activations, constraints, initializers, ops, regularizers
+from keras import activations, backend, constraints, initializers, ops, regularizers
 
 from keras_bn.layers.no_update import updates_stopped
 from keras_bn.ops import (
@@ -185,9 +185,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             "freeze_statistics", freeze_statistics
         )
         self.supports_masking = True
-        # Keras looks through the arguments for what to convert, which on torch takes
-        # longer than a small batch. `call` does its own; a subclass's is given more.
-        self._convert_input_args = type(self).call is not BatchNormalization.call
+        self._convert_input_args = False  # see `__call__`
 
         self.gamma = None
         self.beta = None
@@ -292,23 +290,25 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
-        args = tuple(map(self._array_as_tensor, args))
-        for name in ("inputs", "mask"):
-            if name in kwargs:
-                kwargs[name] = self._array_as_tensor(kwargs[name])
+        inputs = args[0] if args else kwargs.get("inputs")
+        if isinstance(inputs, np.ndarray):
+            # Keras makes it a tensor before `call` sees it. Where that fails, for
+            # strings say, it is the framework's error, and names no argument.
+            _arguments.real_dtype("inputs", inputs)
+        if not self._convert_input_args:
+            # Keras looks through all arguments for what to convert, which on torch
+            # takes longer than a small batch: not before there is something.
+            mask = kwargs.get("mask")
+            self._convert_input_args = (
+                len(args) > 1
+                or not (mask is None or ops.is_tensor(mask))
+                or not self._is_converted(inputs)
+            )
         return super().__call__(*args, **kwargs)
 
-    def _array_as_tensor(self, x: Any) -> Any:
-        if ops.is_tensor(x) or keras.backend.is_keras_tensor(x):
-            return x
-        if isinstance(x, np.ndarray):
-            # Where the framework cannot convert it, strings say, its error names no
-            # argument.
-            _arguments.real_dtype("inputs", x)
-        return self._autocast_input(x)
-
-    def _autocast_input(self, x: Any) -> Any:
-        return self.dtype_policy.convert_input(x, self.autocast, self.input_dtype)
+    def _is_converted(self, x: Any) -> bool:
+        tensor = ops.is_tensor(x) or backend.is_keras_tensor(x)
+        return bool(tensor and backend.standardize_dtype(x.dtype) == self.input_dtype)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """`layer_call` itself: `keras.RematScope` leaves this layer as it is.
@@ -320,7 +320,6 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
-        inputs = self._autocast_input(inputs)
         given = prepare(
             inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)
         )

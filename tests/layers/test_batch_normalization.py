@@ -252,3 +252,46 @@ def test_config_without_activation_is_keras_s():
 def test_unknown_activation():
     with pytest.raises(ValueError, match="nonsense"):
         keras_bn.BatchNormalization(activation="nonsense")
+
+
+class Recording(keras_bn.BatchNormalization):
+    """Remembers the dtypes that `call` is given."""
+
+    def call(self, inputs, training=None, mask=None):
+        seen = (inputs, mask)
+        self.seen = [
+            one if one is None else keras.backend.standardize_dtype(one.dtype)
+            for one in seen
+        ]
+        return super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("inputs", "mask", "seen"),
+    {
+        "tensor": (frameworks.tensor(random(5, 3)), None, ["bfloat16", None]),
+        "array": (random(5, 3), None, ["bfloat16", None]),
+        "float64": (random(5, 3).astype("float64"), None, ["bfloat16", None]),
+        "mask": (
+            frameworks.tensor(random(5, 3)),
+            np.ones(5, bool),
+            ["bfloat16", "bool"],
+        ),
+        "integers": (np.ones((5, 3), "int32"), None, ["int32", None]),
+    }.values(),
+)
+def test_inputs_are_cast_to_the_compute_dtype(inputs, mask, seen, first):
+    layer = Recording(dtype="mixed_bfloat16")
+    if not first:
+        layer(keras.ops.cast(random(5, 3), "bfloat16"), training=True)
+    y = layer(inputs, mask=mask)
+    assert layer.seen == seen
+    assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+
+
+def test_a_mask_survives_the_cast():
+    x = keras.layers.Masking()(np.array([[[1.0], [3.0]], [[0.0], [5.0]]], "float32"))
+    layer = keras_bn.BatchNormalization(dtype="mixed_bfloat16", momentum=0.0)
+    layer(x, training=True)
+    np.testing.assert_allclose(frameworks.numpy(layer.moving_mean), [3.0])
