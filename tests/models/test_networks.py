@@ -1,5 +1,6 @@
 """Each network trains, saves, and predicts the same by every way that should."""
 
+import functools
 from functools import partial
 
 import keras
@@ -10,6 +11,7 @@ import keras_bn
 from cases_models import NETWORKS, PLACED
 
 networks = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
+by_name = pytest.mark.parametrize("name", NETWORKS)
 KERAS_NORM = keras.layers.BatchNormalization
 
 
@@ -45,6 +47,30 @@ def predict(model, x):
     return keras.ops.convert_to_numpy(model(x, training=False))
 
 
+class Known:
+    """A network of ours with its weights and outputs; compiled once for all tests."""
+
+    def __init__(self, name):
+        self.model = randomize(NETWORKS[name].model())
+        self.weights = self.model.get_weights()
+        self.x = images(4, NETWORKS[name].shape)
+        self.y = predict(self.model, self.x)
+
+    def predict(self, weights):
+        """What the network makes of `x` with other weights."""
+        self.model.set_weights(weights)
+        try:
+            return predict(self.model, self.x)
+        finally:
+            self.model.set_weights(self.weights)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """`known(name)` is the `Known` of a case."""
+    return functools.cache(Known)
+
+
 @networks
 def test_output_and_last_map_have_their_shapes(case):
     with keras.StatelessScope(initialize_variables=False):
@@ -76,61 +102,58 @@ def test_a_bias_where_no_beta_follows(case, norm):
     assert len(biases) == len(kernels)
 
 
-@networks
-def test_trains_a_step_and_comes_back_from_its_file(case, tmp_path):
-    model = randomize(case.model())
+@by_name
+def test_trains_a_step_and_comes_back_from_its_file(name, known, tmp_path):
+    model = randomize(NETWORKS[name].model())
     before = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
     # Compiling such a step takes longer than it does.
     eagerly = keras.backend.backend() != "jax"
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=eagerly)
-    x = images(2, case.shape)
-    assert np.isfinite(model.train_on_batch(x, np.array([0, 2])))
+    x = known(name).x
+    assert np.isfinite(model.train_on_batch(x, np.array([0, 2, 1, 0])))
     after = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
     moved = [bool((a != b).any()) for a, b in zip(before, after, strict=True)]
     assert all(np.isfinite(weight).all() for weight in after)
     assert all(moved)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
-    np.testing.assert_allclose(predict(loaded, x), predict(model, x), atol=1e-6)
+    expected = known(name).predict(model.get_weights())
+    np.testing.assert_allclose(predict(loaded, x), expected, atol=1e-6)
 
 
-@networks
-def test_weights_of_keras_s_norm_load_into_ours(case, tmp_path):
-    theirs = randomize(case.model(norm=KERAS_NORM))
-    ours = case.model()
+@by_name
+def test_weights_of_keras_s_norm_load_into_ours(name, known, tmp_path):
+    theirs = randomize(NETWORKS[name].model(norm=KERAS_NORM))
+    ours = NETWORKS[name].model()
     theirs.save_weights(tmp_path / "all.weights.h5")
     ours.load_weights(tmp_path / "all.weights.h5")
-    x = images(3, case.shape)
-    np.testing.assert_allclose(predict(ours, x), predict(theirs, x), atol=1e-5)
+    received = known(name).predict(ours.get_weights())
+    expected = predict(theirs, known(name).x)
+    np.testing.assert_allclose(received, expected, atol=1e-5)
     assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
 
 
-@networks
-def test_one_sample_is_its_row_of_the_batch(case):
-    model = randomize(case.model())
-    x = images(4, case.shape)
-    batch = predict(model, x)
+@by_name
+def test_one_sample_is_its_row_of_the_batch(name, known):
+    model, x, batch = known(name).model, known(name).x, known(name).y
     assert np.ptp(batch, axis=0).max() > 1e-3
     np.testing.assert_allclose(predict(model, x[2:3])[0], batch[2], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_channels_first_predicts_the_same(name):
-    case = NETWORKS[name]
-    last = randomize(case.model())
-    x = images(2, case.shape)
-    expected = predict(last, x)
+@by_name
+def test_channels_first_predicts_the_same(name, known):
+    case, last = NETWORKS[name], known(name)
     keras.config.set_image_data_format("channels_first")
     try:
         *sides, channels = case.shape
         first = case._replace(shape=(channels, *sides)).model()
-        first.set_weights(last.get_weights())
+        first.set_weights(last.weights)
         # On CPUs TensorFlow knows this order only in what XLA compiles.
         first.compile(jit_compile=keras.backend.backend() == "tensorflow" or "auto")
-        received = first.predict_on_batch(np.moveaxis(x, -1, 1))
+        received = first.predict_on_batch(np.moveaxis(last.x, -1, 1))
     finally:
         keras.config.set_image_data_format("channels_last")
-    np.testing.assert_allclose(received, expected, atol=1e-5)
+    np.testing.assert_allclose(received, last.y, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PLACED)
