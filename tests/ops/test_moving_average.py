@@ -61,6 +61,7 @@ def test_a_step_at_momentum_1_keeps_the_average_bit_by_bit():
 USABLE = {
     "finite": (4.0, 1.0, 1.0, True),
     "one sample": (1.0, 1.0, 0.0, True),
+    "product infinite": (4.0, 1e30, 1e30, True),
     "nothing": (0.0, 0.0, 0.0, False),
     "mean NaN": (4.0, NAN, 1.0, False),
     "mean infinite": (4.0, -INF, 1.0, False),
