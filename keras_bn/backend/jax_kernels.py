@@ -44,7 +44,6 @@ SERVICES = (
 
 inference = reference.inference
 usable = reference.usable
-moving_average = reference.moving_average
 
 
 def train(

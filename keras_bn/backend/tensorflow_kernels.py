@@ -104,7 +104,6 @@ def train(
 
 
 usable = reference.usable
-moving_average = reference.moving_average
 
 
 def inference(

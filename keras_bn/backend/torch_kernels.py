@@ -153,14 +153,6 @@ def usable(moments: Moments) -> Tensor | bool:
     return reference.usable(moments)
 
 
-def moving_average(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
-) -> Tensor:
-    """See `Kernels.moving_average`."""
-    moved = torch.add(average * momentum, value, alpha=1.0 - momentum)
-    return moved if where is True else torch.where(where, moved, average)
-
-
 def _train_small(
     x: Tensor,
     scale: Tensor,
@@ -342,7 +334,7 @@ def _centred(x: Tensor, epsilon: float) -> tuple[Tensor, _Centred]:
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of a tensor in a native layout."""
     channels = x.shape[1]
-    runs = _runs(x.shape[2], torch.get_num_threads()) if x.ndim == 4 else 1
+    runs = _runs(x.shape[2]) if x.ndim == 4 else 1
     if runs > 1:
         x = _channels_last(x, runs * channels)
     running = (None, None)
@@ -359,12 +351,9 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _runs(samples: int, threads: int) -> int:
-    """Into how many equal runs to cut, each thread having its share of at most `_RUN`.
-
-    1 if no number fits well.
-    """
-    for length in range(min(_RUN * threads, samples), 63, -1):
+def _runs(samples: int) -> int:
+    """Into how many equal runs of at most `_RUN` values to cut; 1 if none fit well."""
+    for length in range(min(_RUN, samples), 63, -1):
         if samples % length == 0:
             return samples // length
     return 1
@@ -373,8 +362,8 @@ def _runs(samples: int, threads: int) -> int:
 class _Normalize(torch.autograd.Function):
     """Normalizes by the batch's own moments and keeps nothing but `x`.
 
-    The activation's gradient needs its output, which the backward pass computes again
-    from `x`: one cheap pass for a whole tensor less in memory.
+    The activation's gradient needs what it was given, which the backward pass computes
+    again from `x`: one cheap pass for a whole tensor less in memory.
     """
 
     @staticmethod

@@ -295,15 +295,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # Keras makes it a tensor before `call` sees it. Where that fails, for
             # strings say, it is the framework's error, and names no argument.
             _arguments.real_dtype("inputs", inputs)
-        if not self._convert_input_args:
+        if not self._convert_input_args and not (
+            len(args) <= 1
+            and self._is_converted(inputs)
+            and (kwargs.get("mask") is None or ops.is_tensor(kwargs["mask"]))
+        ):
             # Keras looks through all arguments for what to convert, which on torch
-            # takes longer than a small batch: not before there is something.
-            mask = kwargs.get("mask")
-            self._convert_input_args = (
-                len(args) > 1
-                or not (mask is None or ops.is_tensor(mask))
-                or not self._is_converted(inputs)
-            )
+            # takes longer than a small batch: only once there was something.
+            self._convert_input_args = True
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:

@@ -78,3 +78,14 @@ def test_usable(count, mean, variance, expected):
     found = usable(Moments(*tensors))
     found = [True] * 2 if found is True else frameworks.numpy(found).tolist()
     assert found == [expected, True]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [(True, [1.5, 3.0]), (False, [1.0, 2.0]), (np.array([True, False]), [1.5, 2.0])],
+    ids=["everywhere", "nowhere", "array"],
+)
+def test_where(where, expected):
+    average, value = np.float32([1, 2]), np.float32([2, 4])
+    moved = moving_average(average, value, momentum=0.5, where=where)
+    assert frameworks.numpy(moved).tolist() == expected
