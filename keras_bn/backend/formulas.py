@@ -143,34 +143,27 @@ def gradients(
     activation: str | None,
     replicas: Replicas | None = None,
     about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
-    apart: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *both: both,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
 
     With n the normalized values, g the gradient for `n * scale + offset`, N the count:
 
         doffset = sum(g)    dscale = sum(g * n)
-        dx = scale / sqrt(variance + epsilon) * (g - (doffset + n * dscale) / N)
+        dx = f * g - f * (doffset + n * dscale) / N
 
-    where the last subtraction is for the unmasked positions only: the sums run over
+    with f = scale / sqrt(variance + epsilon), and the last subtraction is for the unmasked positions only: the sums run over
     all, but a masked one has no part in the statistics. In dx the sums are those of all
     `replicas`, whose losses are summed. Source: Ioffe and Szegedy,
     2015, section 3, with the chain through mean and variance multiplied out.
 
     All that can be done per channel is, so that an element costs two products for
-    the sums and two for dx. A compiler that would do these steps badly is given its
-    own: `about` sums `g * (x - centre)`; `apart` is called on `(x, dy)` between the
-    sums and dx, to keep what the two have in common from being held in memory.
+    the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
+    its own way, `about`.
     """
-
-    def incoming(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        values, g = widen(x), widen(dy)
-        if activation is not None:
-            y = normalize(values, scale, offset, centred, axes, epsilon)
-            g = g * SLOPES[activation](activate(activation, y))
-        return values, g
-
-    values, g = incoming(x, dy)
+    values, g = widen(x), widen(dy)
+    if activation is not None:
+        y = normalize(values, scale, offset, centred, axes, epsilon)
+        g = g * SLOPES[activation](activate(activation, y))
     rstd = ops.rsqrt(centred.variance + epsilon)
     doffset = total(g, axes)
     product = (about or total_about)(g, values, centred.centre, axes)
@@ -180,11 +173,13 @@ def gradients(
     sums = (dscale, doffset)
     if replicas is not None:
         sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
-    slope = rstd * sums[0] / count
-    level = sums[1] / count - centred.residual * slope
-    values, g = incoming(*apart(x, dy))
+    factor = scale * rstd
+    slope = factor * rstd * sums[0] / count
+    level = factor * sums[1] / count - centred.residual * slope
     statistics = affine(values, centred.centre, slope, level, axes)
-    dx = (g - _unmasked(statistics, mask)) * axes.broadcast(scale * rstd)
+    # Not `(g - statistics) * factor`: XLA takes an operation on one large operand for
+    # cheap, and would compute all of this again for every reader of dx.
+    dx = g * axes.broadcast(factor) - _unmasked(statistics, mask)
     return ops.cast(dx, x.dtype), dscale, doffset
 
 

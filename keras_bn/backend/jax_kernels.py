@@ -1,19 +1,25 @@
 """Batch normalization on JAX: the formulas, with the gradient written out.
 
-XLA fuses them by itself, but for two things on CPU:
+XLA fuses them by itself, but for three things on CPU:
 
 - It would share `x - centre` between the forward and the backward pass: a second copy
   of the input in memory. A barrier keeps it from knowing that x is the same x.
-- Its reductions take in products but no per-channel operand: `sum(x - centre)` first
-  writes a tensor as large as x. Where the mean is within a few deviations of zero,
-  the sums of x, x² and g * x serve as well, and need none; elsewhere, and on every
-  other platform, it is the centred sums.
+- Its reductions take in products, but for a per-channel operand they first write a
+  tensor as large as x. Where the mean is within a few deviations of zero, the sums of
+  x, x² and g * x serve as well, and need none; elsewhere, and on every other platform,
+  it is the centred sums.
+- It would compute the output again for every reader, and in a network that means from
+  block to block back to the first: convolutions read it through strided copies, which
+  are slow enough as they are. What leaves a branch of a `cond` is in memory. (dx is so
+  by the last operation of `formulas.gradients`; a `cond` around it would leave the
+  other core without work.)
 
 Forward-mode differentiation (`jax.jvp`) is not available through a written-out
 gradient; reverse mode of any order is.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -85,28 +91,36 @@ def _normalize(
 def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
     values = formulas.widen(x)
     centred = _moments(values, axes, mask, replicas)
-    y = formulas.normalize(values, scale, offset, centred, axes, epsilon)
-    y = activate(activation, y).astype(x.dtype)
+
+    def normalized(values: Tensor, centre: Tensor) -> Tensor:
+        moments = centred._replace(centre=centre)
+        y = formulas.normalize(values, scale, offset, moments, axes, epsilon)
+        return activate(activation, y).astype(x.dtype)
+
+    y = _about(centred.centre, normalized, values)
     return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
 
 
 def _backward(axes, epsilon, activation, replicas, saved, cotangents):
     x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
+    if mask is None and replicas is None:
+        # Known to the compiler, so that it divides by nothing.
+        count = formulas.count_samples(x, axes, None).astype(centred.count.dtype)
+        centred = centred._replace(count=count)
     dy, _ = cotangents
     slopes = formulas.gradients(
         *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
-        apart=lambda *tensors: jax.lax.optimization_barrier(tensors),
     )
     return (*slopes, None)
 
 
 _normalize.defvjp(_forward, _backward)
 
-# Compiled as one also where the caller is not: eagerly, the branches of `_own_moments`
-# are new functions at every call, and XLA would compile them each time (90 ms).
-# Inlined, it changes nothing for a caller that is compiled.
+# Compiled as one also where the caller is not: eagerly, the branches of a `cond` are
+# new functions at every call, and XLA would compile them each time (90 ms). Inlined, it
+# changes nothing for a caller that is compiled.
 _train = jax.jit(_normalize, static_argnums=(0, 1, 2, 3), inline=True)
 
 
@@ -127,24 +141,33 @@ def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.Centred
         variance = formulas.total(x * x, axes) / count - mean * mean
         plain = formulas.CentredMoments(count, jnp.zeros_like(mean), mean, variance)
         near = jnp.all(mean * mean <= _PLAIN_WITHIN * variance)
-        return jax.lax.cond(near, lambda: plain, lambda: centred(x))
+        found = jax.lax.cond(near, lambda: plain, lambda: centred(x))
+        return found._replace(count=count)
 
     if mask is not None or x.size == 0:
         return centred(x)
     return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
 
 
-def _total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
-    def about(values: Tensor, x: Tensor) -> Tensor:
-        return formulas.total_about(values, x, centre, axes)
+def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors, centre)`; on CPU the centre is left out where it is zero."""
 
-    def plain_if_centred_at_zero(values: Tensor, x: Tensor) -> Tensor:
+    def without_centre_at_zero(*tensors: Tensor) -> Tensor:
         return jax.lax.cond(
             jnp.all(centre == 0),
-            lambda: formulas.total(values * x, axes),
-            lambda: about(values, x),
+            lambda: function(*tensors, jnp.zeros_like(centre)),
+            lambda: function(*tensors, centre),
         )
 
     return jax.lax.platform_dependent(
-        values, x, cpu=plain_if_centred_at_zero, default=about
+        *tensors,
+        cpu=without_centre_at_zero,
+        default=lambda *tensors: function(*tensors, centre),
     )
+
+
+def _total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
+    def total(values: Tensor, x: Tensor, centre: Tensor) -> Tensor:
+        return formulas.total_about(values, x, centre, axes)
+
+    return _about(centre, total, values, x)
