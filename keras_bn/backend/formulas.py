@@ -151,10 +151,11 @@ def gradients(
         doffset = sum(g)    dscale = sum(g * n)
         dx = f * g - f * (doffset + n * dscale) / N
 
-    with f = scale / sqrt(variance + epsilon), and the last subtraction is for the unmasked positions only: the sums run over
-    all, but a masked one has no part in the statistics. In dx the sums are those of all
-    `replicas`, whose losses are summed. Source: Ioffe and Szegedy,
-    2015, section 3, with the chain through mean and variance multiplied out.
+    with f = scale / sqrt(variance + epsilon), where the subtraction is for the unmasked
+    positions only: the sums run over all, but a masked one has no part in the
+    statistics. In dx the sums are those of all `replicas`, whose losses are summed.
+    Source: Ioffe and Szegedy, 2015, section 3, with the chain through mean and variance
+    multiplied out.
 
     All that can be done per channel is, so that an element costs two products for
     the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
