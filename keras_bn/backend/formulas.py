@@ -20,6 +20,9 @@ from keras_bn.backend.interface import (
     statistics_dtype,
 )
 
+# Values that may be added up one after the other: float32 is exact to 1e-6 then.
+_RUN = 1024
+
 
 class CentredMoments(NamedTuple):
     """Moments about a centre near the mean: `mean = centre + residual`, exactly.
@@ -44,12 +47,15 @@ def widen(x: Tensor) -> Tensor:
     return ops.cast(x, statistics_dtype(x.dtype))
 
 
-def centred_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> CentredMoments:
+def centred_moments(
+    x: Tensor, axes: Axes, mask: Tensor | None, centre: Tensor | None = None
+) -> CentredMoments:
     """Two passes: the centre first, then the moments about it.
 
     Sums of x and x² taken in one pass would cancel at large means (variance -16 at
     mean 1e4, std 1 in float32). The second pass also averages `x - centre`, so an
-    inaccurate first sum moves the centre but not the result.
+    inaccurate first sum moves the centre but not the result; so does a `centre` that is
+    given.
     """
     count = count_samples(x, axes, mask)
     # An empty batch has zero sums: dividing them by 1 gives 0, not NaN.
@@ -59,12 +65,11 @@ def centred_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> CentredMoment
         return total(_unmasked(values, mask), axes) / divisor
 
     # The moments do not depend on the choice of the centre, so no gradient does.
-    centre = ops.stop_gradient(mean(x))
+    centre = ops.stop_gradient(mean(x) if centre is None else centre)
     deviation = x - axes.broadcast(centre)
     residual = mean(deviation)
-    variance = mean(ops.square(deviation)) - ops.square(residual)
-    # Not ops.maximum: on torch that is float32 for float64.
-    variance = ops.where(variance < 0, ops.zeros_like(variance), variance)
+    # At least 0. Not ops.maximum: on torch that is float32 for float64.
+    variance = ops.relu(mean(ops.square(deviation)) - ops.square(residual))
     return CentredMoments(count, centre, residual, variance)
 
 
@@ -221,13 +226,17 @@ def _unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def total(values: Tensor, axes: Axes) -> Tensor:
-    """The sum over the reduction axes, one axis at a time: a sum of sums.
+    """The sum over the reduction axes; if long, one axis at a time: a sum of sums.
 
     TensorFlow on CPU adds up all the values of a joint reduction one after the other,
     which costs 400k of them four digits.
     """
+    keepdims = len(axes.features) > 1
+    samples = axes.samples(tuple(values.shape))
+    if samples is not None and samples <= _RUN:
+        return ops.sum(values, axis=axes.reduction, keepdims=keepdims)
     for axis in reversed(axes.reduction):
-        values = ops.sum(values, axis=axis, keepdims=len(axes.features) > 1)
+        values = ops.sum(values, axis=axis, keepdims=keepdims)
     return values
 
 

@@ -19,6 +19,7 @@ gradient; reverse mode of any order is.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,6 +39,8 @@ from keras_bn.backend.jax_context import ManualAxes, vary_alike
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
+# Elements below which a branch takes longer than what it saves.
+_SMALL = 2**14
 
 SERVICES = (
     Service(
@@ -144,9 +147,23 @@ def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.Centred
         found = jax.lax.cond(near, lambda: plain, lambda: centred(x))
         return found._replace(count=count)
 
+    if mask is None and len(axes.features) == 1 and 0 < x.size < _SMALL:
+        return formulas.centred_moments(x, axes, None, _product_with_shares(x, axes))
     if mask is not None or x.size == 0:
         return centred(x)
     return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
+
+
+def _product_with_shares(x: Tensor, axes: Axes) -> Tensor:
+    """The mean, as a matrix product with 1 / count.
+
+    Not a sum that is divided: XLA would fuse the division into each reader of the mean,
+    rounded in one and part of a multiply-add in another, so that `x - mean` differs.
+    """
+    sizes = [x.shape[axis] for axis in axes.reduction]
+    shares = jnp.full(sizes, 1 / math.prod(sizes), x.dtype)
+    contracted = (tuple(range(len(sizes))), axes.reduction)
+    return jnp.tensordot(shares, x, contracted, precision="highest")
 
 
 def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -159,6 +176,8 @@ def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) ->
             lambda: function(*tensors, centre),
         )
 
+    if tensors[0].size < _SMALL:
+        return function(*tensors, centre)
     return jax.lax.platform_dependent(
         *tensors,
         cpu=without_centre_at_zero,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 
 Step = Callable[[], object]
@@ -23,6 +24,23 @@ def copy(x: Any) -> Step:
     """Reads x and writes as much: two passes over the tensor."""
     step = jax.jit(lambda x: x + 1)
     return lambda: jax.block_until_ready(step(x))
+
+
+def least(x: Any, dy: Any) -> Step:
+    """The passes that a training step cannot do without, as plain operators.
+
+    Read x; read it and write as much; read x and dy; read both and write as much.
+    """
+    passes = [
+        jax.jit(function)
+        for function in (
+            lambda x, dy: jnp.sum(x),
+            lambda x, dy: x + 1,
+            lambda x, dy: jnp.sum(x * dy),
+            lambda x, dy: x + dy,
+        )
+    ]
+    return lambda: jax.block_until_ready([one(x, dy) for one in passes])
 
 
 def training(layer: Any, x: Any, dy: Any, way: str) -> Step:

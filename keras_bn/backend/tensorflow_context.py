@@ -1,4 +1,4 @@
-"""What TensorFlow says of the running call: its replicas, and if it is a repetition.
+"""What TensorFlow says of the running call: its replicas, if it is a repetition, XLA.
 
 Replicas are those of the `tf.distribute` strategy that runs the call.
 """
@@ -8,6 +8,8 @@ from types import FrameType
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_util
 
 from keras_bn.backend.interface import Tensor
 
@@ -68,3 +70,11 @@ def recomputing(x: Tensor, state: Tensor) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def compiled_by_xla() -> bool:
+    """Whether the running function is traced for `jit_compile=True`, here or outside.
+
+    What is traced before, without it, and then called from such a function, is not.
+    """
+    return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))

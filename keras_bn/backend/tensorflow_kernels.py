@@ -26,6 +26,7 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
+from keras_bn.backend.tensorflow_context import compiled_by_xla
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -53,7 +54,11 @@ SERVICES = (
         "tensorflow_kernels",
         "fused operator: one multiply-add per element, half precision as it is",
     ),
-    Service("inference, all else", "reference", "keras.ops"),
+    Service(
+        "inference, all else",
+        "tensorflow_kernels",
+        "plain operators, one product and one sum per element",
+    ),
 )
 
 
@@ -97,8 +102,7 @@ def train(
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
             return first_order(x, scale, offset, dy)
 
-        y = steps.normalize(x, scale, offset, centred)
-        return activate(activation, y), gradients
+        return steps.normalize(x, scale, offset, centred, activation), gradients
 
     return normalize(x, *map(tf.convert_to_tensor, (scale, offset))), moments
 
@@ -119,9 +123,11 @@ def inference(
     """See `Kernels.inference`."""
     small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL_INFERENCE
     if small or not _fused_fits(x, axes):
-        return reference.inference(
-            x, mean, variance, scale, offset, axes, epsilon, activation
-        )
+        # One operator less, which is one pass less, than to subtract the mean first.
+        factor = tf.math.rsqrt(variance + epsilon) * scale
+        level = offset - mean * factor
+        y = formulas.widen(x) * axes.broadcast(factor) + axes.broadcast(level)
+        return tf.cast(activate(activation, y), x.dtype)
 
     # The operator has no gradient for mean and variance.
     @tf.custom_gradient
@@ -129,15 +135,17 @@ def inference(
         x, mean, variance, scale, offset = inputs
 
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
+            if activation is not None:
+                z = _fused_inference(x, mean, variance, scale, offset, epsilon)
+                dy = _activation_gradient(activation, dy, z)
             return formulas.inference_gradients(
                 *(x, mean, variance, scale, offset, dy, axes, epsilon)
             )
 
-        y = _fused_inference(x, mean, variance, scale, offset, epsilon)
+        y = _fused_inference(x, mean, variance, scale, offset, epsilon, activation)
         return y, gradients
 
-    inputs = map(tf.convert_to_tensor, (x, mean, variance, scale, offset))
-    return activate(activation, normalize(*inputs))
+    return normalize(*map(tf.convert_to_tensor, (x, mean, variance, scale, offset)))
 
 
 def _fused_fits(x: Tensor, axes: Axes) -> bool:
@@ -151,6 +159,7 @@ def _fused_inference(
     scale: Tensor,
     offset: Tensor,
     epsilon: float,
+    activation: str | None = None,
 ) -> Tensor:
     y = tf.raw_ops.FusedBatchNormV3(
         x=_as_image(x),
@@ -161,7 +170,8 @@ def _fused_inference(
         epsilon=epsilon,
         is_training=False,
     ).y
-    return tf.reshape(y, tf.shape(x))
+    # TensorFlow makes one operator of the two where nothing stands between them.
+    return tf.reshape(activate(activation, y), tf.shape(x))
 
 
 def _as_image(x: Tensor) -> Tensor:
@@ -175,7 +185,12 @@ class _Steps(Protocol):
     def moments(self, x: Tensor) -> CentredMoments: ...
 
     def normalize(
-        self, x: Tensor, scale: Tensor, offset: Tensor, centred: CentredMoments
+        self,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        centred: CentredMoments,
+        activation: str | None,
     ) -> Tensor: ...
 
     def gradients(
@@ -203,12 +218,17 @@ class _FormulaSteps(NamedTuple):
         return own if replicas is None else formulas.over_replicas(own, replicas)
 
     def normalize(
-        self, x: Tensor, scale: Tensor, offset: Tensor, centred: CentredMoments
+        self,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        centred: CentredMoments,
+        activation: str | None,
     ) -> Tensor:
         y = formulas.normalize(
             formulas.widen(x), scale, offset, centred, self.axes, self.epsilon
         )
-        return tf.cast(y, x.dtype)
+        return tf.cast(activate(activation, y), x.dtype)
 
     def gradients(
         self,
@@ -245,12 +265,17 @@ class _FusedSteps(NamedTuple):
         return CentredMoments(count, *moments)
 
     def normalize(
-        self, x: Tensor, scale: Tensor, offset: Tensor, centred: CentredMoments
+        self,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        centred: CentredMoments,
+        activation: str | None,
     ) -> Tensor:
         def on(values: Tensor) -> Tensor:
+            statistics = centred.residual, centred.variance
             y = _fused_inference(
-                *(values, centred.residual, centred.variance),
-                *(scale, offset, self.epsilon),
+                values, *statistics, scale, offset, self.epsilon, activation
             )
             return tf.cast(y, x.dtype)
 
@@ -266,7 +291,7 @@ class _FusedSteps(NamedTuple):
         activation: str | None,
     ) -> tuple[Tensor, ...]:
         if activation is not None:
-            z = self.normalize(x, scale, offset, centred)
+            z = self.normalize(x, scale, offset, centred, None)
             dy = _activation_gradient(activation, dy, z)
 
         def on(values: Tensor) -> tuple[Tensor, ...]:
@@ -313,19 +338,26 @@ def _activation_gradient(name: str, dy: Tensor, z: Tensor) -> Tensor:
 def _plain_moments(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance as E[x] and E[x²] - E[x]²; zero variance at the least.
 
-    The sums are products with ones: the quickest reader of x there is, and exact where
-    it adds up runs of moderate length.
+    Added up in runs of moderate length, which is exact.
     """
-    channels = x.shape[-1]
-    run = _run(x)
-    rows = tf.reshape(x, (-1, run, channels))
-    ones = tf.ones((tf.shape(rows)[0], 1, run))
-
-    def mean(rows: Tensor) -> Tensor:
-        return tf.reduce_sum(tf.matmul(ones, rows), (0, 1)) / tf.maximum(count, 1.0)
-
-    first, second = mean(rows), mean(tf.square(rows))
+    rows = tf.reshape(x, (-1, _run(x), x.shape[-1]))
+    divisor = tf.maximum(count, 1.0)
+    first, second = _total(rows) / divisor, _total_squares(rows) / divisor
     return first, tf.maximum(second - first * first, 0.0)
+
+
+def _total(rows: Tensor) -> Tensor:
+    """Sums over all but the channels, as products with ones: the quickest there is."""
+    ones = tf.ones((tf.shape(rows)[0], 1, rows.shape[1]))
+    return tf.reduce_sum(tf.matmul(ones, rows), (0, 1))
+
+
+def _total_squares(rows: Tensor) -> Tensor:
+    if compiled_by_xla():
+        return _total(tf.square(rows))
+    # The one operator that sums squares without writing them; XLA does not have it.
+    norms = tf.raw_ops.EuclideanNorm(input=rows, axis=1)
+    return tf.reduce_sum(tf.square(norms), 0)
 
 
 def _known_positions(x: Tensor) -> int:

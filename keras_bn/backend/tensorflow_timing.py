@@ -22,6 +22,21 @@ def copy(x: Any) -> Step:
     return lambda: _done(step(x))
 
 
+def least(x: Any, dy: Any) -> Step:
+    """The passes that a training step cannot do without, as plain operators.
+
+    Read x; read it and write as much; read x and dy; read both and write as much.
+    """
+
+    @tf.function
+    def passes(x: Any, dy: Any) -> Any:
+        rows, rows_dy = tf.reshape(x, (1, -1)), tf.reshape(dy, (-1, 1))
+        both = tf.matmul(rows, rows_dy)
+        return tf.reduce_sum(x), x + tf.ones((), x.dtype), both, x + dy
+
+    return lambda: _done(passes(x, dy))
+
+
 def training(layer: Any, x: Any, dy: Any, way: str) -> Step:
     """Forward, backward for x, gamma and beta, and the moving statistics."""
     weights = [variable.value for variable in layer.trainable_variables]

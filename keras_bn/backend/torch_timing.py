@@ -21,6 +21,15 @@ def copy(x: Any) -> Step:
     return lambda: x + 1
 
 
+def least(x: Any, dy: Any) -> Step:
+    """The passes that a training step cannot do without, as plain operators.
+
+    Read x; read it and write as much; read x and dy; read both and write as much.
+    """
+    flat, flat_dy = x.flatten(), dy.flatten()
+    return lambda: (flat.sum(), x + 1, torch.dot(flat, flat_dy), x + dy)
+
+
 def training(layer: Any, x: Any, dy: Any, way: str) -> Step:
     """Forward, backward for x, gamma and beta, and the moving statistics."""
     weights = [variable.value for variable in layer.trainable_variables]

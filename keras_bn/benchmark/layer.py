@@ -10,7 +10,8 @@ from keras_bn.backend import timing
 from keras_bn.benchmark.measure import Step, interleaved
 from keras_bn.layers import BatchNormalization
 
-OURS, KERAS = "keras_bn", "keras"
+# The last is a layer that does nothing: what the call of a Keras layer takes.
+OURS, KERAS, EMPTY = "keras_bn", "keras", "keras Identity"
 MOMENTUM, EPSILON = 0.99, 1e-3
 # Passes over the tensor that the arithmetic needs: x for the mean, x for the variance,
 # x to y; dy and x for the sums, dy and x to dx, less one of the reads that a machine
@@ -42,7 +43,25 @@ CASES = (
 
 
 class Row(NamedTuple):
-    """One line of the result: one contender on one case."""
+    """One line of the result: one contender on one case.
+
+    Attributes:
+        case: The input's name.
+        shape: Its shape, 32x56x56x64.
+        dtype: Its dtype.
+        mode: `"training"`, `"inference"`, or of a model `"step"`, `"predict"`.
+        way: How it ran: one of `keras_bn.backend.timing().WAYS`.
+        contender: Whose layer.
+        median_ms: Milliseconds, median over the rounds; `low_ms` and `high_ms` are the
+            quartiles.
+        low_ms: See `median_ms`.
+        high_ms: See `median_ms`.
+        ratio: Its time over ours, median over the rounds.
+        added_ms: Of a model: its time less that without norm, median over the rounds.
+        limit_ms: The time of as many passes as `PASSES` says at a copy's speed.
+        floor_ms: The time of the least passes, as plain operators of the framework.
+        saved: What is kept for the backward pass, in inputs.
+    """
 
     case: str
     shape: str
@@ -54,7 +73,9 @@ class Row(NamedTuple):
     low_ms: float
     high_ms: float
     ratio: float
-    limit_ms: float
+    added_ms: float | None
+    limit_ms: float | None
+    floor_ms: float | None
     saved: float | None
 
 
@@ -71,7 +92,7 @@ def run_case(
         tick: Called after each round.
 
     Returns:
-        A `Row` per contender; `ratio` is its time over ours, round by round.
+        A `Row` per contender.
     """
     framework = timing()
     x, dy = (_random(case, seed) for seed in (0, 1))
@@ -88,8 +109,11 @@ def run_case(
         x, dy, case.axis, MOMENTUM, EPSILON, way
     ):
         contenders[name] = train if mode == "training" else infer
-    timings = interleaved({**contenders, "copy": framework.copy(x)}, rounds, tick)
+    copy = framework.copy(x)
+    least = framework.least(x, dy) if mode == "training" else copy
+    timings = interleaved({**contenders, "least": least, "copy": copy}, rounds, tick)
     limit = timings.pop("copy").median / 2 * PASSES[mode]
+    floor = timings.pop("least").median
     shape = "x".join(map(str, case.shape))
     return [
         Row(
@@ -99,8 +123,7 @@ def run_case(
             mode,
             way,
             name,
-            *times,
-            limit,
+            *(times.median, times.low, times.high, times.ratio, None, limit, floor),
             saved.get(name),
         )
         for name, times in timings.items()
@@ -119,7 +142,9 @@ def _layers(case: Case, mode: str) -> list[tuple[str, keras.Layer]]:
         (OURS, BatchNormalization(**options)),
         (KERAS, keras.layers.BatchNormalization(**options)),
     ]
-    if mode == "training":
+    if mode == "inference":
+        layers.append((EMPTY, keras.layers.Identity(dtype=policy)))
+    else:
         layers += [
             (f"{OURS} + relu", BatchNormalization(**options, activation="relu")),
             (

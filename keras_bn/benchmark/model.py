@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_bn.benchmark.layer import KERAS, OURS, Row
-from keras_bn.benchmark.measure import interleaved
+from keras_bn.benchmark.measure import Timing, interleaved
 from keras_bn.layers import BatchNormalization
 from keras_bn.models import resnet
 from keras_bn.tools import fold
@@ -39,9 +39,15 @@ def run_model(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
         steps[name] = lambda model=model: model.train_on_batch(x, labels)
     shape = "x".join(map(str, x.shape))
     return [
-        Row("resnet20", shape, "float32", "step", "default", name, *times, 0.0, None)
+        _row(shape, "step", name, times)
         for name, times in interleaved(steps, rounds, tick).items()
     ]
+
+
+def _row(shape: str, mode: str, name: str, times: Timing) -> Row:
+    added_ms = times.added if mode == "step" else None
+    row = ("resnet20", shape, "float32", mode, "default", name, *times[:4], added_ms)
+    return Row(*row, limit_ms=None, floor_ms=None, saved=None)
 
 
 def run_folded(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]:
@@ -68,7 +74,7 @@ def run_folded(batch: int, rounds: int, tick: Callable[[], object]) -> list[Row]
     }
     shape = "x".join(map(str, x.shape))
     return [
-        Row("resnet20", shape, "float32", "predict", "default", name, *times, 0.0, None)
+        _row(shape, "predict", name, times)
         for name, times in interleaved(steps, rounds, tick).items()
     ]
 
@@ -78,10 +84,9 @@ def speed_of_folded(rows: list[Row]) -> float:
     return next(row.ratio for row in rows if row.contender == "no norm")
 
 
-def added_share(rows: list[Row]) -> float:
-    """What our layer adds to the step without norm, over what Keras's layer adds."""
-    ours, keras_s, none = (
-        next(row.median_ms for row in rows if row.contender == name)
-        for name in (OURS, KERAS, "no norm")
-    )
-    return (ours - none) / (keras_s - none)
+def added(rows: list[Row]) -> list[float | None]:
+    """Milliseconds that our layer, and Keras's, add to the step without norm."""
+    return [
+        next(row.added_ms for row in rows if row.contender == name)
+        for name in (OURS, KERAS)
+    ]

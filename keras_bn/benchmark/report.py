@@ -45,7 +45,7 @@ def table(rows: Sequence[Row]) -> Table:
     result = _titled()
     for name in ("case", "mode", "way", "layer"):
         result.add_column(name)
-    for name in ("median ms", "quartiles", "vs ours", "vs limit", "saved"):
+    for name in ("median ms", "quartiles", "vs ours", "vs limit", "vs floor", "saved"):
         result.add_column(name, justify="right")
     for (case, shape, dtype, mode, way), lines in groupby(rows, lambda row: row[:5]):
         for i, row in enumerate(lines):
@@ -57,6 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
                 f"{row.low_ms:.2f} to {row.high_ms:.2f}",
                 "" if i == 0 else f"{row.ratio:.2f}",
                 f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
+                f"{row.median_ms / row.floor_ms:.2f}" if row.floor_ms else "",
                 "" if row.saved is None else f"{row.saved:.2f}",
                 style="bold" if i == 0 else None,
             )

@@ -12,12 +12,11 @@ from keras_bn.ops import (
     Moments,
     _arguments,
     merge_moments,
-    moving_average,
     renorm_correction,
     statistics_dtype,
 )
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import recomputing, usable
+from keras_bn.ops.moving_average import recomputing, step, usable
 
 Shape = tuple[int | None, ...]
 
@@ -334,27 +333,30 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         else:
             y = infer(
                 given,
-                given.parameter("moving_mean", self._statistic("moving_mean"), 0),
-                given.parameter(
-                    "moving_variance", self._statistic("moving_variance"), 1
-                ),
-                *self._scale_and_offset(given),
+                self._parameter("moving_mean", given),
+                self._parameter("moving_variance", given),
+                self._parameter("gamma", given, default=1),
+                self._parameter("beta", given, default=0),
                 self.epsilon,
                 self.activation,
             )
         return as_tensor(y, self.compute_dtype)
 
-    def _scale_and_offset(self, given: Prepared) -> tuple[Any, Any]:
-        gamma = None if self.gamma is None else self.gamma.value
-        beta = None if self.beta is None else self.beta.value
-        return given.parameter("gamma", gamma, 1), given.parameter("beta", beta, 0)
+    def _parameter(self, name: str, given: Prepared, default: float = 0) -> Any:
+        weight = getattr(self, name)
+        if weight is None:
+            return given.parameter(name, None, default)
+        # Its shape needs no look at: `input_spec` holds the inputs to it.
+        return as_tensor(weight.value, given.dtype)
 
     def _train(self, given: Prepared, mask: Any) -> Any:
         if mask is not None:
             mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
         correction = self._renorm_correction if self.renorm else None
+        gamma = self._parameter("gamma", given, default=1)
+        beta = self._parameter("beta", given, default=0)
         y, moments = train(
-            *(given, *self._scale_and_offset(given), self.epsilon, mask, correction),
+            *(given, gamma, beta, self.epsilon, mask, correction),
             *(self.activation, self.synchronized),
         )
         state = self._statistic("moving_mean")
@@ -415,7 +417,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self._update("moving_variance", variance, 0.0, where)
 
     def _update(self, name: str, value: Any, momentum: float, where: Any) -> Any:
-        average = moving_average(self._statistic(name), value, momentum, where)
+        average = self._statistic(name)
+        value = as_tensor(value, backend.standardize_dtype(average.dtype))
+        average = step(average, value, momentum, where)
         getattr(self, name).assign(average)
         return average
 

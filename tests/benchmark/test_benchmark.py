@@ -1,6 +1,8 @@
 """The benchmark on small inputs: what it prints and writes, never how fast it is."""
 
+import itertools
 import json
+import unittest.mock
 
 import keras
 import pytest
@@ -18,8 +20,16 @@ SMALL = ["--shape", "4x6x6x8", "--rounds", "2"]
 
 def test_turns_are_interleaved():
     calls = []
-    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    steps = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    interleaved(steps, 3, turn=0.0)
     assert "".join(calls) == "aabb" + "ab" * 3
+
+
+def test_turns_of_quick_steps_are_several_calls():
+    calls = []
+    steps = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    interleaved(steps, 3, turn=60.0)
+    assert "".join(calls) == "aabb" + ("a" * 50 + "b" * 50) * 3
 
 
 def test_prints_and_writes_every_contender(tmp_path, capsys):
@@ -31,7 +41,8 @@ def test_prints_and_writes_every_contender(tmp_path, capsys):
     training = [row for row in document["rows"] if row["mode"] == "training"]
     names = [row["contender"] for row in training]
     assert names[:4] == ["keras_bn", "keras", "keras_bn + relu", "keras + relu"]
-    assert all(row["median_ms"] > 0 and row["limit_ms"] > 0 for row in document["rows"])
+    for name in ("median_ms", "limit_ms", "floor_ms"):
+        assert all(row[name] > 0 for row in document["rows"])
     assert {row["mode"] for row in document["rows"]} == {"training", "inference"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "keras_bn" in capsys.readouterr().out
@@ -60,6 +71,15 @@ def test_folded_and_not(tmp_path, capsys):
     assert rows[0]["ratio"] == 1
     out = capsys.readouterr().out
     assert f"folded model is {rows[1]['ratio']:.2f} times as fast" in out
+
+
+def test_added_is_the_median_of_differences_in_the_same_round():
+    seconds = [0, 3, 0, 1, 0, 90, 0, 88, 0, 5, 0, 4]  # 3 - 1, 90 - 88, 5 - 4
+    clock = itertools.accumulate(map(float, seconds))
+    with unittest.mock.patch("time.perf_counter", side_effect=clock):
+        timings = interleaved({"one": int, "none": int}, 3, warm_up=0)
+    assert timings["one"].added == 2000
+    assert timings["none"].added == 0
 
 
 def test_tools_on_a_small_deep_model(monkeypatch, tmp_path, capsys):
