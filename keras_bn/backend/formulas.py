@@ -20,9 +20,6 @@ from keras_bn.backend.interface import (
     statistics_dtype,
 )
 
-# Values that may be added up one after the other: float32 is exact to 1e-6 then.
-_RUN = 1024
-
 
 class CentredMoments(NamedTuple):
     """Moments about a centre near the mean: `mean = centre + residual`, exactly.
@@ -226,17 +223,13 @@ def _unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def total(values: Tensor, axes: Axes) -> Tensor:
-    """The sum over the reduction axes; if long, one axis at a time: a sum of sums.
+    """The sum over the reduction axes, one axis at a time: a sum of sums.
 
     TensorFlow on CPU adds up all the values of a joint reduction one after the other,
     which costs 400k of them four digits.
     """
-    keepdims = len(axes.features) > 1
-    samples = axes.samples(tuple(values.shape))
-    if samples is not None and samples <= _RUN:
-        return ops.sum(values, axis=axes.reduction, keepdims=keepdims)
     for axis in reversed(axes.reduction):
-        values = ops.sum(values, axis=axis, keepdims=keepdims)
+        values = ops.sum(values, axis=axis, keepdims=len(axes.features) > 1)
     return values
 
 

@@ -287,6 +287,8 @@ def test_empty_batch(shape):
 @example(sizes=[7, 1], position=1, mean=1e5, scale=1e-4, seed=0)
 @example(sizes=[1, 1], position=0, mean=0.0, scale=1.0, seed=0)
 @example(sizes=[5, 5, 5], position=2, mean=-1e5, scale=1e4, seed=0)
+@example(sizes=[4, 5, 2, 4, 5], position=2, mean=6317.71875, scale=1e-3, seed=1)
+@example(sizes=[2, 5, 2, 5, 6], position=2, mean=6472.71875, scale=1e-3, seed=1)
 def test_any_shape_mean_and_scale(sizes, position, mean, scale, seed):
     case = cases.Case(tuple(sizes), position % len(sizes))
     check_training(Problem(case, mean=mean, std=scale, seed=seed))
