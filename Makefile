@@ -82,11 +82,12 @@ test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
 	    $(TEST)/bin/python -m pytest -m "not once" $(KERAS_MIN_TESTS)
 
-# A quarter of an hour on two cores; nothing else should run meanwhile.
+# A quarter of an hour on two cores; nothing else should run meanwhile, so that PyTorch's
+# threads may wait for each other as they do by default.
 measure: $(TEST)/installed
 	@for backend in $(BACKENDS); do \
 	    echo "== Measuring on $$backend"; \
-	    export KERAS_BACKEND=$$backend; \
+	    export KERAS_BACKEND=$$backend; unset OMP_WAIT_POLICY; \
 	    benchmark="$(TEST)/bin/python -m keras_bn.benchmark --force --json"; \
 	    files=docs/measurements/$$backend; \
 	    $$benchmark $$files.json --rounds $(ROUNDS) && \
