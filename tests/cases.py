@@ -59,6 +59,9 @@ KINDS = {
 }
 """One of each kind, for what need not be tried on every shape."""
 
+LARGE = Case((32, 32, 32, 4))
+"""Of more elements than any kernel takes for small."""
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

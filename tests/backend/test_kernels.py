@@ -83,8 +83,11 @@ def test_training_equals_the_reference(case, dtype):
 
 @pytest.mark.parametrize("mean", [0.0, 1e4], ids=["near zero", "far from zero"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fused_activation_equals_the_reference(activation, mean):
-    inputs = Inputs(cases.SHAPES["image"], mean=mean)
+@pytest.mark.parametrize(
+    "case", [cases.SHAPES["image"], cases.LARGE], ids=["small", "large"]
+)
+def test_fused_activation_equals_the_reference(case, activation, mean):
+    inputs = Inputs(case, mean=mean)
     y, moments, slopes = inputs.run(KERNELS, activation)
     plain, *_ = inputs.run(KERNELS)
     expected = keras.ops.convert_to_numpy(keras.activations.get(activation)(plain))
@@ -93,6 +96,35 @@ def test_fused_activation_equals_the_reference(activation, mean):
     if mean == 0.0:
         assert_same((y, moments, slopes), inputs.run(reference, activation), "float32")
     assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize(
+    "case", [*cases.KINDS.values(), cases.LARGE], ids=[*cases.KINDS, "large"]
+)
+def test_inference_equals_the_reference(case, activation):
+    inputs = Inputs(case)
+    x, scale, offset = inputs.tensors
+    rng = np.random.default_rng(1)
+    shape = inputs.axes.parameter_shape(case.shape)
+    mean, variance = (
+        frameworks.tensor(values.astype("float32"))
+        for values in (rng.normal(0, 0.5, shape), rng.uniform(0.5, 2, shape))
+    )
+
+    def run(kernels):
+        y, _, slopes = frameworks.gradients(
+            lambda *tensors: (
+                kernels.inference(*tensors, inputs.axes, 1e-3, activation),
+                None,
+            ),
+            [x, mean, variance, scale, offset],
+            inputs.dy,
+        )
+        return [frameworks.numpy(y), *map(frameworks.numpy, slopes)]
+
+    for one, other in zip(run(KERNELS), run(reference), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.max(np.abs(other)))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -215,9 +215,12 @@ def test_large_means_and_many_samples(case, mean, std, offset):
 
 
 @pytest.mark.parametrize("way", ["compiled", "xla"])
-@pytest.mark.parametrize("name", ["image", "first_image", "mask_sequence", "two_axes"])
-def test_compiled_equals_oracle(name, way):
-    p = Problem(cases.ALL[name], mean=1e4)
+@pytest.mark.parametrize("mean", [1.0, 1e4])
+@pytest.mark.parametrize(
+    "name", ["image", "first_image", "mask_sequence", "two_axes", "large"]
+)
+def test_compiled_equals_oracle(name, mean, way):
+    p = Problem((cases.ALL | {"large": cases.LARGE})[name], mean=mean)
     y, moments = getattr(frameworks, way)(p.train)(
         p.x_tensor, p.gamma_tensor, p.beta_tensor
     )
