@@ -59,7 +59,7 @@ class Inputs:
         )
 
 
-def assert_same(run, expected, dtype):
+def assert_same(run, expected, dtype, wider=1):
     # What the two round differently; half-precision outputs by one unit of their own.
     relative = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
     y, moments, slopes = run
@@ -70,7 +70,8 @@ def assert_same(run, expected, dtype):
         strict=True,
     ):
         size = np.max(np.abs(other), initial=1e-2)
-        assert np.max(np.abs(one - other), initial=0.0) <= relative[dtype] * size
+        limit = wider * relative[dtype] * size
+        assert np.max(np.abs(one - other), initial=0.0) <= limit
 
 
 @pytest.mark.usefixtures("float64")
@@ -94,7 +95,9 @@ def test_fused_activation_equals_the_reference(case, activation, mean):
     np.testing.assert_allclose(y, expected, atol=1e-6)
     # At mean 1e4 the two round differently, and relu turns that on and off near zero.
     if mean == 0.0:
-        assert_same((y, moments, slopes), inputs.run(reference, activation), "float32")
+        wider = 1 if case is not cases.LARGE else 4  # sums of 32,768 values
+        expected = inputs.run(reference, activation)
+        assert_same((y, moments, slopes), expected, "float32", wider)
     assert all(np.all(np.isfinite(slope)) for slope in slopes)
 
 
@@ -124,7 +127,7 @@ def test_inference_equals_the_reference(case, activation):
         return [frameworks.numpy(y), *map(frameworks.numpy, slopes)]
 
     for one, other in zip(run(KERNELS), run(reference), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-6 * np.max(np.abs(other)))
+        np.testing.assert_allclose(one, other, atol=8e-6 * np.max(np.abs(other)))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
