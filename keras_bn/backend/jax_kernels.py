@@ -108,7 +108,7 @@ def _backward(axes, epsilon, activation, replicas, saved, cotangents):
     x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
     if mask is None and replicas is None:
         # Known to the compiler, so that it divides by nothing.
-        count = formulas.count_samples(x, axes, None).astype(centred.count.dtype)
+        count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
     dy, _ = cotangents
     slopes = formulas.gradients(

@@ -82,6 +82,19 @@ def test_training_equals_the_reference(case, dtype):
     assert_same(inputs.run(KERNELS), inputs.run(reference), dtype)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_counts_samples_in_float32(dtype):
+    # More samples than float16 goes to, and no multiple of what bfloat16 resolves.
+    case = cases.Case((257, 259, 2))
+    inputs = Inputs(case, dtype)
+    upstream = np.random.default_rng(1).normal(1, 1, case.shape)
+    inputs.dy = frameworks.tensor(upstream, dtype)
+    _, _, (slope, *_) = inputs.run(KERNELS)
+    # The statistics take the mean of the upstream gradient out.
+    assert np.max(np.abs(slope.mean((0, 1)))) < 2e-3
+    assert_same(inputs.run(KERNELS), inputs.run(reference), dtype)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1e4], ids=["near zero", "far from zero"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
