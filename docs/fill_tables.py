@@ -55,7 +55,7 @@ def summary() -> str:
     lines = [
         "| backend | training: Keras's layer takes | the framework's own takes | "
         "inference: Keras's, own | kept for the backward pass: ours, Keras's | "
-        "added to a ResNet-20 step without norm: by ours, by Keras's |",
+        "added to a ResNet-20 step without norm: by ours, by Keras's (the step) |",
         "|---|---|---|---|---|---|",
     ]
     for backend in BACKENDS:
@@ -67,15 +67,17 @@ def summary() -> str:
             for contender in ("keras", native)
         ]
         train_keras, train_native, infer_keras, infer_native = map(times, cells)
-        kept = " and ".join(
-            "-"
-            if (row := find(rows, contender=name)[0])["saved"] is None
-            else f"{row['saved']:.2f}"
-            for name in ("keras_bn", "keras")
+        saved = [
+            find(rows, contender=name)[0]["saved"] for name in ("keras_bn", "keras")
+        ]
+        kept = (
+            "not counted"
+            if None in saved
+            else "{:.2f} and {:.2f} inputs".format(*saved)
         )
         lines.append(
             f"| {backend} ({way}) | {train_keras} | {train_native} ({native}) | "
-            f"{infer_keras}, {infer_native} | {kept} inputs | {added(backend)} |"
+            f"{infer_keras}, {infer_native} | {kept} | {added(backend)} |"
         )
     machines = {machine_line({**load(b)["machine"]}): None for b in BACKENDS}
     return "\n".join([*lines, "", *(f"- {line}" for line in machines)])
@@ -93,7 +95,7 @@ def added(backend: str) -> str:
         find(rows, contender=name)[0]["added_ms"] for name in ("keras_bn", "keras")
     )
     (none,) = find(rows, contender="no norm")
-    return f"{ours:+.0f} ms, {keras:+.0f} ms (to {none['median_ms']:.0f})"
+    return f"{ours:+.0f} ms, {keras:+.0f} ms ({none['median_ms']:.0f} ms)"
 
 
 def full() -> str:
@@ -121,7 +123,7 @@ def line(row: dict) -> str:
         f"{row['low_ms']:.2f} to {row['high_ms']:.2f}",
         f"{row['ratio']:.2f}",
         f"{row['median_ms'] / row['limit_ms']:.2f}",
-        f"{row['median_ms'] / row['floor_ms']:.2f}",
+        "" if row["floor_ms"] is None else f"{row['median_ms'] / row['floor_ms']:.2f}",
         "" if row["saved"] is None else f"{row['saved']:.2f}",
     )
     return f"| {' | '.join(cells)} |"

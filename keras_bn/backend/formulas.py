@@ -108,7 +108,7 @@ def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments
     spread = mean(variance + ops.square(offset - remaining))
     found = (total_count, common, remaining, spread)
     return CentredMoments(
-        *(ops.reshape(one, shape) for one, shape in zip(found, shapes, strict=True))
+        *(ops.reshape(part, shape) for part, shape in zip(found, shapes, strict=True))
     )
 
 
@@ -159,7 +159,7 @@ def gradients(
     Source: Ioffe and Szegedy, 2015, section 3, with the chain through mean and variance
     multiplied out.
 
-    All that can be done per channel is, so that an element costs two products for
+    All that can be done per channel is, so that an element costs one product for
     the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
     its own way, `about`.
     """

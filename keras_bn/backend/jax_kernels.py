@@ -5,14 +5,14 @@ XLA fuses them by itself, but for three things on CPU:
 - It would share `x - centre` between the forward and the backward pass: a second copy
   of the input in memory. A barrier keeps it from knowing that x is the same x.
 - Its reductions take in products, but for a per-channel operand they first write a
-  tensor as large as x. Where the mean is within a few deviations of zero, the sums of
-  x, x² and g * x serve as well, and need none; elsewhere, and on every other platform,
-  it is the centred sums.
+  tensor as large as x. Where the mean of every channel is within a few deviations of
+  zero, the sums of x, x² and g * x serve as well, and need none; elsewhere, and on
+  every other platform, it is the centred sums.
 - It would compute the output again for every reader, and in a network that means from
   block to block back to the first: convolutions read it through strided copies, which
   are slow enough as they are. What leaves a branch of a `cond` is in memory. (dx is so
-  by the last operation of `formulas.gradients`; a `cond` around it would leave the
-  other core without work.)
+  by the last operation of `formulas.gradients`; a `cond` around it would leave other
+  cores without work.)
 
 Forward-mode differentiation (`jax.jvp`) is not available through a written-out
 gradient; reverse mode of any order is.
@@ -107,7 +107,7 @@ def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
 def _backward(axes, epsilon, activation, replicas, saved, cotangents):
     x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
     if mask is None and replicas is None:
-        # Known to the compiler, so that it divides by nothing.
+        # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
     dy, _ = cotangents
@@ -167,7 +167,11 @@ def _product_with_shares(x: Tensor, axes: Axes) -> Tensor:
 
 
 def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors, centre)`; on CPU the centre is left out where it is zero."""
+    """`function(*tensors, centre)`; on CPU as what leaves a branch of a `cond`.
+
+    It is so for two reasons: the compiler leaves a centre out that it knows to be zero,
+    and computes nothing again that is behind a `cond`. See the top of this file.
+    """
 
     def without_centre_at_zero(*tensors: Tensor) -> Tensor:
         return jax.lax.cond(

@@ -58,7 +58,7 @@ class Row(NamedTuple):
         ratio: Its time over ours, median over the rounds.
         added_ms: Of a model: its time less that without norm, median over the rounds.
         limit_ms: The time of as many passes as `PASSES` says at a copy's speed.
-        floor_ms: The time of the least passes, as plain operators of the framework.
+        floor_ms: In training, the time of the least passes, as plain operators.
         saved: What is kept for the backward pass, in inputs.
     """
 
@@ -105,7 +105,7 @@ def run_case(
     x, dy = (_random(case, seed) for seed in (0, 1))
     contenders: dict[str, Step] = {}
     saved: dict[str, float | None] = {}
-    for name, layer in _layers(case, mode):
+    for name, layer in _layers(case, mode, way):
         if mode == "training":
             contenders[name] = framework.training(layer, x, dy, way)
             kept = framework.saved_bytes(layer, x)
@@ -117,10 +117,12 @@ def run_case(
     ):
         contenders[name] = train if mode == "training" else infer
     copy = framework.copy(x)
-    least = framework.least(x, dy) if mode == "training" else copy
-    timings = interleaved({**contenders, "least": least, "copy": copy}, rounds, tick)
+    yardsticks = {"copy": copy}
+    if mode == "training":
+        yardsticks["least"] = framework.least(x, dy)
+    timings = interleaved({**contenders, **yardsticks}, rounds, tick)
     limit = timings.pop("copy").median / 2 * PASSES[mode]
-    floor = timings.pop("least").median
+    floor = timings.pop("least").median if mode == "training" else None
     shape = "x".join(map(str, case.shape))
     return [
         Row(
@@ -137,7 +139,7 @@ def run_case(
     ]
 
 
-def _layers(case: Case, mode: str) -> list[tuple[str, keras.Layer]]:
+def _layers(case: Case, mode: str, way: str) -> list[tuple[str, keras.Layer]]:
     policy = None if case.dtype == "float32" else f"mixed_{case.dtype}"
     options: dict[str, Any] = {
         "axis": case.axis,
@@ -149,9 +151,9 @@ def _layers(case: Case, mode: str) -> list[tuple[str, keras.Layer]]:
         (OURS, BatchNormalization(**options)),
         (KERAS, keras.layers.BatchNormalization(**options)),
     ]
-    if mode == "inference":
+    if mode == "inference" and way == "eager":
         layers.append((EMPTY, Empty(dtype=policy)))
-    else:
+    if mode == "training":
         layers += [
             (f"{OURS} + relu", BatchNormalization(**options, activation="relu")),
             (

@@ -10,7 +10,7 @@ import numpy as np
 Step = Callable[[], object]
 
 _MOST_CALLS = 50
-"""How many calls a turn may take to last as long as it should."""
+"""The most calls that a turn may have."""
 
 
 class Timing(NamedTuple):

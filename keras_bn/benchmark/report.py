@@ -106,32 +106,39 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         ) from error
     names = list(dict.fromkeys(row.contender for row in rows))
     modes = list(dict.fromkeys((row.mode, row.way) for row in rows))
+    handles: dict[str, Any] = {}
     figure = Figure(figsize=(12, 3.6 * len(modes)), layout="constrained")
     for axes, (mode, way) in zip(
         figure.subplots(len(modes), squeeze=False)[:, 0], modes, strict=True
     ):
-        _bars(axes, [row for row in rows if (row.mode, row.way) == (mode, way)], names)
+        shown = [row for row in rows if (row.mode, row.way) == (mode, way)]
+        handles.update(_bars(axes, shown, names))
         axes.set_title(f"{mode} ({way})", loc="left")
     backend = machine()
     figure.suptitle(
         f"Batch normalization on {backend['backend']}, {backend['processor']}"
     )
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=6
-    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
 
 
-def _bars(axes: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
-    cases = list(dict.fromkeys(row.case for row in rows))
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        shift = (i - (len(names) - 1) / 2) * width
-        ratios = {row.case: row.ratio for row in rows if row.contender == name}
+def _bars(axes: Any, rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Draws the rows, in one colour a name; the bars by name."""
+    present = [name for name in names if any(row.contender == name for row in rows)]
+    bars = {}
+    cases = list(dict.fromkeys((row.case, row.shape) for row in rows))
+    width = 0.8 / len(present)
+    for i, name in enumerate(present):
+        shift = (i - (len(present) - 1) / 2) * width
+        ratios = {
+            (row.case, row.shape): row.ratio for row in rows if row.contender == name
+        }
         heights = [ratios.get(case, float("nan")) for case in cases]
         places = [place + shift for place in range(len(cases))]
-        axes.bar(places, heights, width, label=name)
+        colour = f"C{names.index(name)}"
+        bars[name] = axes.bar(places, heights, width, label=name, color=colour)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(cases)), cases)
+    axes.set_xticks(range(len(cases)), map("\n".join, cases), fontsize=8)
     axes.set_ylabel("time, ours = 1")
     axes.spines[["top", "right"]].set_visible(False)
+    return bars
