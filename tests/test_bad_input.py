@@ -298,6 +298,33 @@ def test_batch_norm_inference(arguments, error, match):
         batch_norm_inference(**{"x": random(5, 4), **STATISTICS, **arguments})
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"center": False, "scale": False}])
+@pytest.mark.parametrize(("built", "given"), [(1, 5), (5, 1), (3, 5)])
+def test_stateless_call_with_other_channels(built, given, options, training):
+    # One channel and several would broadcast without a word.
+    layer = keras_bn.BatchNormalization(**options)
+    layer.build((None, built))
+    state = [
+        [variable.value for variable in variables]
+        for variables in (layer.trainable_variables, layer.non_trainable_variables)
+    ]
+    x = frameworks.tensor(random(4, given))
+    with pytest.raises(ValueError, match=rf"`inputs` must fit.*\(4, {given}\)"):
+        layer.stateless_call(*state, x, training=training)
+
+
+def test_momentum_set_later_is_checked():
+    layer = keras_bn.BatchNormalization()
+    layer.build((None, 3))
+    layer.momentum = 1.5
+    before = [frameworks.numpy(weight).copy() for weight in layer.weights]
+    with pytest.raises(ValueError, match=r"(?s)`momentum`.*Received: momentum=1.5"):
+        layer(random(4, 3), training=True)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(frameworks.numpy(weight), value)
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, NAN])
 def test_moving_average_momentum(momentum):
     with pytest.raises(ValueError, match=MOMENTUM.format("momentum")):

@@ -12,11 +12,12 @@ from keras_bn.ops import (
     Moments,
     _arguments,
     merge_moments,
+    moving_average,
     renorm_correction,
     statistics_dtype,
 )
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import recomputing, step, usable
+from keras_bn.ops.moving_average import recomputing, usable
 
 Shape = tuple[int | None, ...]
 
@@ -322,6 +323,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)
         )
         shape = tuple(given.x.shape)
+        # `input_spec` has not looked where the call came by `stateless_call`.
+        _arguments.channels_as_built(shape, given.axes, self.moving_mean.shape)
         if mask is not None:
             # Also where inference will not use it: the mistake is there already.
             _arguments.mask_lacks(mask, shape, given.axes)
@@ -346,7 +349,6 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         weight = getattr(self, name)
         if weight is None:
             return given.parameter(name, None, default)
-        # Its shape needs no look at: `input_spec` holds the inputs to it.
         return as_tensor(weight.value, given.dtype)
 
     def _train(self, given: Prepared, mask: Any) -> Any:
@@ -417,9 +419,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self._update("moving_variance", variance, 0.0, where)
 
     def _update(self, name: str, value: Any, momentum: float, where: Any) -> Any:
-        average = self._statistic(name)
-        value = as_tensor(value, backend.standardize_dtype(average.dtype))
-        average = step(average, value, momentum, where)
+        average = moving_average(self._statistic(name), value, momentum, where)
         getattr(self, name).assign(average)
         return average
 

@@ -259,6 +259,17 @@ def _broadcasts(shape: Sequence[int | None], target: Sequence[int | None]) -> bo
     )
 
 
+def channels_as_built(shape: Sequence[int | None], axes: Axes, built: Any) -> None:
+    """Raises where inputs have other channels than the weights, of shape `built`."""
+    expected = tuple(built)
+    if axes.parameter_shape(tuple(shape)) != expected:
+        raise ValueError(
+            f"Argument `inputs` must fit weights of shape {expected}, one value per "
+            f"channel, which the layer was built with. Received: inputs of shape "
+            f"{tuple(shape)}, feature axis {axes.features}"
+        )
+
+
 def broadcastable_parameter(
     name: str, value: Any, default: float, x: Tensor, axes: Axes, dtype: str
 ) -> Tensor:

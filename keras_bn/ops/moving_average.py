@@ -39,13 +39,6 @@ def moving_average(
     momentum = momentum_in_range("momentum", momentum)
     average = as_tensor(average)
     value = as_tensor(value, backend.standardize_dtype(average.dtype))
-    return step(average, value, momentum, where)
-
-
-def step(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
-) -> Tensor:
-    """`moving_average` of checked arguments, tensors of one dtype."""
     moved = average * momentum + value * (1.0 - momentum)
     return moved if where is True else ops.where(where, moved, average)
 
