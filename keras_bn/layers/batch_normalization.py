@@ -324,7 +324,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         )
         shape = tuple(given.x.shape)
         # `input_spec` has not looked where the call came by `stateless_call`.
-        _arguments.channels_as_built(shape, given.axes, self.moving_mean.shape)
+        built = self._statistic("moving_mean").shape
+        _arguments.channels_as_built(shape, given.axes, built)
         if mask is not None:
             # Also where inference will not use it: the mistake is there already.
             _arguments.mask_lacks(mask, shape, given.axes)
