@@ -45,14 +45,21 @@ def widen(x: Tensor) -> Tensor:
 
 
 def centred_moments(
-    x: Tensor, axes: Axes, mask: Tensor | None, centre: Tensor | None = None
+    x: Tensor,
+    axes: Axes,
+    mask: Tensor | None,
+    settled: Callable[[Tensor], Tensor] = lambda centre: centre,
 ) -> CentredMoments:
     """Two passes: the centre first, then the moments about it.
 
     Sums of x and x² taken in one pass would cancel at large means (variance -16 at
     mean 1e4, std 1 in float32). The second pass also averages `x - centre`, so an
-    inaccurate first sum moves the centre but not the result; so does a `centre` that is
-    given.
+    inaccurate first sum moves the centre but not the result.
+
+    All readers must see one and the same centre. XLA would give them two: it fuses the
+    division of the sum into each, rounded in one, part of a multiply-add with
+    `x - centre` in another. There, `settled` takes the last bit off the centre, and no
+    multiply-add reaches through that.
     """
     count = count_samples(x, axes, mask)
     # An empty batch has zero sums: dividing them by 1 gives 0, not NaN.
@@ -62,7 +69,7 @@ def centred_moments(
         return total(_unmasked(values, mask), axes) / divisor
 
     # The moments do not depend on the choice of the centre, so no gradient does.
-    centre = ops.stop_gradient(mean(x) if centre is None else centre)
+    centre = ops.stop_gradient(settled(mean(x)))
     deviation = x - axes.broadcast(centre)
     residual = mean(deviation)
     # At least 0. Not ops.maximum: on torch that is float32 for float64.

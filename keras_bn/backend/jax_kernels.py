@@ -19,7 +19,6 @@ gradient; reverse mode of any order is.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -136,7 +135,7 @@ def _moments(
 
 def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
     def centred(x: Tensor) -> formulas.CentredMoments:
-        return formulas.centred_moments(x, axes, mask)
+        return formulas.centred_moments(x, axes, mask, _settled)
 
     def plain_if_near_zero(x: Tensor) -> formulas.CentredMoments:
         count = formulas.count_samples(x, axes, None)
@@ -147,23 +146,15 @@ def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.Centred
         found = jax.lax.cond(near, lambda: plain, lambda: centred(x))
         return found._replace(count=count)
 
-    if mask is None and len(axes.features) == 1 and 0 < x.size < _SMALL:
-        return formulas.centred_moments(x, axes, None, _product_with_shares(x, axes))
-    if mask is not None or x.size == 0:
+    if mask is not None or x.size < _SMALL:
         return centred(x)
     return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
 
 
-def _product_with_shares(x: Tensor, axes: Axes) -> Tensor:
-    """The mean, as a matrix product with 1 / count.
-
-    Not a sum that is divided: XLA would fuse the division into each reader of the mean,
-    rounded in one and part of a multiply-add in another, so that `x - mean` differs.
-    """
-    sizes = [x.shape[axis] for axis in axes.reduction]
-    shares = jnp.full(sizes, 1 / math.prod(sizes), x.dtype)
-    contracted = (tuple(range(len(sizes))), axes.reduction)
-    return jnp.tensordot(shares, x, contracted, precision="highest")
+def _settled(centre: Tensor) -> Tensor:
+    """See `formulas.centred_moments`."""
+    bits = jnp.finfo(centre.dtype)
+    return jax.lax.reduce_precision(centre, bits.nexp, bits.nmant - 1)
 
 
 def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

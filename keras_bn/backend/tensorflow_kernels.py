@@ -213,7 +213,8 @@ class _FormulaSteps(NamedTuple):
     replicas: Replicas | None
 
     def moments(self, x: Tensor) -> CentredMoments:
-        own = formulas.centred_moments(formulas.widen(x), self.axes, self.mask)
+        values = formulas.widen(x)
+        own = formulas.centred_moments(values, self.axes, self.mask, _settled)
         replicas = self.replicas
         return own if replicas is None else formulas.over_replicas(own, replicas)
 
@@ -243,6 +244,15 @@ class _FormulaSteps(NamedTuple):
             *(x, scale, offset, self.mask, centred, dy),
             *(self.axes, self.epsilon, activation, self.replicas),
         )
+
+
+def _settled(centre: Tensor) -> Tensor:
+    """See `formulas.centred_moments`."""
+    if not compiled_by_xla():
+        return centre
+    integers = {tf.float32: tf.int32, tf.float64: tf.int64}[centre.dtype]
+    bits = tf.bitcast(centre, integers)
+    return tf.bitcast(tf.bitwise.bitwise_and(bits, -2), centre.dtype)
 
 
 class _FusedSteps(NamedTuple):

@@ -233,6 +233,37 @@ def test_compiled_equals_oracle(name, mean, way):
     )
 
 
+@pytest.mark.parametrize("way", ["eagerly", "compiled", "xla"])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(cases.ALL[name] for name in ("image", "first_image", "two_axes")),
+        *(cases.ALL[name] for name in ("mask_image", "mask_first_image")),
+        cases.LARGE,
+        cases.Case((32, 16, 16, 8), -1, (32, 16, 16)),
+    ],
+    ids=str,
+)
+def test_one_centre_for_all_that_read_it(case, activation, way):
+    # The values are exact in float32, and so is what a centre leaves of them: if one
+    # half of the work rounds the mean differently, its rounding of 5e-4 shows.
+    p = Problem(case, mean=1e4)
+
+    def output(x):
+        return batch_norm_train(x, axis=case.axis, mask=p.mask, activation=activation)[
+            0
+        ]
+
+    function = output if way == "eagerly" else getattr(frameworks, way)(output)
+    expected = oracle.forward(p.x, 1.0, 0.0, case.axis, weight=p.weight).y
+    if activation:
+        expected = np.tanh(expected)
+    np.testing.assert_allclose(
+        frameworks.numpy(function(p.x_tensor)), expected, atol=1e-5
+    )
+
+
 def test_unknown_sizes():
     function = frameworks.compiled(
         lambda x: batch_norm_train(x)[0], unknown=[(None, None, None, 3)]
