@@ -151,7 +151,7 @@ def _layers(case: Case, mode: str, way: str) -> list[tuple[str, keras.Layer]]:
         (OURS, BatchNormalization(**options)),
         (KERAS, keras.layers.BatchNormalization(**options)),
     ]
-    if mode == "inference" and way == "eager":
+    if mode == "inference" and way == "eager":  # compiled, there is no call to time
         layers.append((EMPTY, Empty(dtype=policy)))
     if mode == "training":
         layers += [
