@@ -44,11 +44,29 @@ def widen(x: Tensor) -> Tensor:
     return ops.cast(x, statistics_dtype(x.dtype))
 
 
+def sample(x: Tensor, axes: Axes) -> Tensor:
+    """A sixteenth of `x`, whose mean may be the centre of all: see `centred_moments`.
+
+    A slice of x as it is, so that nobody has to widen all of it first.
+    """
+    shape = tuple(x.shape)
+    known = [axis for axis in axes.reduction if shape[axis] is not None]
+    fine = [axis for axis in known if shape[axis] >= _SHARES]
+    axis = (fine or known or axes.reduction)[0]
+    size = shape[axis] if axis in known else ops.shape(x)[axis]
+    part = slice((size + _SHARES - 1) // _SHARES)
+    return x[(slice(None),) * axis + (part,)]
+
+
+_SHARES = 16
+
+
 def centred_moments(
     x: Tensor,
     axes: Axes,
     mask: Tensor | None,
     settled: Callable[[Tensor], Tensor] = lambda centre: centre,
+    about: Tensor | None = None,
 ) -> CentredMoments:
     """Two passes: the centre first, then the moments about it.
 
@@ -56,25 +74,39 @@ def centred_moments(
     mean 1e4, std 1 in float32). The second pass also averages `x - centre`, so an
     inaccurate first sum moves the centre but not the result.
 
+    With `about`, a `sample` of x without a mask, the centre is its mean, and the first
+    pass no pass. Of a share s of the values, (mean - centre)² <= variance * (1 - s) / s
+    (Cauchy and Schwarz), whatever they are: the variance loses a factor of 1 / s of
+    roundings at the most.
+
     All readers must see one and the same centre. XLA would give them two: it fuses the
     division of the sum into each, rounded in one, part of a multiply-add with
     `x - centre` in another. There, `settled` takes the last bit off the centre, and no
     multiply-add reaches through that.
     """
     count = count_samples(x, axes, mask)
-    # An empty batch has zero sums: dividing them by 1 gives 0, not NaN.
-    divisor = ops.where(count > 0, count, ops.ones_like(count))
+    divisor = _divisor(count)
 
     def mean(values: Tensor) -> Tensor:
         return total(_unmasked(values, mask), axes) / divisor
 
     # The moments do not depend on the choice of the centre, so no gradient does.
-    centre = ops.stop_gradient(settled(mean(x)))
+    if about is None:
+        centre = mean(x)
+    else:
+        part = widen(about)
+        centre = total(part, axes) / _divisor(count_samples(part, axes, None))
+    centre = ops.stop_gradient(settled(centre))
     deviation = x - axes.broadcast(centre)
     residual = mean(deviation)
     # At least 0. Not ops.maximum: on torch that is float32 for float64.
     variance = ops.relu(mean(ops.square(deviation)) - ops.square(residual))
     return CentredMoments(count, centre, residual, variance)
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """`count`; 1 where it is 0: the sums of an empty batch are 0, not NaN, then."""
+    return ops.where(count > 0, count, ops.ones_like(count))
 
 
 def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments:
@@ -96,12 +128,14 @@ def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments
         ops.reshape(part, (size,)) for part, size in zip(centred, sizes, strict=True)
     ]
     rows = replicas.gather(ops.concatenate(parts))
-    ends = list(itertools.accumulate(sizes))[:-1]
-    count, centre, residual, variance = ops.split(rows, ends, axis=1)
+    # Not ops.split, which on torch would send the device the ends, and wait for them.
+    ends = itertools.accumulate(sizes)
+    count, centre, residual, variance = (
+        rows[:, end - size : end] for end, size in zip(ends, sizes, strict=True)
+    )
 
     total_count = ops.sum(count, axis=0)
-    one = ops.ones_like(total_count)
-    share = count / ops.where(total_count > 0, total_count, one)
+    share = count / _divisor(total_count)
 
     def mean(values: Tensor) -> Tensor:
         # A replica without data has a mean of 0, which may be far from all others.
@@ -179,7 +213,7 @@ def gradients(
     product = (about or total_about)(g, values, centred.centre, axes)
     dscale = (product - centred.residual * doffset) * rstd
 
-    count = ops.where(centred.count > 0, centred.count, ops.ones_like(centred.count))
+    count = _divisor(centred.count)
     sums = (dscale, doffset)
     if replicas is not None:
         sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
@@ -249,4 +283,5 @@ def count_samples(x: Tensor, axes: Axes, mask: Tensor | None) -> Tensor:
         shape = ops.shape(x)
         sizes = [ops.cast(shape[axis], x.dtype) for axis in axes.reduction]
         return ops.cast(ops.prod(ops.stack(sizes)), x.dtype)
-    return ops.convert_to_tensor(samples, dtype=x.dtype)
+    # Not a number made a tensor, which a GPU would have to be sent.
+    return ops.ones((), dtype=x.dtype) * samples

@@ -62,8 +62,12 @@ class Axes(NamedTuple):
         return tuple(n if i in self.features else 1 for i, n in enumerate(shape))
 
     def broadcast(self, parameter: Tensor) -> Tensor:
-        """`parameter`, reshaped so that it broadcasts against the input."""
-        if len(self.features) > 1 or self.features[0] == self.ndim - 1:
+        """`parameter`, of the input's rank, so that it broadcasts against it.
+
+        Also where the feature axis is the last and every framework would: JAX can be
+        set up to take that for a mistake.
+        """
+        if len(self.features) > 1 or self.ndim == 1:
             return parameter
         shape = [1] * self.ndim
         shape[self.features[0]] = -1
