@@ -97,7 +97,7 @@ def describe() -> list[Service]:
     ... }
     True
     """
-    return list(kernels().SERVICES)
+    return list(kernels().services())
 
 
 def represents(dtype: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
 from keras_bn.backend.interface import Tensor
@@ -72,8 +73,47 @@ def _in_backward_pass() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def warn_outside_of_ddp() -> None:
-    """Warns, once, of training in several processes whose gradients nobody averages."""
+def transformed(*tensors: Tensor) -> bool:
+    """Whether more than reverse mode or a compiler follows what is done to `tensors`.
+
+    A transformation of `torch.func` (grad, vmap, jvp, ...), dual numbers of forward
+    mode, or `torch.jit.trace`. A written-out gradient would be without a rule for them.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+        or any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
+    )
+
+
+def eager(x: Tensor) -> bool:
+    """Whether x has numbers that may be looked at, and sizes that are just numbers.
+
+    Not within torch.compile and torch.export, under a mode that records operators, and
+    where x is of a class of its own (fake, functional, distributed tensors).
+    """
+    return (
+        type(x) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def exported() -> bool:
+    """Whether the call is traced for `torch.export`, `torch.onnx` or `torch.jit`."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
+def warn_outside_of_ddp(*tensors: Tensor) -> None:
+    """Warns, once, of training in several processes whose gradients nobody averages.
+
+    Of `tensors` one wants a gradient, or nothing is trained.
+    """
+    if torch.compiler.is_compiling() or not any(one.requires_grad for one in tensors):
+        return
     wrapped = DistributedDataParallel._get_active_ddp_module() is not None
     if not wrapped and not _in_backward_pass():
         _warn_once()

@@ -1,0 +1,62 @@
+"""How PyTorch's native operators, which know two memory layouts, see any tensor."""
+
+from typing import NamedTuple
+
+import torch
+
+from keras_bn.backend.interface import Axes, Tensor
+
+
+class Layout(NamedTuple):
+    """How to see a tensor of any rank as one that the native operators are fast on.
+
+    They know two memory layouts: `(samples, channels, size)` in one piece, and
+    channels last, as `(1, channels, samples, 1)` in that memory format. Any single
+    feature axis in any memory order becomes one of them by a view, or by one copy.
+    """
+
+    permutation: tuple[int, ...] | None  # brings the axes into memory's order, if any
+    shape: torch.Size  # in that order
+    channel: int  # where the feature axis then is
+
+    @classmethod
+    def of(cls, x: Tensor, axes: Axes) -> "Layout":
+        channel = axes.features[0]
+        if x.is_contiguous():
+            return cls(None, x.shape, channel)
+        # Axes of size 1 have strides that mean nothing; any order that packs will do.
+        stride = x.stride()
+        order = tuple(sorted(range(x.ndim), key=lambda axis: -stride[axis]))
+        ordered = x.permute(order)
+        if not ordered.is_contiguous():
+            return cls(None, x.shape, channel)
+        return cls(order, ordered.shape, order.index(channel))
+
+    def to_native(self, x: Tensor) -> Tensor:
+        channels = self.shape[self.channel]
+        packed = x if self.permutation is None else x.permute(self.permutation)
+        packed = packed.contiguous()
+        if self.shape[self.channel + 1 :].numel() == 1:
+            return as_channels_last(packed, channels)
+        return packed.view(self.shape[: self.channel].numel(), channels, -1)
+
+    def from_native(self, y: Tensor) -> Tensor:
+        if y.ndim == 4:
+            y = y.permute(0, 2, 3, 1)
+        y = y.reshape(self.shape)
+        if self.permutation is None:
+            return y
+        order = self.permutation
+        return y.permute(sorted(range(len(order)), key=order.__getitem__))
+
+
+def as_channels_last(packed: Tensor, channels: int) -> Tensor:
+    """`(..., channels)` in one piece as `(1, channels, samples, 1)`: a view."""
+    samples = packed.numel() // channels
+    strides = (packed.numel(), 1, channels, channels)
+    return packed.as_strided((1, channels, samples, 1), strides)
+
+
+def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """`parameter`, in a shape that broadcasts against x in a native layout."""
+    return parameter.view(1, -1, *[1] * (x.ndim - 2))
