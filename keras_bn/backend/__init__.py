@@ -15,6 +15,7 @@ from keras_bn.backend.interface import Kernels, Replicas, Service, Tensor
 __all__ = [
     "Service",
     "describe",
+    "ensure_shape",
     "kernels",
     "recomputing",
     "replicas",
@@ -83,6 +84,11 @@ def recomputing(x: Tensor, state: Tensor) -> bool:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
     return _context is not None and bool(_context.recomputing(x, state))
+
+
+def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """`x`, known to have this shape, of which the backend may have known less."""
+    return kernels().ensure_shape(x, shape)
 
 
 def describe() -> list[Service]:

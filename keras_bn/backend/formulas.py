@@ -45,15 +45,14 @@ def widen(x: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, axes: Axes) -> Tensor:
-    """A sixteenth of `x`, whose mean may be the centre of all: see `centred_moments`.
+    """A sixteenth of `x` or more, by whose mean `centred_moments` can centre all of it.
 
     A slice of x as it is, so that nobody has to widen all of it first.
     """
-    shape = tuple(x.shape)
-    known = [axis for axis in axes.reduction if shape[axis] is not None]
-    fine = [axis for axis in known if shape[axis] >= _SHARES]
-    axis = (fine or known or axes.reduction)[0]
-    size = shape[axis] if axis in known else ops.shape(x)[axis]
+    axis = axes.reduction[0]
+    size = x.shape[axis]
+    if size is None:
+        size = ops.shape(x)[axis]
     part = slice((size + _SHARES - 1) // _SHARES)
     return x[(slice(None),) * axis + (part,)]
 

@@ -149,11 +149,10 @@ class Kernels(Protocol):
     the per-channel tensors have the parameter shape (`Axes.parameter_shape`) and the
     statistics' dtype: float64 for float64 `x`, else float32.
 
-    Attributes:
-        SERVICES: Which cases it serves and which it leaves to the reference.
     """
 
-    SERVICES: tuple[Service, ...]
+    def services(self) -> tuple[Service, ...]:
+        """Which cases it serves, on the devices at hand, and how; see `describe`."""
 
     def train(
         self,
@@ -197,6 +196,12 @@ class Kernels(Protocol):
 
         The activation is applied to it, as in `train`. The output has the dtype of
         `x`. Gradients reach all five tensors.
+        """
+
+    def ensure_shape(self, x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+        """`x`, with sizes that were not known when it was traced set to those of shape.
+
+        An input that has others is an error when it runs.
         """
 
     def usable(self, moments: Moments) -> Tensor | bool:

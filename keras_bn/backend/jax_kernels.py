@@ -50,8 +50,15 @@ SERVICES = (
     Service("inference, every input", "reference", "keras.ops, fused by XLA"),
 )
 
+
+def services() -> tuple[Service, ...]:
+    """See `Kernels.services`."""
+    return SERVICES
+
+
 inference = reference.inference
 usable = reference.usable
+ensure_shape = reference.ensure_shape
 
 
 def train(

@@ -24,6 +24,11 @@ SERVICES = (
 )
 
 
+def services() -> tuple[Service, ...]:
+    """See `Kernels.services`."""
+    return SERVICES
+
+
 def train(
     x: Tensor,
     scale: Tensor,
@@ -63,6 +68,11 @@ def inference(
     factor = ops.rsqrt(variance + epsilon) * scale
     y = formulas.affine(formulas.widen(x), mean, factor, offset, axes)
     return ops.cast(activate(activation, y), x.dtype)
+
+
+def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """See `Kernels.ensure_shape`: nothing is traced with sizes unknown."""
+    return x
 
 
 def usable(moments: Moments) -> Tensor | bool:

@@ -110,6 +110,16 @@ def train(
 usable = reference.usable
 
 
+def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """See `Kernels.ensure_shape`."""
+    return tf.ensure_shape(x, shape)
+
+
+def services() -> tuple[Service, ...]:
+    """See `Kernels.services`."""
+    return SERVICES
+
+
 def inference(
     x: Tensor,
     mean: Tensor,

@@ -172,7 +172,10 @@ _CHOICES = (
             "the formulas, gradient written out, for the compiler to fuse",
         ),
         lambda call: torch.compiler.is_compiling(),
-        lambda call: call.parts(FormulaParts, call.mask, True),
+        # A program for export has no sizes, which the choice of a sample hangs on.
+        lambda call: call.parts(
+            FormulaParts, call.mask, not torch.compiler.is_exporting()
+        ),
     ),
     _Choice(
         Service(
@@ -361,6 +364,9 @@ def _as_exporters_know(
         x.movedim(channel, 1), mean, variance, scale, offset, False, 0.0, epsilon
     )
     return y.movedim(1, channel)
+
+
+ensure_shape = reference.ensure_shape
 
 
 def usable(moments: Moments) -> Tensor | bool:

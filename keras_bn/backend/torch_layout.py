@@ -21,6 +21,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, axes: Axes) -> "Layout":
+        """That of x, by its strides."""
         channel = axes.features[0]
         if x.is_contiguous():
             return cls(None, x.shape, channel)
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
         return cls(order, ordered.shape, order.index(channel))
 
     def to_native(self, x: Tensor) -> Tensor:
+        """A tensor of this layout, for the operators; a view if it is in one piece."""
         channels = self.shape[self.channel]
         packed = x if self.permutation is None else x.permute(self.permutation)
         packed = packed.contiguous()
@@ -41,6 +43,7 @@ class Layout(NamedTuple):
         return packed.view(self.shape[: self.channel].numel(), channels, -1)
 
     def from_native(self, y: Tensor) -> Tensor:
+        """A view of their result, with the axes that the input had."""
         if y.ndim == 4:
             y = y.permute(0, 2, 3, 1)
         y = y.reshape(self.shape)

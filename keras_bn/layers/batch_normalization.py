@@ -189,7 +189,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
         self.gamma = None
         self.beta = None
-        self.moving_mean = None
+        self.moving_mean: Any = None
         self.moving_variance = None
         self._warned_of_single_samples = False
 
@@ -261,9 +261,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def _initial_stddev(self, shape: Shape, dtype: str | None = None) -> Any:
         return ops.sqrt(_copy(self.moving_variance_initializer)(shape, dtype=dtype))
 
+    def _axes(self, shape: Shape) -> Any:
+        if self.moving_mean is not None:
+            built = tuple(self.moving_mean.shape)
+            shape = _arguments.with_built_channels(self.axis, shape, built)
+        return _arguments.resolve_axes(self.axis, shape)
+
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The shape of the inputs."""
-        _arguments.resolve_axes(self.axis, input_shape)
+        self._axes(input_shape)
         return input_shape
 
     def compute_output_spec(
@@ -285,7 +291,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def _mask_lacks(self, mask: Any, inputs: Any) -> tuple[int, ...] | None:
         shape = tuple(inputs.shape)
-        axes = _arguments.resolve_axes(self.axis, shape)
+        axes = self._axes(shape)
         return None if mask is None else _arguments.mask_lacks(mask, shape, axes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -319,12 +325,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
+        built = tuple(self.moving_mean.shape)
         given = prepare(
-            inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)
+            *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
+            built=built,
         )
         shape = tuple(given.x.shape)
         # `input_spec` has not looked where the call came by `stateless_call`.
-        built = self._statistic("moving_mean").shape
         _arguments.channels_as_built(shape, given.axes, built)
         if mask is not None:
             # Also where inference will not use it: the mistake is there already.

@@ -259,6 +259,23 @@ def _broadcasts(shape: Sequence[int | None], target: Sequence[int | None]) -> bo
     )
 
 
+def with_built_channels(
+    axis: int | Sequence[int], shape: Sequence[int | None], built: Sequence[int]
+) -> tuple[int | None, ...]:
+    """`shape` with the sizes of unknown feature axes as weights of shape `built` say.
+
+    Left as it is where `axis` does not fit it: that is for `resolve_axes` to report.
+    """
+    if None not in shape:
+        return tuple(shape)
+    named = (axis,) if type(axis) is int else tuple(axis)  # type: ignore[arg-type]
+    sizes = list(shape)
+    for one in named:
+        if -len(sizes) <= one < len(sizes) and sizes[one] is None:
+            sizes[one] = built[0] if len(named) == 1 else built[one]
+    return tuple(sizes)
+
+
 def channels_as_built(shape: Sequence[int | None], axes: Axes, built: Any) -> None:
     """Raises where inputs have other channels than the weights, of shape `built`."""
     expected = tuple(built)
@@ -276,7 +293,8 @@ def broadcastable_parameter(
     """`value` in `dtype`, of the parameter shape; `default` everywhere where None."""
     expected = axes.parameter_shape(tuple(x.shape))
     if value is None:
-        return ops.full(expected, default, dtype=dtype)
+        # Not ops.full, whose number a GPU would have to be sent.
+        return (ops.ones if default else ops.zeros)(expected, dtype=dtype)
     value = as_tensor(value, dtype)
     if tuple(value.shape) != expected:
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from keras import activations, backend, ops
 
-from keras_bn.backend import kernels, replicas
+from keras_bn.backend import ensure_shape, kernels, replicas
 from keras_bn.backend.activations import fusible
 from keras_bn.backend.interface import (
     Axes,
@@ -192,8 +192,12 @@ def prepare(
     axis: int | Sequence[int],
     name: str = "x",
     integers_as: str = "float32",
+    built: Sequence[int] | None = None,
 ) -> Prepared:
-    """Checks the argument `name`, which is `x`, and `axis`; makes floats of `x`."""
+    """Checks the argument `name`, which is `x`, and `axis`; makes floats of `x`.
+
+    Feature axes whose size is not known have that of weights of the shape `built`.
+    """
     if backend.is_keras_tensor(x):
         raise TypeError(
             f"Argument `{name}` must be a tensor with values; in a functional model "
@@ -207,7 +211,11 @@ def prepare(
     dtype = _arguments.numeric_dtype(name, x)
     if not backend.is_float_dtype(dtype):
         x, dtype = ops.cast(x, integers_as), integers_as
-    axes = _arguments.resolve_axes(axis, tuple(x.shape))
+    shape = tuple(x.shape)
+    if built is not None and None in shape:
+        shape = _arguments.with_built_channels(axis, shape, built)
+        x = ensure_shape(x, shape)
+    axes = _arguments.resolve_axes(axis, shape)
     return Prepared(x, axes, statistics_dtype(dtype))
 
 
