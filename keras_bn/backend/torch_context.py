@@ -22,12 +22,10 @@ class ProcessGroup(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """See `Replicas.gather`."""
-        values = values.contiguous()
-        rows = [
-            torch.empty_like(values) for _ in range(dist.get_world_size(self.group))
-        ]
-        self._served(dist.all_gather, rows, values)
-        return torch.stack(rows)
+        replicas = dist.get_world_size(self.group)
+        rows = values.new_empty(replicas * values.numel())
+        self._served(dist.all_gather_into_tensor, rows, values.contiguous())
+        return rows.view(replicas, -1)
 
     def total(self, values: Tensor) -> Tensor:
         """See `Replicas.total`."""

@@ -16,7 +16,12 @@ import torch
 
 from keras_bn.backend.interface import Axes, Moments, Replicas, Tensor
 from keras_bn.backend.torch_activations import activate_, activation_gradient
-from keras_bn.backend.torch_layout import Layout, as_channels_last, per_channel
+from keras_bn.backend.torch_layout import (
+    Layout,
+    as_channels_last,
+    per_channel,
+    spread,
+)
 
 # A mean that is added up in float32 is known to a few roundings. Up to 10 standard
 # deviations from zero that is 2e-6 of the deviation; further out values are shifted.
@@ -198,7 +203,7 @@ class SmallParts(NamedTuple):
         over = self.axes.reduction
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         centre = values.mean(over)
-        deviation = values - self._spread(centre)
+        deviation = values - spread(centre, self.axes)
         residual = deviation.mean(over)
         # Not torch.var_mean, which takes as long as all the rest.
         square = (deviation * deviation).mean(over)
@@ -227,7 +232,7 @@ class SmallParts(NamedTuple):
         """See `TrainingParts.gradients` and `formulas.gradients`."""
         _, centre, residual, _, rstd = found
         over = self.axes.reduction
-        deviation = x - self._spread(centre)
+        deviation = x - spread(centre, self.axes)
         dy = dy.to(deviation.dtype)
         if self.activation is not None:
             z = self._affine(deviation, scale, offset, found)
@@ -240,7 +245,9 @@ class SmallParts(NamedTuple):
         count = x.numel() // rstd.numel()
         slope = (dscale * rstd).div_(count)
         level = torch.addcmul(doffset / count, residual, slope, value=-1.0)
-        slope, level, factor = map(self._spread, (slope, level, scale * rstd))
+        slope, level, factor = (
+            spread(one, self.axes) for one in (slope, level, scale * rstd)
+        )
         dx = (dy - level).addcmul_(deviation, slope, value=-1.0).mul_(factor)
         return dx.to(x.dtype), dscale, doffset
 
@@ -249,9 +256,5 @@ class SmallParts(NamedTuple):
     ) -> Tensor:
         factor = found.rstd * scale
         level = torch.addcmul(offset, found.residual, factor, value=-1.0)
-        return torch.addcmul(self._spread(level), deviation, self._spread(factor))
-
-    def _spread(self, parameter: Tensor) -> Tensor:
-        """`parameter`, in a shape that broadcasts against x."""
-        after = self.axes.ndim - 1 - self.axes.features[0]
-        return parameter.view(-1, *[1] * after) if after else parameter
+        factor, level = spread(factor, self.axes), spread(level, self.axes)
+        return torch.addcmul(level, deviation, factor)

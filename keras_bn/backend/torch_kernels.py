@@ -34,7 +34,7 @@ from keras_bn.backend.torch_context import (
     warn_outside_of_ddp,
 )
 from keras_bn.backend.torch_cpu import NativeParts, SmallParts, multiplier
-from keras_bn.backend.torch_layout import Layout
+from keras_bn.backend.torch_layout import Layout, spread
 
 # Elements below which the native operators take longer to start their threads than a
 # few plain ones take to do the work.
@@ -49,6 +49,9 @@ class TrainingParts(Protocol):
 
         The moments are a named tuple of tensors (or None), with `bookkeeping()`.
         """
+
+    def merged(self, found: Any, replicas: Replicas) -> Any:
+        """The moments of all replicas together."""
 
     def normalize(
         self,
@@ -89,6 +92,12 @@ class FormulaParts(NamedTuple):
         values = formulas.widen(x)
         found = formulas.centred_moments(values, self.axes, self.mask, about=about)
         return found, None
+
+    def merged(
+        self, found: formulas.CentredMoments, replicas: Replicas
+    ) -> formulas.CentredMoments:
+        """See `TrainingParts.merged`."""
+        return formulas.over_replicas(found, replicas)
 
     def normalize(
         self,
@@ -248,7 +257,7 @@ def train(
         found, values = parts.moments(x)
         if replicas is not None:
             warn_outside_of_ddp(x, scale)
-            found = formulas.over_replicas(found, replicas)
+            found = parts.merged(found, replicas)
         moments = found.bookkeeping()
     scale, offset = corrected(scale, offset, moments, correction)
     settings = parts, axes, epsilon, mask, activation, replicas
@@ -330,8 +339,9 @@ def inference(
     if x.dtype == mean.dtype and (
         axes.features[0] == x.ndim - 1 or (torch.is_grad_enabled() and x.requires_grad)
     ):
-        factor, level = map(axes.broadcast, multiplier(*statistics, epsilon))
-        return _activated(activation, torch.addcmul(level, x, factor))
+        factor, level = multiplier(*statistics, epsilon)
+        y = torch.addcmul(spread(level, axes), x, spread(factor, axes))
+        return _activated(activation, y)
     layout = Layout.of(x, axes)
     if torch.is_grad_enabled() and x.requires_grad:
         mean, variance = mean.clone(), variance.clone()

@@ -63,3 +63,9 @@ def as_channels_last(packed: Tensor, channels: int) -> Tensor:
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """`parameter`, in a shape that broadcasts against x in a native layout."""
     return parameter.view(1, -1, *[1] * (x.ndim - 2))
+
+
+def spread(parameter: Tensor, axes: Axes) -> Tensor:
+    """`parameter` of one feature axis, in a shape that broadcasts against the input."""
+    after = axes.ndim - 1 - axes.features[0]
+    return parameter.view(-1, *[1] * after) if after else parameter

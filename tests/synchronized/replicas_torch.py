@@ -44,7 +44,9 @@ def operation(case):
         for name, one in cases.data(case).items()
     }
     leaves = [tensors[name].requires_grad_() for name in ("x", "gamma", "beta")]
-    call = torch.compile(cases.call, backend="aot_eager") if case.way else cases.call
+    call = cases.call
+    if case.way:
+        call = torch.compile(call, backend="aot_eager", fullgraph=True)
     y, moments = call(case, *leaves, tensors["mask"])
     wrong = torch_context.ProcessGroup.total
     if case.mutated:
@@ -78,7 +80,7 @@ def train(training, alone=False):
 def collectives():
     """How often the processes talk in one call: forward, backward."""
     counts = []
-    originals = dist.all_gather, dist.all_reduce
+    originals = dist.all_gather_into_tensor, dist.all_reduce
 
     def counted(function):
         def call(*args, **kwargs):
@@ -87,9 +89,9 @@ def collectives():
 
         return call
 
-    dist.all_gather, dist.all_reduce = map(counted, originals)
+    dist.all_gather_into_tensor, dist.all_reduce = map(counted, originals)
     try:
         operation(cases.CASES[0])
     finally:
-        dist.all_gather, dist.all_reduce = originals
-    return {"forward": counts.count("all_gather"), "both": len(counts)}
+        dist.all_gather_into_tensor, dist.all_reduce = originals
+    return {"forward": counts.count("all_gather_into_tensor"), "both": len(counts)}
