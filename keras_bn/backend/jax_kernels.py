@@ -20,9 +20,9 @@ gradient; reverse mode of any order is.
 
 import functools
 from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from keras_bn.backend import formulas, reference
 from keras_bn.backend.activations import activate
@@ -35,6 +35,7 @@ from keras_bn.backend.interface import (
     corrected,
 )
 from keras_bn.backend.jax_context import ManualAxes, vary_alike
+from keras_bn.backend.jax_linear import linear
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -76,7 +77,7 @@ def train(
     return y, Moments(*map(jax.lax.stop_gradient, moments))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _normalize(
     axes: Axes,
     epsilon: float,
@@ -100,25 +101,47 @@ def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
         return activate(activation, y).astype(x.dtype)
 
     y = _about(centred.centre, normalized, values)
-    return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
+    return (y, centred.bookkeeping()), centred
 
 
-def _backward(axes, epsilon, activation, replicas, saved, cotangents):
-    x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
+@functools.partial(_normalize.defjvp, symbolic_zeros=True)
+def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
+    """`y` and the moments, and the tangent of `y`: those of the moments are zero."""
+    options = (axes, epsilon, activation, replicas)
+    (y, moments), centred = _forward(*options, *primals)
+    moving = [i for i in range(3) if not isinstance(tangents[i], SymbolicZero)]
+    (ty,) = linear(
+        functools.partial(_tangent, *options, moving),
+        functools.partial(_gradients, *options, moving),
+        (primals, centred),
+        [tangents[i] for i in moving],
+    )
+    return (y, moments), (ty, jax.tree.map(jnp.zeros_like, moments))
+
+
+def _tangent(axes, epsilon, activation, replicas, moving, saved, tangents):
+    (x, scale, offset, mask), centred = saved
+    along = [None, None, None]
+    for i, tangent in zip(moving, tangents, strict=True):
+        along[i] = tangent
+    options = (axes, epsilon, activation, replicas)
+    return [formulas.tangent(x, scale, offset, mask, centred, along, *options)]
+
+
+def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
+    (x, scale, offset, mask), centred = saved
+    x = _again(x)
     if mask is None and replicas is None:
         # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
-    dy, _ = cotangents
     slopes = formulas.gradients(
-        *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
+        *(x, scale, offset, mask, centred, *cotangents, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
     )
-    return (*slopes, None)
+    return [slopes[i] for i in moving]
 
-
-_normalize.defvjp(_forward, _backward)
 
 # Compiled as one also where the caller is not: eagerly, the branches of a `cond` are
 # new functions at every call, and XLA would compile them each time (90 ms). Inlined, it
@@ -149,6 +172,13 @@ def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.Centred
     if mask is not None or x.size < _SMALL:
         return centred(x)
     return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
+
+
+def _again(x: Tensor) -> Tensor:
+    """`x`, such that the compiler for CPUs does not know it for the same x."""
+    return jax.lax.platform_dependent(
+        x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
 
 
 def _settled(centre: Tensor) -> Tensor:
