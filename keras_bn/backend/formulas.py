@@ -50,7 +50,8 @@ def sample(x: Tensor, axes: Axes) -> Tensor:
     A slice of x as it is, so that nobody has to widen all of it first.
     """
     shape = tuple(x.shape)
-    known = [axis for axis in axes.reduction if shape[axis] is not None]
+    # A size may be None, or the symbol that JAX or PyTorch traces with.
+    known = [axis for axis in axes.reduction if isinstance(shape[axis], int)]
     fine = [axis for axis in known if shape[axis] >= _SHARES]
     axis = (fine or known or axes.reduction)[0]
     size = shape[axis] if axis in known else ops.shape(x)[axis]

@@ -69,8 +69,7 @@ def train(
     """See `Kernels.train`."""
     if correction is not None:
         # XLA finds that these moments and those of _train are the same computation.
-        values = formulas.widen(jax.lax.stop_gradient(x))
-        moments = _moments(values, axes, mask, replicas).bookkeeping()
+        moments = _moments(jax.lax.stop_gradient(x), axes, mask, replicas).bookkeeping()
         scale, offset = corrected(scale, offset, moments, correction)
     scale, offset = vary_alike(x, scale, offset)
     y, moments = _train(axes, epsilon, activation, replicas, x, scale, offset, mask)
@@ -93,7 +92,7 @@ def _normalize(
 
 def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
     values = formulas.widen(x)
-    centred = _moments(values, axes, mask, replicas)
+    centred = _moments(x, axes, mask, replicas)
 
     def normalized(values: Tensor, centre: Tensor) -> Tensor:
         moments = centred._replace(centre=centre)
@@ -157,21 +156,33 @@ def _moments(
 
 
 def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
-    def centred(x: Tensor) -> formulas.CentredMoments:
-        return formulas.centred_moments(x, axes, mask, _settled)
+    def centred(x: Tensor, about: Tensor | None = None) -> formulas.CentredMoments:
+        values = formulas.widen(x)
+        return formulas.centred_moments(values, axes, mask, _settled, about)
+
+    def about_a_sample(x: Tensor) -> formulas.CentredMoments:
+        return centred(x, formulas.sample(x, axes))
 
     def plain_if_near_zero(x: Tensor) -> formulas.CentredMoments:
+        x = formulas.widen(x)
         count = formulas.count_samples(x, axes, None)
         mean = formulas.total(x, axes) / count
         variance = formulas.total(x * x, axes) / count - mean * mean
         plain = formulas.CentredMoments(count, jnp.zeros_like(mean), mean, variance)
         near = jnp.all(mean * mean <= _PLAIN_WITHIN * variance)
-        found = jax.lax.cond(near, lambda: plain, lambda: centred(x))
+        found = jax.lax.cond(
+            near, lambda: plain, lambda: centred(x, axes.broadcast(mean))
+        )
         return found._replace(count=count)
 
-    if mask is not None or x.size < _SMALL:
+    if mask is not None or _is_small(x):
         return centred(x)
-    return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
+    return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=about_a_sample)
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether a branch takes longer than what it saves: a symbolic size is not small."""
+    return isinstance(x.size, int) and x.size < _SMALL
 
 
 def _again(x: Tensor) -> Tensor:
@@ -201,7 +212,7 @@ def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) ->
             lambda: function(*tensors, centre),
         )
 
-    if tensors[0].size < _SMALL:
+    if _is_small(tensors[0]):
         return function(*tensors, centre)
     return jax.lax.platform_dependent(
         *tensors,
