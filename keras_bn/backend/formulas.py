@@ -226,6 +226,58 @@ def gradients(
     return ops.cast(dx, x.dtype), dscale, doffset
 
 
+def tangent(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    centred: CentredMoments,
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+    replicas: Replicas | None = None,
+) -> Tensor:
+    """The derivative of `activation(normalize(x))` along tangents of x, scale, offset.
+
+    With n the normalized values, tx, ts and to the tangents (None where zero), and the
+    means taken over the unmasked positions of all `replicas`:
+
+        n' = (tx - mean(tx) - n * mean(n * tx)) / sqrt(variance + epsilon)
+        y' = activation'(y) * (n' * scale + n * ts + to)
+
+    It is linear in the tangents; `gradients` is its transpose.
+    """
+    values = widen(x)
+    rstd = ops.rsqrt(centred.variance + epsilon)
+    tx, tscale, toffset = tangents
+    # y' = f * tx + (values - centre) * rate + level, as far as the activation.
+    zero = ops.zeros_like(rstd)
+    rate = zero if tscale is None else tscale * rstd
+    level = zero if toffset is None else toffset
+    if tx is not None:
+        tx = widen(tx)
+        factor = scale * rstd
+        counted = _unmasked(tx, mask)
+        sums = (
+            total(counted, axes),
+            total_about(counted, values, centred.centre, axes),
+        )
+        if replicas is not None:
+            sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
+        count = _divisor(centred.count)
+        product = sums[1] - centred.residual * sums[0]
+        rate = rate - factor * ops.square(rstd) * product / count
+        level = level - factor * sums[0] / count
+    ty = affine(values, centred.centre, rate, level - centred.residual * rate, axes)
+    if tx is not None:
+        ty = ty + tx * axes.broadcast(factor)
+    if activation is not None:
+        y = normalize(values, scale, offset, centred, axes, epsilon)
+        ty = ty * SLOPES[activation](activate(activation, y))
+    return ops.cast(ty, x.dtype)
+
+
 def inference_gradients(
     x: Tensor,
     mean: Tensor,

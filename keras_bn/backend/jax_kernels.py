@@ -20,9 +20,9 @@ gradient; reverse mode of any order is.
 
 import functools
 from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from keras_bn.backend import formulas, reference
 from keras_bn.backend.activations import activate
@@ -35,6 +35,7 @@ from keras_bn.backend.interface import (
     corrected,
 )
 from keras_bn.backend.jax_context import ManualAxes, vary_alike
+from keras_bn.backend.jax_linear import linear
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -75,15 +76,14 @@ def train(
     """See `Kernels.train`."""
     if correction is not None:
         # XLA finds that these moments and those of _train are the same computation.
-        values = formulas.widen(jax.lax.stop_gradient(x))
-        moments = _moments(values, axes, mask, replicas).bookkeeping()
+        moments = _moments(jax.lax.stop_gradient(x), axes, mask, replicas).bookkeeping()
         scale, offset = corrected(scale, offset, moments, correction)
     scale, offset = vary_alike(x, scale, offset)
     y, moments = _train(axes, epsilon, activation, replicas, x, scale, offset, mask)
     return y, Moments(*map(jax.lax.stop_gradient, moments))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _normalize(
     axes: Axes,
     epsilon: float,
@@ -99,7 +99,7 @@ def _normalize(
 
 def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
     values = formulas.widen(x)
-    centred = _moments(values, axes, mask, replicas)
+    centred = _moments(x, axes, mask, replicas)
 
     def normalized(values: Tensor, centre: Tensor) -> Tensor:
         moments = centred._replace(centre=centre)
@@ -107,25 +107,47 @@ def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
         return activate(activation, y).astype(x.dtype)
 
     y = _about(centred.centre, normalized, values)
-    return (y, centred.bookkeeping()), (x, scale, offset, mask, centred)
+    return (y, centred.bookkeeping()), centred
 
 
-def _backward(axes, epsilon, activation, replicas, saved, cotangents):
-    x, scale, offset, mask, centred = jax.lax.optimization_barrier(saved)
+@functools.partial(_normalize.defjvp, symbolic_zeros=True)
+def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
+    """`y` and the moments, and the tangent of `y`: those of the moments are zero."""
+    options = (axes, epsilon, activation, replicas)
+    (y, moments), centred = _forward(*options, *primals)
+    moving = [i for i in range(3) if not isinstance(tangents[i], SymbolicZero)]
+    (ty,) = linear(
+        functools.partial(_tangent, *options, moving),
+        functools.partial(_gradients, *options, moving),
+        (primals, centred),
+        [tangents[i] for i in moving],
+    )
+    return (y, moments), (ty, jax.tree.map(jnp.zeros_like, moments))
+
+
+def _tangent(axes, epsilon, activation, replicas, moving, saved, tangents):
+    (x, scale, offset, mask), centred = saved
+    along = [None, None, None]
+    for i, tangent in zip(moving, tangents, strict=True):
+        along[i] = tangent
+    options = (axes, epsilon, activation, replicas)
+    return [formulas.tangent(x, scale, offset, mask, centred, along, *options)]
+
+
+def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
+    (x, scale, offset, mask), centred = saved
+    x = _again(x)
     if mask is None and replicas is None:
         # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
-    dy, _ = cotangents
     slopes = formulas.gradients(
-        *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
+        *(x, scale, offset, mask, centred, *cotangents, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
     )
-    return (*slopes, None)
+    return [slopes[i] for i in moving]
 
-
-_normalize.defvjp(_forward, _backward)
 
 # Compiled as one also where the caller is not: eagerly, the branches of a `cond` are
 # new functions at every call, and XLA would compile them each time (90 ms). Inlined, it
@@ -141,21 +163,40 @@ def _moments(
 
 
 def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.CentredMoments:
-    def centred(x: Tensor) -> formulas.CentredMoments:
-        return formulas.centred_moments(x, axes, mask, _settled)
+    def centred(x: Tensor, about: Tensor | None = None) -> formulas.CentredMoments:
+        values = formulas.widen(x)
+        return formulas.centred_moments(values, axes, mask, _settled, about)
+
+    def about_a_sample(x: Tensor) -> formulas.CentredMoments:
+        return centred(x, formulas.sample(x, axes))
 
     def plain_if_near_zero(x: Tensor) -> formulas.CentredMoments:
+        x = formulas.widen(x)
         count = formulas.count_samples(x, axes, None)
         mean = formulas.total(x, axes) / count
         variance = formulas.total(x * x, axes) / count - mean * mean
         plain = formulas.CentredMoments(count, jnp.zeros_like(mean), mean, variance)
         near = jnp.all(mean * mean <= _PLAIN_WITHIN * variance)
-        found = jax.lax.cond(near, lambda: plain, lambda: centred(x))
+        found = jax.lax.cond(
+            near, lambda: plain, lambda: centred(x, axes.broadcast(mean))
+        )
         return found._replace(count=count)
 
-    if mask is not None or x.size < _SMALL:
+    if mask is not None or _is_small(x):
         return centred(x)
-    return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=centred)
+    return jax.lax.platform_dependent(x, cpu=plain_if_near_zero, default=about_a_sample)
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether a branch takes longer than what it saves: a symbolic size is not small."""
+    return isinstance(x.size, int) and x.size < _SMALL
+
+
+def _again(x: Tensor) -> Tensor:
+    """`x`, such that the compiler for CPUs does not know it for the same x."""
+    return jax.lax.platform_dependent(
+        x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
 
 
 def _settled(centre: Tensor) -> Tensor:
@@ -178,7 +219,7 @@ def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) ->
             lambda: function(*tensors, centre),
         )
 
-    if tensors[0].size < _SMALL:
+    if _is_small(tensors[0]):
         return function(*tensors, centre)
     return jax.lax.platform_dependent(
         *tensors,
