@@ -1,15 +1,18 @@
-"""What TensorFlow says of the running call: its replicas, if it is a repetition, XLA.
+"""What TensorFlow says of the running call: replicas, repetition, XLA, device.
 
 Replicas are those of the `tf.distribute` strategy that runs the call.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops.parallel_for import pfor
 
 from keras_bn.backend.interface import Tensor
 
@@ -78,3 +81,84 @@ def compiled_by_xla() -> bool:
     What is traced before, without it, and then called from such a function, is not.
     """
     return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))
+
+
+def forward_mode(*tensors: Tensor) -> bool:
+    """Whether a `tf.autodiff.ForwardAccumulator` follows one of the tensors.
+
+    It has no use for a written-out gradient: within a `tf.function` it takes the
+    derivatives of what the operators do one by one, as if nothing was written out.
+    """
+    return bool(forwardprop_util.pack_tangents(tensors).tangents)
+
+
+def of_running_graph(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, as such of the graph that is built now; eagerly, themselves.
+
+    A written-out gradient within a written-out gradient is traced into a graph, and its
+    own gradient into a third one. TensorFlow finds what the third reads of the second,
+    not of the first: forward mode through a `tf.function` would fail.
+    """
+    if tf.executing_eagerly():
+        return list(tensors)
+    return [tf.identity(tensor) for tensor in tensors]
+
+
+def vector_jacobian_product(
+    function: Callable[..., Any], inputs: Sequence[Tensor], upstream: Sequence[Tensor]
+) -> Any:
+    """The gradients of `sum(function(*inputs) * upstream)`; None where there is none.
+
+    Not by a tape where a graph is built: TensorFlow may be differentiating a function
+    then, with all tapes stopped, and the gradients would be None in silence.
+    """
+    inputs = of_running_graph(*inputs)
+    if not tf.executing_eagerly():
+        return tf.gradients(function(*inputs), inputs, upstream)
+    with tf.GradientTape() as tape:
+        tape.watch([tensor for tensor in inputs if tensor.dtype.is_floating])
+        outputs = function(*inputs)
+    return tape.gradient(outputs, inputs, upstream)
+
+
+def where_run(on_cpu: Callable[[], Any], elsewhere: Callable[[], Any]) -> Any:
+    """`on_cpu()` where a CPU runs the step, operator by operator, else `elsewhere()`.
+
+    The device that runs a function may be another than any that its trace could see: a
+    model is traced on one machine, saved, and trained on another. So both are traced,
+    and `DeviceIndex` says which it is when the function is placed, or is compiled by
+    XLA, which takes itself for another device than a CPU.
+    """
+    if compiled_by_xla():
+        return elsewhere()
+    index = tf.raw_ops.DeviceIndex(device_names=["CPU"])
+    if tf.executing_eagerly():
+        return (elsewhere if index else on_cpu)()
+
+    def pinned() -> Any:
+        # Operators of one function may be placed apart: a function's inputs stay where
+        # they are, and `DeviceIndex` may go with them, and the rest to a GPU.
+        with tf.device("/device:CPU:*"):
+            return on_cpu()
+
+    return tf.switch_case(index, (pinned, elsewhere))
+
+
+def _register_for_vectorization() -> None:
+    """Teaches `tf.vectorized_map` and `jacobian` operators that they do not know."""
+
+    def unchanged(given: Any) -> Any:
+        return pfor.wrap(given.op.outputs[0], False)
+
+    def euclidean_norm(given: Any) -> Any:
+        return pfor._convert_reduction(given, None, tf.math.reduce_euclidean_norm)
+
+    for name, convert in (
+        ("DeviceIndex", unchanged),
+        ("EuclideanNorm", euclidean_norm),
+    ):
+        if name not in pfor._pfor_converter_registry:
+            pfor.RegisterPFor(name)(convert)
+
+
+_register_for_vectorization()

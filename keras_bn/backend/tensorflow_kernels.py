@@ -2,11 +2,14 @@
 
 The fused training operator adds up the values of a channel one after the other in
 float32: 400k of them leave the variance four digits, and at mean 1e5 and std 10 the
-output is thousands of roundings off. Its two halves are used instead. The inference
-operator normalizes with statistics that were summed in runs; the gradient operator
-takes them as saved. Where the mean is far from zero, both work on `x - centre`.
+output is thousands of roundings off. On a CPU its two halves are used instead. The
+inference operator normalizes with statistics that were summed in runs; the gradient
+operator takes them as saved. Where the mean is far from zero, both work on
+`x - centre`.
 
-What is not served goes through the formulas with the gradient written out.
+What is not served goes through the formulas, and so does every step that a GPU runs or
+XLA compiles. The gradient is written out, and its own gradient by the formulas, which
+TensorFlow differentiates further.
 """
 
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from keras_bn.backend import formulas, reference
+from keras_bn.backend import formulas, reference, tensorflow_cpu
 from keras_bn.backend.activations import LEAKY_RELU_SLOPE, activate
 from keras_bn.backend.formulas import CentredMoments
 from keras_bn.backend.interface import (
@@ -26,12 +29,15 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
-from keras_bn.backend.tensorflow_context import compiled_by_xla
+from keras_bn.backend.tensorflow_context import (
+    compiled_by_xla,
+    forward_mode,
+    of_running_graph,
+    vector_jacobian_product,
+    where_run,
+)
+from keras_bn.backend.tensorflow_cpu import as_image, known_positions, on_deviation
 
-# Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
-_PLAIN_WITHIN = 3.0**2
-# Values that a product with ones adds up in a row: exact to 1e-6, and fast.
-_RUN = 1024
 # Elements (of a sample, where the batch is unknown) below which a few small operators
 # take less time than a decision on the device.
 _SMALL = 2**14
@@ -40,8 +46,9 @@ _SMALL_INFERENCE = 2**17
 
 SERVICES = (
     Service(
-        "training, feature axis last, no mask, up to float32, 16k elements or more",
-        "tensorflow_kernels",
+        "training, feature axis last, no mask, up to float32, 16k elements or more, "
+        "run by a CPU without XLA",
+        "tensorflow_cpu",
         "fused operators on exact statistics; saves the input alone",
     ),
     Service(
@@ -74,37 +81,72 @@ def train(
     replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
-    small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL
-    fused = _fused_fits(x, axes) and mask is None and not small and replicas is None
+    x = _of_known_channels(x, scale, axes)
     by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
-    steps: _Steps = _FusedSteps(axes, epsilon) if fused else by_formula
-    centred = steps.moments(tf.stop_gradient(x))
+    steps: _Steps = by_formula
+    if mask is None and replicas is None and _fused_fits(x, axes, _SMALL):
+        steps = _StepsByDevice(_FusedSteps(axes, epsilon), by_formula)
+    x_alone = tf.stop_gradient(x)  # see `_alone`
+    centred = steps.moments(x_alone)
     moments = centred.bookkeeping()
-    scale, offset = corrected(scale, offset, moments, correction)
+    scale, offset = map(
+        tf.convert_to_tensor, corrected(scale, offset, moments, correction)
+    )
+    if forward_mode(x, scale, offset):
+        again = by_formula.moments(x)
+        return by_formula.normalize(x, scale, offset, again, activation), moments
+
+    def from_x_on(x: Tensor, scale: Tensor, offset: Tensor, dy: Tensor, *mask: Tensor):
+        # The gradients with the way through the moments: to differentiate further.
+        formula = by_formula._replace(mask=mask[0] if mask else None)
+        again = formula.moments(x)
+        return formula.gradients(x, scale, offset, again, dy, activation)
 
     @tf.custom_gradient
     def first_order(*inputs: Tensor) -> tuple[Any, Any]:
         def second_order(*upstream: Tensor) -> Any:
-            # By the formulas, from x on: with the way through its moments.
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                x, scale, offset, dy = inputs
-                again = by_formula.moments(x)
-                slopes = by_formula.gradients(x, scale, offset, again, dy, activation)
-            return tape.gradient(slopes, inputs, upstream)
+            return vector_jacobian_product(from_x_on, inputs, upstream)
 
-        x, scale, offset, dy = inputs
-        slopes = steps.gradients(x, scale, offset, centred, dy, activation)
+        _, scale, offset, dy = _alone(*inputs[:4])
+        slopes = steps.gradients(x_alone, scale, offset, centred, dy, activation)
         return slopes, second_order
 
     @tf.custom_gradient
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Any]:
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
-            return first_order(x, scale, offset, dy)
+            inputs = (x, scale, offset, dy, *([] if mask is None else [mask]))
+            if forward_mode(*inputs):
+                return from_x_on(*inputs)
+            return first_order(*of_running_graph(*inputs))
 
-        return steps.normalize(x, scale, offset, centred, activation), gradients
+        alone = (x_alone, *_alone(scale, offset))
+        return steps.normalize(*(*alone, centred, activation)), gradients
 
-    return normalize(x, *map(tf.convert_to_tensor, (scale, offset))), moments
+    return normalize(x, scale, offset), moments
+
+
+def _alone(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, as the operators of a pass get them that have no gradient to add.
+
+    So a tape does not keep for them what it would need to differentiate each.
+    """
+    return [tf.stop_gradient(tensor) for tensor in tensors]
+
+
+def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """See `Kernels.ensure_shape`."""
+    return tf.ensure_shape(x, shape)
+
+
+def _of_known_channels(x: Tensor, parameter: Tensor, axes: Axes) -> Tensor:
+    """`x`; the sizes of its feature axes from the parameters, where only they know."""
+    if all(x.shape[axis] is not None for axis in axes.features):
+        return x
+    shape = x.shape.as_list()
+    alone = len(axes.features) == 1
+    for axis in axes.features:
+        shape[axis] = parameter.shape[0 if alone else axis]
+    return tf.ensure_shape(x, shape)
 
 
 usable = reference.usable
@@ -131,8 +173,9 @@ def inference(
     activation: str | None,
 ) -> Tensor:
     """See `Kernels.inference`."""
-    small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL_INFERENCE
-    if small or not _fused_fits(x, axes):
+    x = _of_known_channels(x, mean, axes)
+    listened = forward_mode(x, mean, variance, scale, offset)
+    if listened or not _fused_fits(x, axes, _SMALL_INFERENCE):
         # One operator less, which is one pass less, than to subtract the mean first.
         factor = tf.math.rsqrt(variance + epsilon) * scale
         level = offset - mean * factor
@@ -141,25 +184,28 @@ def inference(
 
     # The operator has no gradient for mean and variance.
     @tf.custom_gradient
-    def normalize(*inputs: Any) -> tuple[Tensor, Any]:
+    def normalize(*inputs: Tensor) -> tuple[Tensor, Any]:
         x, mean, variance, scale, offset = inputs
 
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
             if activation is not None:
-                z = _fused_inference(x, mean, variance, scale, offset, epsilon)
+                # With this gradient, which has all the derivatives of its own.
+                again = of_running_graph(*inputs)
+                z = inference(*(*again, axes, epsilon, None))
                 dy = _activation_gradient(activation, dy, z)
             return formulas.inference_gradients(
                 *(x, mean, variance, scale, offset, dy, axes, epsilon)
             )
 
-        y = _fused_inference(x, mean, variance, scale, offset, epsilon, activation)
-        return y, gradients
+        alone = _alone(*inputs)
+        return _fused_inference(*(*alone, epsilon, activation)), gradients
 
     return normalize(*map(tf.convert_to_tensor, (x, mean, variance, scale, offset)))
 
 
-def _fused_fits(x: Tensor, axes: Axes) -> bool:
-    return axes.features == (axes.ndim - 1,) and x.dtype != tf.float64
+def _fused_fits(x: Tensor, axes: Axes, least: int) -> bool:
+    last = axes.features == (axes.ndim - 1,) and x.dtype != tf.float64
+    return last and known_positions(x) * x.shape[-1] >= least
 
 
 def _fused_inference(
@@ -172,7 +218,7 @@ def _fused_inference(
     activation: str | None = None,
 ) -> Tensor:
     y = tf.raw_ops.FusedBatchNormV3(
-        x=_as_image(x),
+        x=as_image(x, scale),
         scale=scale,
         offset=offset,
         mean=mean,
@@ -182,11 +228,6 @@ def _fused_inference(
     ).y
     # TensorFlow makes one operator of the two where nothing stands between them.
     return tf.reshape(activate(activation, y), tf.shape(x))
-
-
-def _as_image(x: Tensor) -> Tensor:
-    """Any rank as the four axes that the fused operators know; no copy."""
-    return tf.reshape(x, (1, -1, 1, x.shape[-1]))
 
 
 class _Steps(Protocol):
@@ -224,7 +265,8 @@ class _FormulaSteps(NamedTuple):
 
     def moments(self, x: Tensor) -> CentredMoments:
         values = formulas.widen(x)
-        own = formulas.centred_moments(values, self.axes, self.mask, _settled)
+        about = formulas.sample(x, self.axes) if self.mask is None else None
+        own = formulas.centred_moments(values, self.axes, self.mask, _settled, about)
         replicas = self.replicas
         return own if replicas is None else formulas.over_replicas(own, replicas)
 
@@ -272,17 +314,7 @@ class _FusedSteps(NamedTuple):
     epsilon: float
 
     def moments(self, x: Tensor) -> CentredMoments:
-        values = tf.cast(x, tf.float32)
-        count = formulas.count_samples(values, self.axes, None)
-        mean, variance = _plain_moments(values, count)
-        zero = tf.zeros_like(mean)
-
-        def shifted() -> tuple[Tensor, Tensor, Tensor]:
-            return mean, *_plain_moments(values - mean, count)
-
-        near = tf.reduce_all(mean * mean <= _PLAIN_WITHIN * variance)
-        moments = tf.cond(near, lambda: (zero, mean, variance), shifted)
-        return CentredMoments(count, *moments)
+        return tensorflow_cpu.moments(x, self.axes)
 
     def normalize(
         self,
@@ -299,7 +331,7 @@ class _FusedSteps(NamedTuple):
             )
             return tf.cast(y, x.dtype)
 
-        return _on_deviation(x, centred.centre, on)
+        return on_deviation(x, centred.centre, on)
 
     def gradients(
         self,
@@ -313,29 +345,26 @@ class _FusedSteps(NamedTuple):
         if activation is not None:
             z = self.normalize(x, scale, offset, centred, None)
             dy = _activation_gradient(activation, dy, z)
-
-        def on(values: Tensor) -> tuple[Tensor, ...]:
-            dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=_as_image(tf.cast(dy, values.dtype)),
-                x=_as_image(values),
-                scale=scale,
-                reserve_space_1=centred.residual,
-                reserve_space_2=centred.variance,
-                reserve_space_3=tf.zeros((0,)),
-                epsilon=self.epsilon,
-            )
-            return tf.cast(tf.reshape(dx, tf.shape(x)), x.dtype), dscale, doffset
-
-        return _on_deviation(x, centred.centre, on)
+        return tensorflow_cpu.gradients(x, scale, centred, dy, self.epsilon)
 
 
-def _on_deviation(x: Tensor, centre: Tensor, function: Callable[[Tensor], Any]) -> Any:
-    """`function(x - centre)`; without the subtraction where the centre is zero."""
-    return tf.cond(
-        tf.reduce_all(centre == 0),
-        lambda: function(x),
-        lambda: function(tf.cast(x, tf.float32) - centre),
-    )
+class _StepsByDevice(NamedTuple):
+    """The parts of a training pass, chosen by the device that will run them."""
+
+    on_cpu: _Steps
+    elsewhere: _Steps
+
+    def moments(self, x: Tensor) -> CentredMoments:
+        return self._choose(lambda steps: steps.moments(x))
+
+    def normalize(self, *arguments: Any) -> Tensor:
+        return self._choose(lambda steps: steps.normalize(*arguments))
+
+    def gradients(self, *arguments: Any) -> tuple[Tensor, ...]:
+        return self._choose(lambda steps: steps.gradients(*arguments))
+
+    def _choose(self, part: Callable[[_Steps], Any]) -> Any:
+        return where_run(lambda: part(self.on_cpu), lambda: part(self.elsewhere))
 
 
 def _activation_gradient(name: str, dy: Tensor, z: Tensor) -> Tensor:
@@ -353,42 +382,3 @@ def _activation_gradient(name: str, dy: Tensor, z: Tensor) -> Tensor:
         "tanh": lambda: raw.TanhGrad(y=tf.tanh(z), dy=dy),
     }
     return gradients[name]()
-
-
-def _plain_moments(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance as E[x] and E[x²] - E[x]²; zero variance at the least.
-
-    Added up in runs of moderate length, which is exact.
-    """
-    rows = tf.reshape(x, (-1, _run(x), x.shape[-1]))
-    divisor = tf.maximum(count, 1.0)
-    first, second = _total(rows) / divisor, _total_squares(rows) / divisor
-    return first, tf.maximum(second - first * first, 0.0)
-
-
-def _total(rows: Tensor) -> Tensor:
-    """Sums over all but the channels, as products with ones: the quickest there is."""
-    ones = tf.ones((tf.shape(rows)[0], 1, rows.shape[1]))
-    return tf.reduce_sum(tf.matmul(ones, rows), (0, 1))
-
-
-def _total_squares(rows: Tensor) -> Tensor:
-    if compiled_by_xla():
-        return _total(tf.square(rows))
-    # The one operator that sums squares without writing them; XLA does not have it.
-    norms = tf.raw_ops.EuclideanNorm(input=rows, axis=1)
-    return tf.reduce_sum(tf.square(norms), 0)
-
-
-def _known_positions(x: Tensor) -> int:
-    """How many positions there are; how many a sample has, if that is all we know."""
-    leading = x.shape[:-1]
-    if leading.num_elements() is not None:
-        return int(leading.num_elements())
-    return int(leading[1:].num_elements() or 1)
-
-
-def _run(x: Tensor) -> int:
-    """The longest run, of at most `_RUN` values, into which x can be cut evenly."""
-    positions = _known_positions(x)
-    return max((n for n in range(1, _RUN + 1) if positions % n == 0), default=1)
