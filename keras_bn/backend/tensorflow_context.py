@@ -86,8 +86,9 @@ def compiled_by_xla() -> bool:
 def forward_mode(*tensors: Tensor) -> bool:
     """Whether a `tf.autodiff.ForwardAccumulator` follows one of the tensors.
 
-    It has no use for a written-out gradient: within a `tf.function` it takes the
-    derivatives of what the operators do one by one, as if nothing was written out.
+    They must be tensors, not variables, of which TensorFlow cannot be asked. An
+    accumulator has no use for a written-out gradient: within a `tf.function` it takes
+    the derivatives of what the operators do one by one, as if nothing was written out.
     """
     return bool(forwardprop_util.pack_tangents(tensors).tangents)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from keras_bn.backend import formulas, reference, tensorflow_cpu
+from keras_bn.backend import formulas, reference, tensorflow_cpu, tensorflow_ragged
 from keras_bn.backend.activations import LEAKY_RELU_SLOPE, activate
 from keras_bn.backend.formulas import CentredMoments
 from keras_bn.backend.interface import (
@@ -81,11 +81,18 @@ def train(
     replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    if isinstance(x, tf.RaggedTensor):
+        values = tensorflow_ragged.flat(x, axes, mask)
+        y, moments = train(
+            *(values.x, scale, offset, values.axes, epsilon, values.mask),
+            *(correction, activation, replicas),
+        )
+        return x.with_flat_values(y), moments
     x = _of_known_channels(x, scale, axes)
     by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
-    steps: _Steps = by_formula
-    if mask is None and replicas is None and _fused_fits(x, axes, _SMALL):
-        steps = _StepsByDevice(_FusedSteps(axes, epsilon), by_formula)
+    fused = mask is None and replicas is None and _fused_fits(x, axes, _SMALL)
+    by_device = _StepsByDevice(_FusedSteps(axes, epsilon), by_formula)
+    steps: _Steps = by_device if fused else by_formula
     x_alone = tf.stop_gradient(x)  # see `_alone`
     centred = steps.moments(x_alone)
     moments = centred.bookkeeping()
@@ -114,6 +121,7 @@ def train(
     @tf.custom_gradient
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Any]:
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
+            dy = tf.convert_to_tensor(dy)  # what reads a part of y gives slices
             inputs = (x, scale, offset, dy, *([] if mask is None else [mask]))
             if forward_mode(*inputs):
                 return from_x_on(*inputs)
@@ -173,7 +181,15 @@ def inference(
     activation: str | None,
 ) -> Tensor:
     """See `Kernels.inference`."""
+    if isinstance(x, tf.RaggedTensor):
+        values = tensorflow_ragged.flat(x, axes)
+        parameters = mean, variance, scale, offset
+        y = inference(values.x, *parameters, values.axes, epsilon, activation)
+        return x.with_flat_values(y)
     x = _of_known_channels(x, mean, axes)
+    x, mean, variance, scale, offset = map(
+        tf.convert_to_tensor, (x, mean, variance, scale, offset)
+    )
     listened = forward_mode(x, mean, variance, scale, offset)
     if listened or not _fused_fits(x, axes, _SMALL_INFERENCE):
         # One operator less, which is one pass less, than to subtract the mean first.
@@ -188,6 +204,7 @@ def inference(
         x, mean, variance, scale, offset = inputs
 
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
+            dy = tf.convert_to_tensor(dy)
             if activation is not None:
                 # With this gradient, which has all the derivatives of its own.
                 again = of_running_graph(*inputs)
@@ -200,7 +217,7 @@ def inference(
         alone = _alone(*inputs)
         return _fused_inference(*(*alone, epsilon, activation)), gradients
 
-    return normalize(*map(tf.convert_to_tensor, (x, mean, variance, scale, offset)))
+    return normalize(x, mean, variance, scale, offset)
 
 
 def _fused_fits(x: Tensor, axes: Axes, least: int) -> bool:
