@@ -21,6 +21,7 @@ __all__ = [
     "replicas",
     "represents",
     "require_represented",
+    "same_device",
     "timing",
 ]
 
@@ -84,6 +85,11 @@ def recomputing(x: Tensor, state: Tensor) -> bool:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
     return _context is not None and bool(_context.recomputing(x, state))
+
+
+def same_device(x: Tensor, weight: Tensor) -> bool:
+    """Whether `x` lies where `weight` does, or the framework moves it by itself."""
+    return _context is None or bool(_context.same_device(x, weight))
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

@@ -71,3 +71,8 @@ def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return jax.lax.pcast(one, missing, to="varying") if missing else one
 
     return tuple(cast(one) for one in others)
+
+
+def same_device(x: Tensor, weight: Tensor) -> bool:
+    """See `keras_bn.backend.same_device`: JAX decides where it computes."""
+    return True

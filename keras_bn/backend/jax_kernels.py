@@ -20,6 +20,7 @@ gradient; reverse mode of any order is.
 
 import functools
 from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero

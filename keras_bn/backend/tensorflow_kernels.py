@@ -160,11 +160,6 @@ def _of_known_channels(x: Tensor, parameter: Tensor, axes: Axes) -> Tensor:
 usable = reference.usable
 
 
-def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """See `Kernels.ensure_shape`."""
-    return tf.ensure_shape(x, shape)
-
-
 def services() -> tuple[Service, ...]:
     """See `Kernels.services`."""
     return SERVICES

@@ -128,3 +128,8 @@ def _warn_once() -> None:
         UserWarning,
         stacklevel=2,
     )
+
+
+def same_device(x: Tensor, weight: Tensor) -> bool:
+    """See `keras_bn.backend.same_device`: Keras moves what it is asked to convert."""
+    return bool(x.device == weight.device)

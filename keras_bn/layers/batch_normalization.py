@@ -17,7 +17,7 @@ from keras_bn.ops import (
     statistics_dtype,
 )
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import recomputing, usable
+from keras_bn.ops.moving_average import recomputing, same_device, usable
 
 Shape = tuple[int | None, ...]
 
@@ -312,8 +312,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:
-        tensor = ops.is_tensor(x) or backend.is_keras_tensor(x)
-        return bool(tensor and backend.standardize_dtype(x.dtype) == self.input_dtype)
+        tensor = ops.is_tensor(x)
+        if not (tensor or backend.is_keras_tensor(x)):
+            return False
+        if tensor and self.built and not same_device(x, self.moving_mean.value):
+            return False
+        return bool(backend.standardize_dtype(x.dtype) == self.input_dtype)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """`layer_call` itself: `keras.RematScope` leaves this layer as it is.
