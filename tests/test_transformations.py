@@ -1,10 +1,12 @@
 """Whatever composes with Keras's layer composes with ours: one table.
 
 The rows are in `transformations/rows.py`, what they are applied to in `scenes.py`, how
-each backend does them in `in_<backend>.py`.
+each backend does them in `in_<backend>.py`. Keras's own layer goes through the table as
+well, and breaks exactly the rows that `keras_own.py` says.
 """
 
 import importlib
+from contextlib import nullcontext
 
 import keras
 import numpy as np
@@ -13,8 +15,9 @@ import pytest
 import frameworks
 import keras_bn
 from promises import assert_near
+from transformations import keras_own
 from transformations.rows import ROWS
-from transformations.scenes import SCENES, Call
+from transformations.scenes import SCENES, Call, Expected, Numbers
 
 BACKEND = keras.backend.backend()
 GLUE = importlib.import_module(f"transformations.in_{BACKEND}").Glue()
@@ -22,6 +25,8 @@ GLUE = importlib.import_module(f"transformations.in_{BACKEND}").Glue()
 pytestmark = pytest.mark.filterwarnings(
     # The rules of torch's forward mode are written in a language that it gives up.
     "ignore:`torch.jit:DeprecationWarning",
+    # Of `torch.func.linearize`, about a graph of its own.
+    "ignore:Attempted to insert a get_attr Node:UserWarning",
 )
 
 CASES = [
@@ -46,6 +51,38 @@ ALLOWED = {
 @pytest.mark.parametrize(("name", "scene"), CASES)
 def test_our_layer(name, scene):
     check(ROWS[name], name, SCENES[scene], keras_bn.BatchNormalization)
+
+
+@pytest.mark.parametrize(
+    ("name", "scene"),
+    [
+        (name, scene)
+        for name, scene in CASES
+        if scene in keras_own.SCENES and SCENES[scene].by == "layer"
+    ],
+)
+def test_kerass_layer(name, scene):
+    broken = keras_own.BREAKS[BACKEND].get((name, scene))
+    with pytest.raises(broken.error, match=broken.match) if broken else nullcontext():
+        check(ROWS[name], name, SCENES[scene], keras.layers.BatchNormalization)
+
+
+def test_every_method_has_a_row():
+    used = {row.does or name for name, row in ROWS.items() if BACKEND in row.where}
+    assert used == {name for name in dir(GLUE) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    "scene", [scene for scene in SCENES.values() if np.prod(scene.shape) < 1000]
+)
+def test_expected_quantities_agree(scene):
+    """The gradient is derived by hand, what is pushed forward by differences alone."""
+    numbers = Numbers(scene)
+    expected = Expected(scene, numbers)
+    for forward, backward in (("pushed", "gradient"), ("pushed_twice", "hvp")):
+        one = np.sum(getattr(expected, forward)() * numbers.upstream)
+        pairs = zip(getattr(expected, backward)(), numbers.tangent, strict=True)
+        assert one == pytest.approx(sum(np.sum(a * b) for a, b in pairs), abs=1e-8)
 
 
 def check(row, name, scene, layer_class):

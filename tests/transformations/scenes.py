@@ -42,6 +42,9 @@ SCENES = {
     "inference": Scene((6, 4), training=False),
     "inference_first_tanh": Scene((4, 3, 5), axis=1, training=False, activation="tanh"),
     "inference_large_relu": Scene((9, 16, 16, 64), training=False, activation="relu"),
+    "inference_large_first_tanh": Scene(
+        (9, 64, 16, 16), axis=1, training=False, activation="tanh"
+    ),
     "function": Scene((6, 4), by="function"),
     "function_large": Scene((9, 32, 8, 8), axis=1, by="function"),
     "function_inference": Scene((6, 4), training=False, by="function"),
