@@ -62,7 +62,8 @@ class Count(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         outputs = _tensors(result)
         self._transfer(name, args, outputs)
-        if name not in _FREE and any(t.is_cuda for t in (*inputs, *outputs)):
+        works = func.namespace != "prim" and name not in _FREE
+        if works and any(tensor.is_cuda for tensor in (*inputs, *outputs)):
             self._launch(name, inputs, outputs)
         return result
 
