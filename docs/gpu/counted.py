@@ -32,7 +32,14 @@ def row(way: str, contender: str, dtype: str, **counts: float | None) -> dict[st
 
 
 def write(rows: list[dict[str, Any]], versions: dict[str, str], path: Path | None):
-    """Writes rows and versions as JSON to `path`, or prints them."""
+    """Writes rows and versions as JSON to `path`, or prints them.
+
+    Rows in the file of a way that was not counted now, for want of a tool, stay.
+    """
+    ways = {row["way"] for row in rows}
+    if path is not None and path.exists():
+        before = json.loads(path.read_text())["rows"]
+        rows = rows + [row for row in before if row["way"] not in ways]
     document = {
         "input": "x".join(map(str, SHAPE)),
         "versions": versions,

@@ -85,8 +85,8 @@ def hlo(step: Any, x: Any) -> str:
     """The step as XLA is given it."""
     # TensorFlow has no GPU to name here; what it traces is the same for all.
     text = step.experimental_get_compiler_ir(x, x)(stage="hlo", platform_name="CPU")
-    # A variable's new value leaves in a copy, which the way into JAX's compiler does not
-    # know. Any operation without an effect will do.
+    # A variable's new value leaves in a copy, which the way into JAX's compiler does
+    # not know. Any operation without an effect will do.
     return text.replace(" copy(", " reshape(")
 
 

@@ -55,11 +55,19 @@ def transfers(name: str, shape: tuple[int, ...], training: bool) -> dict:
 
 
 def control() -> dict:
-    """One upload and one wait, so that a count that sees nothing is found out."""
+    """One of each, so that a count that sees nothing is found out."""
     with Count() as count:
-        tensor = torch.as_tensor(0.5, device="cuda")
-        assert tensor.item() == 1.0  # What `Count` answers to any question.
-    return {"uploads": count.uploads, "waits": count.waits}
+        x = torch.empty(100, device="cuda")
+        y = (x + 1).view(10, 10)
+        half = torch.as_tensor(0.5, device="cuda")
+        assert half.item() == 1.0  # What `Count` answers to any question.
+        assert y.sum().shape == ()
+    return {
+        "uploads": count.uploads,
+        "waits": count.waits,
+        "kernels": count.kernels(),
+        "bytes": round(count.passes(1)),
+    }
 
 
 def main() -> int:

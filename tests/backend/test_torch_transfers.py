@@ -28,10 +28,12 @@ def found():
     return json.loads(fresh_process.run([SCRIPT], "torch"))
 
 
-def test_an_upload_and_a_wait_would_be_seen(found):
+def test_what_is_counted_is_what_there_is(found):
     assert found["control"] == {
         "uploads": ["_to_copy"],
         "waits": ["_local_scalar_dense"],
+        "kernels": 3,  # The sum of two, the number's upload, the sum of all.
+        "bytes": (400 + 400) + (4 + 4) + (400 + 4),
     }
 
 
