@@ -35,7 +35,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure clean \
+.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure gpu passes clean \
     check-python check-backend
 
 help:
@@ -47,6 +47,9 @@ help:
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
 	@echo "make lint            ruff and mypy"
 	@echo "make measure         the benchmark on each backend, into docs/"
+	@echo "make gpu             the tests marked gpu and the benchmark on a GPU, with the"
+	@echo "                     Python at hand; DRY=1 runs the same on the CPU, small"
+	@echo "make passes          what a step moves on a GPU, counted without one, into docs/"
 	@echo "make clean           remove the virtual environments, caches and results"
 	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
 
@@ -70,7 +73,7 @@ lint: $(TEST)/installed
 
 $(BACKENDS:%=test-%): test-%: $(TEST)/installed
 	@echo "== Testing on $*"
-	@KERAS_BACKEND=$* $(TEST)/bin/python -m pytest -m "not once"
+	@KERAS_BACKEND=$* $(TEST)/bin/python -m pytest -m "not once and not gpu"
 
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
@@ -80,7 +83,7 @@ test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"
 	@export KERAS_BACKEND=tensorflow PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
 	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
-	    $(TEST)/bin/python -m pytest -m "not once" $(KERAS_MIN_TESTS)
+	    $(TEST)/bin/python -m pytest -m "not once and not gpu" $(KERAS_MIN_TESTS)
 
 # A quarter of an hour on two cores; nothing else should run meanwhile, so that PyTorch's
 # threads may wait for each other as they do by default.
@@ -92,10 +95,21 @@ measure: $(TEST)/installed
 	    files=docs/measurements/$$backend; \
 	    $$benchmark $$files.json --rounds $(ROUNDS) && \
 	    $$benchmark $$files-resnet20.json --model resnet20 --rounds $(ROUNDS) && \
+	    $$benchmark $$files-resnet20-projected.json --model resnet20-projected \
+	        --rounds $(ROUNDS) && \
 	    $$benchmark $$files-fold.json --model resnet20 --fold --rounds $(ROUNDS) && \
 	    $$benchmark $$files-tools.json --tools || exit 1; \
 	done
 	@$(TEST)/bin/python docs/fill_tables.py
+
+# On whatever Python is at hand, with its PYTHONPATH: nothing is installed there.
+gpu:
+	@PYTHONPATH="$(PYTHONPATH)" $(PYTHON) docs/gpu/measure.py \
+	    $(if $(DRY),--dry) $(GPU_BACKENDS:%=--backend %)
+
+# Needs tools of its own for all but PyTorch's eager steps, and says which.
+passes: $(TEST)/installed
+	@$(TEST)/bin/python docs/gpu/passes.py
 
 clean:
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results

@@ -1,6 +1,7 @@
 """Fills the performance tables of README.md, docs/performance.md and docs/tools.md.
 
-The numbers are those of docs/measurements/*.json, which `make measure` writes:
+The numbers are those of docs/measurements/*.json, which `make measure` writes, and
+`make passes` those that are counted:
 
     python docs/fill_tables.py          # rewrites the tables
     python docs/fill_tables.py --check  # fails if they are not up to date
@@ -15,11 +16,16 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 PAGES = {
     DOCS.parent / "README.md": ("summary",),
-    DOCS / "performance.md": ("full",),
+    DOCS / "performance.md": ("networks", "passes", "full"),
     DOCS / "tools.md": ("folded", "large"),
 }
 BACKENDS = ("torch", "jax", "tensorflow")
 IMAGES = ("image 56", "image 14", "image 112")
+NETWORKS = ("resnet20", "resnet20-projected", "resnet50")
+COUNTED = (
+    *("kernels", "passes", "saved", "temporary"),
+    *("uploads", "waits", "graph_breaks"),
+)
 NATIVE = {
     "torch": "torch.nn.BatchNorm2d",
     "jax": "flax.linen.BatchNorm",
@@ -39,7 +45,7 @@ def find(rows: list[dict], **wanted: str) -> list[dict]:
 
 def machine_line(machine: dict) -> str:
     """What the numbers were measured on, in one line."""
-    names = ("processor", "cores", "python", "keras", "torch", "jax", "tensorflow")
+    names = ("device", "processor", "cores", "python", "keras", *BACKENDS)
     return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
 
 
@@ -164,6 +170,63 @@ def large() -> str:
     return "\n".join([*lines, "", *machines("tools")])
 
 
+def networks() -> str:
+    """A row a network and backend: what normalization adds to a training step."""
+    lines = [
+        "| network | backend | step without norm, ms | keras_bn adds, ms | Keras's layer "
+        "adds, ms | ours over Keras's | paired rounds |\n"
+        "|---|---|--:|--:|--:|--:|--:|"
+    ]
+    found = [(name, b) for name in NETWORKS for b in measured(name)]
+    for name, backend in found:
+        rows = load(f"{backend}-{name}")["rows"]
+        (none,) = find(rows, contender="no norm")
+        ours, keras = (
+            find(rows, contender=one)[0]["added_ms"] for one in ("keras_bn", "keras")
+        )
+        # Below 0, a part of the other says nothing.
+        share = f"{ours / keras:.2f}" if ours > 0 and keras > 0 else "-"
+        lines.append(
+            f"| {name} | {backend} | {none['median_ms']:.0f} | {ours:+.1f} | "
+            f"{keras:+.1f} | {share} | {none.get('rounds', '-')} |"
+        )
+    names = dict.fromkeys(name for name, _ in found)
+    lines.append("")
+    lines += dict.fromkeys(line for name in names for line in machines(name))
+    return "\n".join(lines)
+
+
+def passes() -> str:
+    """What a training step would do on a GPU: counted, not measured."""
+    lines = [
+        "Each cell: float32, bfloat16.",
+        "",
+        "| backend | way | layer | kernels | passes | saved, inputs | temporary, inputs "
+        "| sent | waits | graph breaks |\n"
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    versions = {}
+    for backend in BACKENDS:
+        document = load(f"passes-{backend}")
+        versions |= document["versions"]
+        for way, contender in dict.fromkeys(
+            (row["way"], row["contender"]) for row in document["rows"]
+        ):
+            rows = find(document["rows"], way=way, contender=contender)
+            cells = [pair(rows, name) for name in COUNTED]
+            lines.append(f"| {backend} | {way} | {contender} | {' | '.join(cells)} |")
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join([*lines, "", f"Input {document['input']}; {named}."])
+
+
+def pair(rows: list[dict], name: str) -> str:
+    """A count in float32 and in bfloat16, in one cell; empty where there is none."""
+    counts = [find(rows, dtype=dtype)[0].get(name) for dtype in ("float32", "bfloat16")]
+    if None in counts:
+        return ""
+    return ", ".join(f"{n:.2f}" if isinstance(n, float) else str(n) for n in counts)
+
+
 def measured(name: str) -> list[str]:
     """The backends that there is a file of this name for."""
     folder = DOCS / "measurements"
@@ -176,7 +239,14 @@ def machines(name: str) -> list[str]:
     return [f"- {line}" for line in dict.fromkeys(lines)]
 
 
-TABLES = {"summary": summary, "full": full, "folded": folded, "large": large}
+TABLES = {
+    "summary": summary,
+    "full": full,
+    "folded": folded,
+    "large": large,
+    "networks": networks,
+    "passes": passes,
+}
 
 
 def filled(page: Path, names: tuple[str, ...]) -> str:

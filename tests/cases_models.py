@@ -41,6 +41,12 @@ NETWORKS = {
     "resnet20": Case(
         models.resnet, (9, 6, 3), {"depth": 20}, ("stage3_block3_out", (3, 2, 64))
     ),
+    "resnet20_projected": Case(
+        models.resnet,
+        (9, 6, 3),
+        {"depth": 20, "projection": True},
+        ("stage2_block1_shortcut", (5, 3, 32)),
+    ),
     "resnet20_v2": Case(
         models.resnet,
         (8, 12, 3),

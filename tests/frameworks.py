@@ -42,6 +42,9 @@ class _TensorFlow:
     def xla(self, function):
         return self.tf.function(function, jit_compile=True)
 
+    def platform(self, tensor):
+        return tensor.device.rpartition("device:")[2].partition(":")[0].lower()
+
     def float64(self):
         return contextlib.nullcontext()
 
@@ -76,6 +79,10 @@ class _Jax:
         return self.jax.jit(function)
 
     xla = compiled
+
+    def platform(self, tensor):
+        (device,) = tensor.devices()
+        return device.platform
 
     @contextlib.contextmanager
     def float64(self):
@@ -121,6 +128,9 @@ class _Torch:
 
     xla = compiled
 
+    def platform(self, tensor):
+        return tensor.device.type
+
     def float64(self):
         return contextlib.nullcontext()
 
@@ -139,6 +149,11 @@ def gradients(function, tensors, upstream):
     """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`."""
     y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream)
     return numpy(y), extra, [numpy(slope) for slope in slopes]
+
+
+def platform():
+    """The kind of device that Keras makes its tensors on: "cpu", or a GPU's name."""
+    return _FRAMEWORK.platform(keras.ops.convert_to_tensor(0.0))
 
 
 def second_gradient(function, x, upstream):

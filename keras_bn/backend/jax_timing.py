@@ -1,29 +1,62 @@
 """What the benchmark runs on JAX: steps of a layer, and the peers to compare with."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
-Step = Callable[[], object]
+from keras_bn.backend.peer import Peer, Step
 
 NATIVE = "flax.linen.BatchNorm" if importlib.util.find_spec("flax") else None
 WAYS = ("jit",)
 """How a step can run: JAX has one way worth timing."""
 
 
+_FLUSHED = 256 << 20
+"""Bytes to overwrite so that nothing is left of a cache: five times an H100's."""
+
+
+def _device() -> jax.Device:
+    """Where Keras makes its tensors."""
+    (device,) = keras.ops.convert_to_tensor(0.0).devices()
+    return device
+
+
 def versions() -> dict[str, str]:
-    """The backend's name and version."""
-    return {"backend": "jax", "jax": jax.__version__}
+    """The backend's name and version, and the device's name where there is one."""
+    found = {"backend": "jax", "jax": jax.__version__}
+    device = _device()
+    if device.platform != "cpu":
+        found["device"] = device.device_kind
+    return found
+
+
+def wait(result: Any) -> Any:
+    """Waits until the result is there, on CPU too; a device computes in order."""
+    return jax.block_until_ready(result)
+
+
+def flush() -> Step | None:
+    """What overwrites the device's cache; None on CPU, where the cache is the case."""
+    if _device().platform == "cpu":
+        return None
+    overwrite = jax.jit(lambda memory: memory + 1, donate_argnums=0)
+    memory = [jnp.zeros(_FLUSHED, "int8")]
+
+    def step() -> object:
+        memory[0] = overwrite(memory[0])
+        return memory[0]
+
+    return step
 
 
 def copy(x: Any) -> Step:
     """Reads x and writes as much: two passes over the tensor."""
     step = jax.jit(lambda x: x + 1)
-    return lambda: jax.block_until_ready(step(x))
+    return lambda: step(x)
 
 
 def least(x: Any, dy: Any) -> Step:
@@ -40,7 +73,7 @@ def least(x: Any, dy: Any) -> Step:
             lambda x, dy: x + dy,
         )
     ]
-    return lambda: jax.block_until_ready([one(x, dy) for one in passes])
+    return lambda: [one(x, dy) for one in passes]
 
 
 def training(layer: Any, x: Any, dy: Any, way: str) -> Step:
@@ -57,7 +90,7 @@ def training(layer: Any, x: Any, dy: Any, way: str) -> Step:
         )
         return y, pull_back(dy), state
 
-    return lambda: jax.block_until_ready(step(trainable, state, x, dy))
+    return lambda: step(trainable, state, x, dy)
 
 
 def inference(layer: Any, x: Any, way: str) -> Step:
@@ -65,18 +98,31 @@ def inference(layer: Any, x: Any, way: str) -> Step:
     del way
     trainable, state = _values(layer)
     step = jax.jit(lambda t, s, x: layer.stateless_call(t, s, x, training=False)[0])
-    return lambda: jax.block_until_ready(step(trainable, state, x))
+    return lambda: step(trainable, state, x)
+
+
+def model_training(model: Any, x: Any, labels: Any, way: str) -> Step:
+    """The gradients of the mean cross-entropy for all weights, without an update."""
+    del way
+    trainable, state = _values(model)
+
+    def loss(trainable: Any, state: Any, x: Any) -> Any:
+        logits, state = model.stateless_call(trainable, state, x, training=True)
+        likelihoods = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(likelihoods, labels[:, None], axis=1)
+        return -chosen.mean(), state
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    return lambda: step(trainable, state, x)
 
 
 def native(
     x: Any, dy: Any, axis: int, momentum: float, epsilon: float, way: str
-) -> Iterator[tuple[str, Step, Step]]:
-    """The framework's own layer: its name, a training step, an inference step.
-
-    And, beside it, the bare passes that XLA makes of batch normalization.
-    """
+) -> Iterator[Peer]:
+    """The bare passes that XLA makes of batch normalization, and the framework's."""
     del way
-    yield "bare passes", *_bare_passes(x, dy, axis)
+    train_bare, infer_bare = _bare_passes(x, dy, axis)
+    yield Peer("bare passes", lambda: train_bare, lambda: infer_bare)
     if NATIVE is None:
         return
     from flax import linen
@@ -87,22 +133,21 @@ def native(
     variables = layer.init(jax.random.key(0), x)
     weights, state = variables["params"], variables["batch_stats"]
 
+    def call(weights: Any, x: Any) -> Any:
+        variables = {"params": weights, "batch_stats": state}
+        return layer.apply(variables, x, mutable=["batch_stats"])
+
     @jax.jit
-    def train(weights: Any, state: Any, x: Any, dy: Any) -> Any:
-        y, pull_back, state = jax.vjp(
-            lambda weights, x: layer.apply(
-                {"params": weights, "batch_stats": state}, x, mutable=["batch_stats"]
-            ),
-            *(weights, x),
-            has_aux=True,
-        )
+    def train(weights: Any, x: Any, dy: Any) -> Any:
+        y, pull_back, state = jax.vjp(call, weights, x, has_aux=True)
         return y, pull_back(dy), state
 
     infer = jax.jit(fixed.apply)
-    yield (
+    yield Peer(
         NATIVE,
-        lambda: jax.block_until_ready(train(weights, state, x, dy)),
-        lambda: jax.block_until_ready(infer(variables, x)),
+        lambda: lambda: train(weights, x, dy),
+        lambda: lambda: infer(variables, x),
+        lambda: _kept(lambda *inputs: call(*inputs)[0], weights, x),
     )
 
 
@@ -128,10 +173,7 @@ def _bare_passes(x: Any, dy: Any, axis: int) -> tuple[Step, Step]:
         return sums, x * factor + level, dy * factor - (x * level + factor)
 
     infer = jax.jit(lambda x, factor, level: x * factor + level)
-    return (
-        lambda: jax.block_until_ready(train(x, dy, factor, level)),
-        lambda: jax.block_until_ready(infer(x, factor, level)),
-    )
+    return lambda: train(x, dy, factor, level), lambda: infer(x, factor, level)
 
 
 def saved_bytes(layer: Any, x: Any) -> int | None:
@@ -141,7 +183,11 @@ def saved_bytes(layer: Any, x: Any) -> int | None:
     def call(trainable: Any, x: Any) -> Any:
         return layer.stateless_call(trainable, state, x, training=True)[0]
 
-    _, pull_back = jax.jit(lambda *inputs: jax.vjp(call, *inputs))(trainable, x)
+    return _kept(call, trainable, x)
+
+
+def _kept(function: Any, weights: Any, x: Any) -> int:
+    _, pull_back = jax.jit(lambda *inputs: jax.vjp(function, *inputs))(weights, x)
     kept = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pull_back)}
     return sum(kept.values())
 

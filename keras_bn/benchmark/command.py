@@ -1,9 +1,9 @@
 """The command line of the benchmark."""
 
 import argparse
-import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,29 @@ from keras_bn._files import (
 )
 from keras_bn.backend import timing
 from keras_bn.benchmark import report
-from keras_bn.benchmark.layer import CASES, PASSES, Case, Row, run_case
+from keras_bn.benchmark.layer import CASES, PASSES, Case, Missing, Result, run_case
 from keras_bn.benchmark.model import (
-    added,
+    DEFAULT,
+    NETWORKS,
+    Run,
     run_folded,
     run_model,
     speed_of_folded,
 )
 from keras_bn.benchmark.tools import run_tools
 
-_WIDTH = 132
+Job = tuple[str, Callable[[Callable[[], object]], Result]]
+"""What to say of it, and what runs it, given a function to call after each round."""
+
+_WIDTH = 140
 _ROUNDS, _ROUNDS_OF_TOOLS = 25, 3
 _LEGEND = (
     "vs ours: time over that of the first line, in bold, median of the rounds. vs "
     "limit: time over that of as many passes over memory as the arithmetic needs, at a "
     "copy's speed. vs floor: time over that of the reads and writes that no layer does "
-    "without, as plain operators. saved: kept for the backward pass, in inputs."
+    "without, as plain operators. saved: kept for the backward pass, in inputs. added "
+    "ms: to the step without norm; the difference is taken in each round of turns, and "
+    "its median over the rounds reported."
 )
 _TOOLS_LEGEND = (
     "copies: memory at its highest in sizes of the model, the model itself included."
@@ -72,28 +79,39 @@ def main(
 def _run(options: argparse.Namespace) -> None:
     # Into a file or a pipe, as wide as the table; on a terminal, as wide as that is.
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    rows: list[Any] = []
+    missing: list[Missing] = []
     with Progress(console=console, transient=True) as progress:
-        rows = _measure(options, progress)
+        for found, not_found in _measure(options, progress):
+            rows += found
+            missing += not_found
+            if options.json:  # A run that is cut short leaves what it has.
+                _write(options, options.json, report.write_json, rows, missing)
     if options.tools:
         console.print(report.tools_table(rows))
         console.print(_TOOLS_LEGEND, style="dim")
     else:
         console.print(report.table(rows))
         console.print(_LEGEND, style="dim")
+    for one in missing:
+        console.print(f"{one.contender}, {one.case}, {one.way}: {one.reason}")
     if options.fold:
         console.print(
             f"The folded model is {speed_of_folded(rows):.2f} times as fast as the "
             "one built without norm."
         )
     elif options.model:
-        ours, keras_s = added(rows)
-        console.print(
-            f"Normalization adds {ours:.0f} ms to the step without norm; Keras's layer "
-            f"adds {keras_s:.0f} ms."
-        )
-    for path, save in ((options.json, report.write_json), (options.plot, report.plot)):
-        if path:
-            write(path, options.force, functools.partial(save, rows))
+        for line in report.added_lines(rows):
+            console.print(line)
+    if options.plot:
+        _write(options, options.plot, report.plot, rows)
+
+
+def _write(
+    options: argparse.Namespace, path: Path, save: Callable[..., None], *results: Any
+) -> None:
+    # What was there when the command began was looked at then.
+    write(path, True, lambda target: save(*results, target))
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -103,7 +121,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         Failure: An output exists, or cannot be written.
     """
     ways = _ways()
+    if options.way is None:
+        options.way = DEFAULT if options.model else ways[0]
     options.ways = ways if options.way == "all" else options.way.split(",")
+    if options.model:
+        ways = (DEFAULT, *ways)
     known = [case.name for case in CASES]
     for name, given, allowed in (
         ("--way", options.ways, ways),
@@ -117,11 +139,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             )
     if options.rounds is None:
         options.rounds = _ROUNDS_OF_TOOLS if options.tools else _ROUNDS
-    for name in ("rounds", "batch"):
-        if getattr(options, name) < 1:
+    for name in ("rounds", "batch", "side"):
+        given = getattr(options, name)
+        if given is not None and given < 1:
             parser.error(
-                f"Argument --{name} must be a whole number above 0. "
-                f"Received: {getattr(options, name)}"
+                f"Argument --{name} must be a whole number above 0. Received: {given}"
             )
     if options.fold and not options.model:
         parser.error("Argument --fold needs --model, whose inference it times")
@@ -138,28 +160,36 @@ def _ways() -> tuple[str, ...]:
         raise Failure(UNREADABLE, str(error)) from error
 
 
-def _measure(options: argparse.Namespace, progress: Progress) -> list[Any]:
-    """`Row`s, or `ToolRow`s with --tools."""
-    if options.model or options.tools:
-        task = progress.add_task(options.model or "tools", total=options.rounds)
-
-        def tick() -> None:
-            progress.advance(task)
-
-        if options.tools:
-            return run_tools(options.rounds, tick)
-        run = run_folded if options.fold else run_model
-        return run(options.batch, options.rounds, tick)
-    modes = options.mode.split(",")
-    jobs = [(c, m, w) for c in _cases(options) for m in modes for w in options.ways]
+def _measure(
+    options: argparse.Namespace, progress: Progress
+) -> Iterator[tuple[Sequence[Any], Sequence[Missing]]]:
+    """A `Result` a job; with --tools `ToolRow`s."""
+    if options.tools:
+        task = progress.add_task("tools", total=options.rounds)
+        yield run_tools(options.rounds, lambda: progress.advance(task)), ()
+        return
+    jobs = list(_model_jobs(options) if options.model else _layer_jobs(options))
     task = progress.add_task("", total=len(jobs) * options.rounds)
-    rows: list[Row] = []
-    for case, mode, way in jobs:
-        progress.update(task, description=f"{case.name}, {mode}, {way}")
-        rows += run_case(
-            case, mode, way, options.rounds, lambda: progress.advance(task)
-        )
-    return rows
+    for description, job in jobs:
+        progress.update(task, description=description)
+        yield job(lambda: progress.advance(task))
+
+
+def _model_jobs(options: argparse.Namespace) -> Iterator[Job]:
+    run = Run(options.model, options.batch, options.rounds, options.side)
+    if options.fold:
+        yield options.model, partial(run_folded, run)
+        return
+    for way in options.ways:
+        yield f"{options.model}, {way}", partial(run_model, run, way)
+
+
+def _layer_jobs(options: argparse.Namespace) -> Iterator[Job]:
+    for case in _cases(options):
+        for mode in options.mode.split(","):
+            for way in options.ways:
+                job = partial(run_case, case, mode, way, options.rounds)
+                yield f"{case.name}, {mode}, {way}", job
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
@@ -218,11 +248,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add(
         "--way",
-        default=ways[0],
-        help=f"how steps run, out of {', '.join(ways)}, or all; {ways[0]} by default",
+        help=f"how steps run, out of {', '.join(ways)}, or all; {ways[0]} by default, "
+        "and with --model Keras's train_on_batch",
     )
     add("--rounds", type=int, help="how often each one runs (25; with --tools 3)")
-    add("--model", choices=["resnet20"], help="whole training steps of this model")
+    add("--model", choices=list(NETWORKS), help="whole training steps of it")
     add(
         "--fold",
         action="store_true",
@@ -234,6 +264,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="convert, fold and inspect a model of 1,000 layers: time and memory",
     )
     add("--batch", type=int, default=128, help="images a step for --model (128)")
+    add("--side", type=int, help="of the images for --model (32, of resnet50 224)")
     add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     add("--plot", type=Path, metavar="FILE", help="write a picture (needs matplotlib)")
     add("--force", action="store_true", help="overwrite the outputs")

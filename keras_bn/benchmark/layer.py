@@ -1,13 +1,15 @@
 """One layer on one input: training and inference steps of all contenders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_bn.backend import timing
-from keras_bn.benchmark.measure import Step, interleaved
+from keras_bn.backend.peer import Peer, Step
+from keras_bn.benchmark.measure import interleaved
 from keras_bn.layers import BatchNormalization
 
 OURS, KERAS, EMPTY = "keras_bn", "keras", "empty layer"
@@ -60,6 +62,9 @@ class Row(NamedTuple):
         limit_ms: The time of as many passes as `PASSES` says at a copy's speed.
         floor_ms: In training, the time of the least passes, as plain operators.
         saved: What is kept for the backward pass, in inputs.
+        rounds: How many rounds `median_ms`, `ratio` and `added_ms` are medians of. In
+            each, all contenders run in turns, and only then is a ratio or a difference
+            taken: they are paired.
     """
 
     case: str
@@ -76,6 +81,26 @@ class Row(NamedTuple):
     limit_ms: float | None
     floor_ms: float | None
     saved: float | None
+    rounds: int
+
+
+class Missing(NamedTuple):
+    """A contender that has no row, and why. The names are those of `Row`."""
+
+    case: str
+    shape: str
+    dtype: str
+    mode: str
+    way: str
+    contender: str
+    reason: str
+
+
+class Result(NamedTuple):
+    """What was timed, and what could not be."""
+
+    rows: list[Row]
+    missing: list[Missing]
 
 
 class Empty(keras.layers.Layer):  # type: ignore[misc]
@@ -88,7 +113,7 @@ class Empty(keras.layers.Layer):  # type: ignore[misc]
 
 def run_case(
     case: Case, mode: str, way: str, rounds: int, tick: Callable[[], object]
-) -> list[Row]:
+) -> Result:
     """Times all contenders on a case, in turns, and a copy of the input with them.
 
     Args:
@@ -99,44 +124,66 @@ def run_case(
         tick: Called after each round.
 
     Returns:
-        A `Row` per contender.
+        A `Row` per contender, or why there is none.
     """
     framework = timing()
     x, dy = (_random(case, seed) for seed in (0, 1))
-    contenders: dict[str, Step] = {}
+    steps: dict[str, Step] = {}
     saved: dict[str, float | None] = {}
-    for name, layer in _layers(case, mode, way):
+    missing: list[Missing] = []
+    shape = "x".join(map(str, case.shape))
+    place = (case.name, shape, case.dtype, mode, way)
+    for peer in _peers(case, mode, way, x, dy):
+        try:
+            make = peer.training if mode == "training" else peer.inference
+            steps[peer.name] = make()
+        except NotImplementedError as error:
+            missing.append(Missing(*place, peer.name, str(error)))
+            continue
         if mode == "training":
-            contenders[name] = framework.training(layer, x, dy, way)
-            kept = framework.saved_bytes(layer, x)
-            saved[name] = None if kept is None else kept / _bytes(case)
-        else:
-            contenders[name] = framework.inference(layer, x, way)
-    for name, train, infer in framework.native(
-        x, dy, case.axis, MOMENTUM, EPSILON, way
-    ):
-        contenders[name] = train if mode == "training" else infer
-    copy = framework.copy(x)
-    yardsticks = {"copy": copy}
+            kept = peer.saved()
+            saved[peer.name] = None if kept is None else kept / _bytes(case)
+    if OURS not in steps:  # There is nothing to compare with.
+        return Result([], missing)
+    yardsticks = {"copy": framework.copy(x)}
     if mode == "training":
         yardsticks["least"] = framework.least(x, dy)
-    timings = interleaved({**contenders, **yardsticks}, rounds, tick)
+    timings = interleaved(
+        {**steps, **yardsticks},
+        rounds,
+        tick,
+        wait=framework.wait,
+        flush=framework.flush(),
+    )
     limit = timings.pop("copy").median / 2 * PASSES[mode]
     floor = timings.pop("least").median if mode == "training" else None
-    shape = "x".join(map(str, case.shape))
-    return [
+    rows = [
         Row(
-            case.name,
-            shape,
-            case.dtype,
-            mode,
-            way,
+            *place,
             name,
-            *(times.median, times.low, times.high, times.ratio, None, limit, floor),
-            saved.get(name),
+            *times[:4],
+            added_ms=None,
+            limit_ms=limit,
+            floor_ms=floor,
+            saved=saved.get(name),
+            rounds=rounds,
         )
         for name, times in timings.items()
     ]
+    return Result(rows, missing)
+
+
+def _peers(case: Case, mode: str, way: str, x: Any, dy: Any) -> Iterator[Peer]:
+    """All contenders, ours first."""
+    framework = timing()
+    for name, layer in _layers(case, mode, way):
+        yield Peer(
+            name,
+            partial(framework.training, layer, x, dy, way),
+            partial(framework.inference, layer, x, way),
+            partial(framework.saved_bytes, layer, x),
+        )
+    yield from framework.native(x, dy, case.axis, MOMENTUM, EPSILON, way)
 
 
 def _layers(case: Case, mode: str, way: str) -> list[tuple[str, keras.Layer]]:

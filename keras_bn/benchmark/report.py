@@ -13,7 +13,8 @@ from rich.table import Table
 
 import keras_bn
 from keras_bn.backend import timing
-from keras_bn.benchmark.layer import Row
+from keras_bn.benchmark.layer import KERAS, OURS, Missing, Row
+from keras_bn.benchmark.model import added
 from keras_bn.benchmark.tools import ToolRow
 
 
@@ -45,7 +46,10 @@ def table(rows: Sequence[Row]) -> Table:
     result = _titled()
     for name in ("case", "mode", "way", "layer"):
         result.add_column(name)
-    for name in ("median ms", "quartiles", "vs ours", "vs limit", "vs floor", "saved"):
+    numbers = ["vs ours", "vs limit", "vs floor", "saved"]
+    if any(row.mode == "step" for row in rows):
+        numbers = ["vs ours", "added ms"]
+    for name in ("median ms", "quartiles", *numbers):
         result.add_column(name, justify="right")
     for (case, shape, dtype, mode, way), lines in groupby(rows, lambda row: row[:5]):
         for i, row in enumerate(lines):
@@ -56,13 +60,35 @@ def table(rows: Sequence[Row]) -> Table:
                 f"{row.median_ms:.2f}",
                 f"{row.low_ms:.2f} to {row.high_ms:.2f}",
                 "" if i == 0 else f"{row.ratio:.2f}",
-                f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
-                f"{row.median_ms / row.floor_ms:.2f}" if row.floor_ms else "",
-                "" if row.saved is None else f"{row.saved:.2f}",
+                *_further(row),
                 style="bold" if i == 0 else None,
             )
         result.add_section()
     return result
+
+
+def _further(row: Row) -> list[str]:
+    """What the last columns hold."""
+    if row.mode == "step":
+        return ["" if row.added_ms is None else f"{row.added_ms:+.2f}"]
+    return [
+        f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
+        f"{row.median_ms / row.floor_ms:.2f}" if row.floor_ms else "",
+        "" if row.saved is None else f"{row.saved:.2f}",
+    ]
+
+
+def added_lines(rows: Sequence[Row]) -> list[str]:
+    """A sentence a way: what normalization adds to the step without norm."""
+    lines = []
+    for way, group in groupby(rows, lambda row: row.way):
+        found = list(group)
+        by = added(found)
+        line = f"{found[0].case}, {way}: normalization adds {by[OURS]:.2f} ms"
+        if KERAS in by:
+            line += f", Keras's layer {by[KERAS]:.2f} ms"
+        lines.append(f"{line} (medians of {found[0].rounds} paired rounds).")
+    return lines
 
 
 def tools_table(rows: Sequence[ToolRow]) -> Table:
@@ -87,12 +113,16 @@ def _titled() -> Table:
     return Table(title=title, title_justify="left")
 
 
-def write_json(rows: Sequence[Row] | Sequence[ToolRow], path: Path) -> None:
-    """Writes machine and rows."""
+def write_json(
+    rows: Sequence[Row] | Sequence[ToolRow], missing: Sequence[Missing], path: Path
+) -> None:
+    """Writes machine and rows, and which rows there could not be."""
     document: dict[str, Any] = {
         "machine": machine(),
         "rows": [row._asdict() for row in rows],
     }
+    if missing:
+        document["missing"] = [one._asdict() for one in missing]
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -116,7 +146,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.set_title(f"{mode} ({way})", loc="left")
     backend = machine()
     figure.suptitle(
-        f"Batch normalization on {backend['backend']}, {backend['processor']}"
+        f"Batch normalization on {backend['backend']}, "
+        f"{backend.get('device', backend['processor'])}"
     )
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)

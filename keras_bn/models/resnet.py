@@ -63,6 +63,7 @@ def resnet(
     input_shape: tuple[int | None, ...] | None = None,
     classes: int | None = None,
     preactivation: bool = False,
+    projection: bool | None = None,
     norm: Norm | None = BatchNormalization,
     classifier_activation: Any = "softmax",
 ) -> keras.Model:
@@ -76,6 +77,7 @@ def resnet(
     bottleneck is at its 3x3 convolution, as in most implementations today.
     Small images (section 4.2): depth 20, 32, 44, 56, 110; a shortcut that changes shape
     takes every second pixel and pads the channels with zeros, and has no weights.
+    `projection` makes it the one or the other.
 
     Trainable parameters with the default norm:
 
@@ -98,6 +100,8 @@ def resnet(
         classes: Number of outputs, at least 1; by default 1,000, or 10 for the small
             form.
         preactivation: Whether norm and ReLU come before the convolutions: version 2.
+        projection: Whether a shortcut that changes shape is a 1x1 convolution (option B
+            of section 3.3) rather than padded (option A); by default as said above.
         norm: None, or what makes a norm layer from the keywords `axis` and `name`: a
             layer's class, or `functools.partial` of one. Which side of the ReLU it
             stands on is `preactivation`'s to say.
@@ -130,7 +134,8 @@ def resnet(
     blocks = Blocks(norm)
     residual = _version2 if preactivation else _version1
     branch, stages = SMALL[depth] if small else IMAGENET[depth]
-    shorten = _padded if small else _projected
+    projected = not small if projection is None else projection
+    shorten = _projected if projected else _padded
 
     inputs = keras.Input(shape)
     x = _small_stem(blocks, inputs) if small else _imagenet_stem(blocks, inputs)

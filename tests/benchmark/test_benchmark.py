@@ -8,10 +8,11 @@ import keras
 import pytest
 
 from keras_bn.backend import timing
+from keras_bn.backend.peer import Peer
 from keras_bn.benchmark import interleaved
 from keras_bn.benchmark.command import main
 from keras_bn.benchmark.layer import CASES
-from keras_bn.benchmark.model import NORMS
+from keras_bn.benchmark.model import NETWORKS, NORMS
 from keras_bn.benchmark.tools import TOOLS
 from keras_bn.models import resnet
 
@@ -83,6 +84,68 @@ def test_added_is_the_median_of_differences_in_the_same_round():
     assert timings["none"].added == 0
 
 
+def test_the_flush_is_timed_in_the_same_round_and_taken_off():
+    # A turn of "one" and of "flush": start and end. One round of 7 - 4, one of 9 - 1.
+    seconds = [0, 7, 0, 4, 0, 9, 0, 1]
+    clock = itertools.accumulate(map(float, seconds))
+    calls = []
+    with unittest.mock.patch("time.perf_counter", side_effect=clock):
+        timings = interleaved(
+            {"one": lambda: calls.append("one")},
+            2,
+            warm_up=0,
+            flush=lambda: calls.append("flush"),
+        )
+    assert timings["one"].median == pytest.approx(1e3 * (3 + 8) / 2)
+    assert calls == ["flush", "one", "flush"] * 2
+
+
+def test_every_result_is_waited_for():
+    waited = []
+    interleaved({"one": lambda: "result"}, 2, warm_up=1, turn=0.0, wait=waited.append)
+    assert waited == ["result"] * 3
+
+
+@pytest.mark.parametrize("network", ["resnet20-projected", "resnet20"])
+def test_a_network_s_steps_are_paired(network, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    way = timing().WAYS[0]
+    arguments = ["--model", network, "--batch", "1", "--side", "8", "--rounds", "2"]
+    assert main([*arguments, "--way", way, "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    rows = document["rows"]
+    assert [row["contender"] for row in rows] == ["keras_bn", "keras", "no norm"]
+    assert {(row["case"], row["way"], row["rounds"]) for row in rows} == {
+        (network, way, 2)
+    }
+    assert rows[-1]["added_ms"] == 0
+    assert "medians of 2 paired rounds" in capsys.readouterr().out
+
+
+def test_the_projected_network_has_relu_layers_apart_and_convolutions_as_shortcuts():
+    layers = NETWORKS["resnet20-projected"].build(norm=NORMS["keras_bn"]).layers
+    names = [layer.name for layer in layers]
+    assert "stage2_block1_shortcut_norm" in names
+    assert "stage2_block1_conv1_activation" in names
+    assert {layer.activation.__name__ for layer in layers if "norm" in layer.name} == {
+        "linear"
+    }
+
+
+def test_a_contender_that_does_not_run_that_way_is_named(monkeypatch, tmp_path, capsys):
+    def refuse(*arguments):
+        raise NotImplementedError("it waits")
+
+    monkeypatch.setattr(timing(), "native", lambda *a: [Peer("peer", refuse, refuse)])
+    file = tmp_path / "result.json"
+    assert main([*SMALL, "--mode", "training", "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert "peer" not in [row["contender"] for row in document["rows"]]
+    (missing,) = document["missing"]
+    assert (missing["contender"], missing["reason"]) == ("peer", "it waits")
+    assert "peer, given, " in capsys.readouterr().out
+
+
 def test_tools_on_a_small_deep_model(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("keras_bn.benchmark.tools._BLOCKS", 1)
     monkeypatch.setattr("keras_bn.benchmark.tools._TRIPLES", 2)
@@ -145,6 +208,7 @@ def test_norms_differ_in_nothing_else():
 
 
 def test_timing_offers_the_same_on_every_backend():
-    assert {"WAYS", "copy", "inference", "native", "saved_bytes", "training"} <= set(
-        dir(timing())
-    )
+    assert {
+        *("WAYS", "copy", "flush", "inference", "least", "model_training", "native"),
+        *("saved_bytes", "training", "versions", "wait"),
+    } <= set(dir(timing()))
