@@ -34,12 +34,12 @@ FRAMEWORKS = ("tensorflow", "jax", "torch")
 
 # The packages, other than Keras and NumPy, that a module or those under it may import.
 OUTSIDE = {
-    **{f"keras_bn.backend.{name}_kernels": {name} for name in FRAMEWORKS},
-    **{f"keras_bn.backend.{name}_timing": {name} for name in FRAMEWORKS},
-    **{f"keras_bn.backend.{name}_context": {name} for name in FRAMEWORKS},
-    "keras_bn.backend.tensorflow_cpu": {"tensorflow"},
-    "keras_bn.backend.tensorflow_ragged": {"tensorflow"},
-    "keras_bn.backend.torch_synchronized": {"torch"},
+    # A file of a framework's says so in its name.
+    **{
+        f"keras_bn.backend.{file.stem}": {name}
+        for name in FRAMEWORKS
+        for file in (ROOT / "keras_bn" / "backend").glob(f"{name}_*.py")
+    },
     "keras_bn.benchmark": {"matplotlib", "rich"},
     "keras_bn.tools._plot": {"matplotlib"},
     "keras_bn.tools._table": {"rich"},
@@ -68,11 +68,13 @@ PUBLIC = {
     "keras_bn.backend": [
         "Service",
         "describe",
+        "ensure_shape",
         "kernels",
         "recomputing",
         "replicas",
         "represents",
         "require_represented",
+        "same_device",
         "timing",
     ],
     "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],

@@ -45,7 +45,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, axes: Axes) -> Tensor:
-    """A sixteenth of `x` or more, by whose mean `centred_moments` can centre all of it.
+    """A part of `x`, a 32nd or more, by whose mean `centred_moments` can centre all of it.
 
     A slice of x as it is, so that nobody has to widen all of it first.
     """
@@ -57,7 +57,7 @@ def sample(x: Tensor, axes: Axes) -> Tensor:
     return x[(slice(None),) * axis + (part,)]
 
 
-_SHARES = 16
+_SHARES = 32
 
 
 def centred_moments(

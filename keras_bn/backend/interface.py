@@ -210,3 +210,11 @@ class Kernels(Protocol):
         False where `count` is 0, and where mean or variance is not finite. A kernel
         that can afford a look at the values says True where it is so for all channels.
         """
+
+    def moving_average(
+        self, average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+    ) -> Tensor:
+        """`average * momentum + value * (1 - momentum)` where `where`, else `average`.
+
+        Both are of one dtype.
+        """

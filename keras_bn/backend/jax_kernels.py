@@ -60,6 +60,7 @@ def services() -> tuple[Service, ...]:
 
 inference = reference.inference
 usable = reference.usable
+moving_average = reference.moving_average
 ensure_shape = reference.ensure_shape
 
 

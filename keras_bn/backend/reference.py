@@ -79,3 +79,11 @@ def usable(moments: Moments) -> Tensor | bool:
     """See `Kernels.usable`."""
     # One of the two is not finite exactly where their sum is not: variances are >= 0.
     return ops.isfinite(moments.mean + moments.variance) & (moments.count > 0)
+
+
+def moving_average(
+    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+) -> Tensor:
+    """See `Kernels.moving_average`."""
+    moved = average * momentum + value * (1.0 - momentum)
+    return moved if where is True else ops.where(where, moved, average)

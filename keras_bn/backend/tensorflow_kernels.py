@@ -158,6 +158,7 @@ def _of_known_channels(x: Tensor, parameter: Tensor, axes: Axes) -> Tensor:
 
 
 usable = reference.usable
+moving_average = reference.moving_average
 
 
 def services() -> tuple[Service, ...]:

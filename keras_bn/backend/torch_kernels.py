@@ -247,6 +247,13 @@ def train(
     replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    if activation is not None and torch.compiler.is_compiling():
+        # Inductor fuses it by itself, and keeps its sign. An activation in the gradient
+        # it would write out in float32, to read it three times.
+        y, moments = train(
+            *(x, scale, offset, axes, epsilon, mask, correction, None, replicas)
+        )
+        return activate(activation, y), moments
     call = _Call(x, scale, offset, axes, epsilon, mask, activation, replicas)
     parts = next(choice.parts(call) for choice in _CHOICES if choice.serves(call))
     if parts is None:
@@ -377,6 +384,7 @@ def _as_exporters_know(
 
 
 ensure_shape = reference.ensure_shape
+moving_average = reference.moving_average
 
 
 def usable(moments: Moments) -> Tensor | bool:

@@ -1,6 +1,6 @@
 """The exponential moving average of the batch statistics."""
 
-from keras import backend, ops
+from keras import backend
 
 from keras_bn.backend import kernels
 from keras_bn.backend import recomputing as recomputing
@@ -40,8 +40,7 @@ def moving_average(
     momentum = momentum_in_range("momentum", momentum)
     average = as_tensor(average)
     value = as_tensor(value, backend.standardize_dtype(average.dtype))
-    moved = average * momentum + value * (1.0 - momentum)
-    return moved if where is True else ops.where(where, moved, average)
+    return kernels().moving_average(average, value, momentum, where)
 
 
 def usable(moments: Moments) -> Tensor | bool:

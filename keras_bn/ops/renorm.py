@@ -57,15 +57,19 @@ def renorm_correction(
     limits = renorm_limits(clipping)
     mean = ops.convert_to_tensor(mean)
 
-    def tensor(value: Tensor | float) -> Tensor:
-        # The limits too: on torch, a Python number would be rounded to float32.
+    def tensor(value: Tensor) -> Tensor:
         return ops.convert_to_tensor(value, dtype=mean.dtype)
 
+    def constant(value: float) -> Tensor:
+        # On torch, `ops.clip` would round a number to float32, and `ops.full` send it
+        # to the device.
+        return ops.ones_like(mean) * value
+
     def limit(key: str, otherwise: float) -> Tensor:
-        return tensor(limits.get(key, otherwise))
+        return constant(limits.get(key, otherwise))
 
     # The moving deviation may start at 0 (a zeros initializer): never divide by it.
-    stddev = ops.clip(tensor(renorm_stddev), tensor(epsilon**0.5), tensor(math.inf))
+    stddev = ops.clip(tensor(renorm_stddev), constant(epsilon**0.5), constant(math.inf))
     r = ops.sqrt(tensor(variance) + epsilon) / stddev
     d = (mean - tensor(renorm_mean)) / stddev
     r = ops.clip(r, limit("rmin", -math.inf), limit("rmax", math.inf))
