@@ -72,19 +72,19 @@ def replicas() -> Replicas | None:
     return _context.replicas() if _context else None
 
 
-def recomputing(x: Tensor, state: Tensor) -> bool:
+def recomputing(update: Tensor, state: Tensor) -> bool:
     """Whether this forward pass repeats an earlier one, for activation checkpointing.
 
     State must not move a second time then.
 
     Args:
-        x: An input of the running call.
-        state: The value of a variable that it would update.
+        update: A result of the running call that a variable is to take in.
+        state: The value of that variable.
 
     Raises:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
-    return _context is not None and bool(_context.recomputing(x, state))
+    return _context is not None and bool(_context.recomputing(update, state))
 
 
 def same_device(x: Tensor, weight: Tensor) -> bool:

@@ -5,9 +5,11 @@ Replicas are the devices along the manual axes of `shard_map` and `pmap`. Under
 there, and so are statistics of them.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import keras
 
 from keras_bn.backend.interface import Tensor
 
@@ -36,18 +38,17 @@ def replicas() -> ManualAxes | None:
     return ManualAxes(names) if names else None
 
 
-def recomputing(x: Tensor, state: Tensor) -> bool:
+def recomputing(update: Tensor, state: Tensor) -> bool:
     """See `keras_bn.backend.recomputing`: JAX traces a checkpointed call once.
 
     Raises:
-        ValueError: The call is traced by `jax.checkpoint` alone, without its state: an
-            update could not get out.
+        ValueError: The call is traced without its state: an update could not get out.
     """
-    trace = getattr(x, "_trace", None)
-    traced_for = getattr(
-        getattr(getattr(trace, "frame", None), "debug_info", None), "traced_for", ""
-    )
-    if traced_for == "checkpoint / remat" and getattr(state, "_trace", None) != trace:
+    trace = getattr(update, "_trace", None)
+    if trace is None or getattr(state, "_trace", None) == trace:
+        return False
+    traced = getattr(getattr(trace, "frame", None), "debug_info", None)
+    if getattr(traced, "traced_for", "") == "checkpoint / remat":
         raise ValueError(
             "Moving statistics cannot be updated inside `keras.remat` or "
             "`jax.checkpoint` on JAX: what happens there can only come out as a "
@@ -55,7 +56,28 @@ def recomputing(x: Tensor, state: Tensor) -> bool:
             "its input alone, and is not recomputed), or checkpoint a function of the "
             "state: `jax.checkpoint(model.stateless_call)`. Received: training=True"
         )
+    source = Path(getattr(traced, "func_filename", None) or "")
+    if source.parts[-5:] == ("keras", "src", "backend", "jax", "rnn.py"):
+        raise ValueError(
+            "Moving statistics cannot be updated inside the loop of `keras.layers.RNN` "
+            "on JAX: it carries the states of the cell, and no others. Use "
+            "`RNN(cell, unroll=True)`, or have the cell call the layer within "
+            "`keras_bn.no_update()`. Received: training=True"
+        )
+    if not _collects_updates():
+        raise ValueError(
+            "Moving statistics cannot be updated by a call that JAX traces (for `jit`, "
+            "`vmap`, `scan`, ...) unless they come out as a result. Use "
+            "`stateless_call`, which returns them, or call the layer within "
+            "`keras_bn.no_update()`. Received: training=True"
+        )
     return False
+
+
+def _collects_updates() -> bool:
+    """Whether a `keras.StatelessScope`, as of `stateless_call`, is around this call."""
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
 
 
 def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

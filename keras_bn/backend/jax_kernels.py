@@ -1,21 +1,21 @@
 """Batch normalization on JAX: the formulas, with the gradient written out.
 
-XLA fuses them by itself, but for three things on CPU:
+The tangent and the gradient are each other's transpose (`jax_linear`), so that forward
+mode, reverse mode and all orders of both come from one rule. XLA fuses the formulas by
+itself. Off the CPU the moments are taken in one pass, about a sampled centre. On the
+CPU three things go wrong by themselves:
 
 - It would share `x - centre` between the forward and the backward pass: a second copy
   of the input in memory. A barrier keeps it from knowing that x is the same x.
 - Its reductions take in products, but for a per-channel operand they first write a
   tensor as large as x. Where the mean of every channel is within a few deviations of
-  zero, the sums of x, x² and g * x serve as well, and need none; elsewhere, and on
-  every other platform, it is the centred sums.
+  zero, the sums of x, x² and g * x serve as well, and need none; elsewhere it is the
+  centred sums.
 - It would compute the output again for every reader, and in a network that means from
   block to block back to the first: convolutions read it through strided copies, which
   are slow enough as they are. What leaves a branch of a `cond` is in memory. (dx is so
   by the last operation of `formulas.gradients`; a `cond` around it would leave other
   cores without work.)
-
-Forward-mode differentiation (`jax.jvp`) is not available through a written-out
-gradient; reverse mode of any order is.
 """
 
 import functools
@@ -47,7 +47,7 @@ SERVICES = (
     Service(
         "training, every input",
         "jax_kernels",
-        "the formulas under XLA, gradient written out; saves the input alone",
+        "the formulas under XLA, derivatives written out; saves the input alone",
     ),
     Service("inference, every input", "reference", "keras.ops, fused by XLA"),
 )
@@ -100,23 +100,22 @@ def _normalize(
 
 
 def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
-    values = formulas.widen(x)
     centred = _moments(x, axes, mask, replicas)
 
-    def normalized(values: Tensor, centre: Tensor) -> Tensor:
+    def normalized(x: Tensor, centre: Tensor) -> Tensor:
         moments = centred._replace(centre=centre)
-        y = formulas.normalize(values, scale, offset, moments, axes, epsilon)
+        y = formulas.normalize(x, scale, offset, moments, axes, epsilon)
         return activate(activation, y).astype(x.dtype)
 
-    y = _about(centred.centre, normalized, values)
+    y = _about(centred.centre, normalized, x)
     return (y, centred.bookkeeping()), centred
 
 
 @functools.partial(_normalize.defjvp, symbolic_zeros=True)
 def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
-    """`y` and the moments, and the tangent of `y`: those of the moments are zero."""
     options = (axes, epsilon, activation, replicas)
     (y, moments), centred = _forward(*options, *primals)
+    # Of x, scale and offset what has a tangent: a zero would be a tensor to keep.
     moving = [i for i in range(3) if not isinstance(tangents[i], SymbolicZero)]
     (ty,) = linear(
         functools.partial(_tangent, *options, moving),
@@ -124,27 +123,28 @@ def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
         (primals, centred),
         [tangents[i] for i in moving],
     )
+    # No gradient flows through the moments that are returned.
     return (y, moments), (ty, jax.tree.map(jnp.zeros_like, moments))
 
 
 def _tangent(axes, epsilon, activation, replicas, moving, saved, tangents):
     (x, scale, offset, mask), centred = saved
-    along = [None, None, None]
-    for i, tangent in zip(moving, tangents, strict=True):
-        along[i] = tangent
+    given = dict(zip(moving, tangents, strict=True))
+    along = (given.get(0), given.get(1), given.get(2))
     options = (axes, epsilon, activation, replicas)
     return [formulas.tangent(x, scale, offset, mask, centred, along, *options)]
 
 
 def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
     (x, scale, offset, mask), centred = saved
+    (dy,) = cotangents
     x = _again(x)
     if mask is None and replicas is None:
         # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
     slopes = formulas.gradients(
-        *(x, scale, offset, mask, centred, *cotangents, axes, epsilon, activation),
+        *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
     )
@@ -190,7 +190,7 @@ def _own_moments(x: Tensor, axes: Axes, mask: Tensor | None) -> formulas.Centred
 
 
 def _is_small(x: Tensor) -> bool:
-    """Whether a branch takes longer than what it saves: a symbolic size is not small."""
+    """Whether a branch takes longer than what it saves. Unknown sizes are not small."""
     return isinstance(x.size, int) and x.size < _SMALL
 
 

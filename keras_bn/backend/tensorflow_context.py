@@ -61,7 +61,7 @@ def replicas() -> StrategyReplicas | None:
     return StrategyReplicas(context)
 
 
-def recomputing(x: Tensor, state: Tensor) -> bool:
+def recomputing(update: Tensor, state: Tensor) -> bool:
     """See `keras_bn.backend.recomputing`.
 
     `tf.recompute_grad` says nothing of itself, so this looks for it among the callers.

@@ -59,7 +59,7 @@ def replicas() -> ProcessGroup | None:
     return ProcessGroup(group)
 
 
-def recomputing(x: Tensor, state: Tensor) -> bool:
+def recomputing(update: Tensor, state: Tensor) -> bool:
     """See `keras_bn.backend.recomputing`: a forward pass within a backward pass."""
     return _in_backward_pass()
 

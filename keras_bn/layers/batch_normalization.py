@@ -374,7 +374,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             *(self.activation, self.synchronized),
         )
         state = self._statistic("moving_mean")
-        if not updates_stopped() and not recomputing(given.x, state):
+        if not updates_stopped() and not recomputing(moments.mean, state):
             self._update_statistics(moments)
         return y
 
