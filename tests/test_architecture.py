@@ -38,6 +38,7 @@ OUTSIDE = {
     **{f"keras_bn.backend.{name}_timing": {name} for name in FRAMEWORKS},
     **{f"keras_bn.backend.{name}_context": {name} for name in FRAMEWORKS},
     "keras_bn.backend.tensorflow_cpu": {"tensorflow"},
+    "keras_bn.backend.tensorflow_vectorized": {"tensorflow"},
     "keras_bn.backend.tensorflow_ragged": {"tensorflow"},
     "keras_bn.backend.torch_synchronized": {"torch"},
     "keras_bn.benchmark": {"matplotlib", "rich"},
