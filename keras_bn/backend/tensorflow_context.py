@@ -12,7 +12,6 @@ import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
-from tensorflow.python.ops.parallel_for import pfor
 
 from keras_bn.backend.interface import Tensor
 
@@ -143,26 +142,6 @@ def where_run(on_cpu: Callable[[], Any], elsewhere: Callable[[], Any]) -> Any:
             return on_cpu()
 
     return tf.switch_case(index, (pinned, elsewhere))
-
-
-def _register_for_vectorization() -> None:
-    """Teaches `tf.vectorized_map` and `jacobian` operators that they do not know."""
-
-    def unchanged(given: Any) -> Any:
-        return pfor.wrap(given.op.outputs[0], False)
-
-    def euclidean_norm(given: Any) -> Any:
-        return pfor._convert_reduction(given, None, tf.math.reduce_euclidean_norm)
-
-    for name, convert in (
-        ("DeviceIndex", unchanged),
-        ("EuclideanNorm", euclidean_norm),
-    ):
-        if name not in pfor._pfor_converter_registry:
-            pfor.RegisterPFor(name)(convert)
-
-
-_register_for_vectorization()
 
 
 def same_device(x: Tensor, weight: Tensor) -> bool:

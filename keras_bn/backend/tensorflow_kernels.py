@@ -17,7 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from keras_bn.backend import formulas, reference, tensorflow_cpu, tensorflow_ragged
+from keras_bn.backend import (
+    formulas,
+    reference,
+    tensorflow_cpu,
+    tensorflow_ragged,
+    tensorflow_vectorized,
+)
 from keras_bn.backend.activations import LEAKY_RELU_SLOPE, activate
 from keras_bn.backend.formulas import CentredMoments
 from keras_bn.backend.interface import (
@@ -43,6 +49,8 @@ from keras_bn.backend.tensorflow_cpu import as_image, known_positions, on_deviat
 _SMALL = 2**14
 # The same for inference, where the fused operator is all there is to save.
 _SMALL_INFERENCE = 2**17
+
+tensorflow_vectorized.register()
 
 SERVICES = (
     Service(
@@ -90,9 +98,7 @@ def train(
         return x.with_flat_values(y), moments
     x = _of_known_channels(x, scale, axes)
     by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
-    fused = mask is None and replicas is None and _fused_fits(x, axes, _SMALL)
-    by_device = _StepsByDevice(_FusedSteps(axes, epsilon), by_formula)
-    steps: _Steps = by_device if fused else by_formula
+    steps = _best(by_formula, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`
     centred = steps.moments(x_alone)
     moments = centred.bookkeeping()
@@ -131,6 +137,14 @@ def train(
         return steps.normalize(*(*alone, centred, activation)), gradients
 
     return normalize(x, scale, offset), moments
+
+
+def _best(by_formula: "_FormulaSteps", x: Tensor) -> "_Steps":
+    """The steps by formula, or others that do the same, faster, for such an input."""
+    axes, epsilon, mask, replicas = by_formula
+    if mask is None and replicas is None and _fused_fits(x, axes, _SMALL):
+        return _StepsByDevice(_FusedSteps(axes, epsilon), by_formula)
+    return by_formula
 
 
 def _alone(*tensors: Tensor) -> list[Tensor]:
