@@ -36,16 +36,9 @@ CASES = [
     for scene in row.scenes
 ]
 
-# Of the largest number expected.
-ALLOWED = {
-    "value": 1e-5,
-    "moving_mean": 1e-5,
-    "pushed": 1e-4,
-    "gradient": 1e-4,
-    "pushed_twice": 1e-3,
-    "hvp": 1e-3,
-    "third": 1e-2,
-}
+# Of the largest number expected: some three times what rounding in float32 costs the
+# worst of them, and of a derivative of any order no more.
+ALLOWED = 2e-5
 
 
 @pytest.mark.parametrize(("name", "scene"), CASES)
@@ -99,8 +92,8 @@ def check(row, name, scene, layer_class):
 
 
 def compare(quantity, found, expected):
-    """All tensors that are there within what is allowed; the rest to the letter."""
-    if quantity not in ALLOWED:
+    """All tensors that are there within what is allowed; shapes and dtypes exactly."""
+    if quantity in ("shape", "dtype"):
         assert found == expected
         return
     if not isinstance(expected, list):
@@ -109,4 +102,4 @@ def compare(quantity, found, expected):
         if one is not None:
             size = np.max(np.abs(right), initial=0.1)
             got = frameworks.numpy(one)
-            assert_near(f"{quantity} {i}", got, right, ALLOWED[quantity] * size)
+            assert_near(f"{quantity} {i}", got, right, ALLOWED * size)
