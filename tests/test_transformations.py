@@ -16,8 +16,10 @@ import frameworks
 import keras_bn
 from promises import assert_near
 from transformations import keras_own
+from transformations.call import Call
+from transformations.expected import Expected
 from transformations.rows import ROWS
-from transformations.scenes import SCENES, Call, Expected, Numbers
+from transformations.scenes import SCENES, Numbers
 
 BACKEND = keras.backend.backend()
 GLUE = importlib.import_module(f"transformations.in_{BACKEND}").Glue()
