@@ -16,8 +16,10 @@ import frameworks
 import keras_bn
 from promises import assert_near
 from transformations import keras_own
+from transformations.call import Call
+from transformations.expected import Expected
 from transformations.rows import ROWS
-from transformations.scenes import SCENES, Call, Expected, Numbers
+from transformations.scenes import SCENES, Numbers
 
 BACKEND = keras.backend.backend()
 GLUE = importlib.import_module(f"transformations.in_{BACKEND}").Glue()
@@ -36,16 +38,9 @@ CASES = [
     for scene in row.scenes
 ]
 
-# Of the largest number expected.
-ALLOWED = {
-    "value": 1e-5,
-    "moving_mean": 1e-5,
-    "pushed": 1e-4,
-    "gradient": 1e-4,
-    "pushed_twice": 1e-3,
-    "hvp": 1e-3,
-    "third": 1e-2,
-}
+# Of the largest number expected: some three times what rounding in float32 costs the
+# worst of them, and of a derivative of any order no more.
+ALLOWED = 2e-5
 
 
 @pytest.mark.parametrize(("name", "scene"), CASES)
@@ -99,8 +94,8 @@ def check(row, name, scene, layer_class):
 
 
 def compare(quantity, found, expected):
-    """All tensors that are there within what is allowed; the rest to the letter."""
-    if quantity not in ALLOWED:
+    """All tensors that are there within what is allowed; shapes and dtypes exactly."""
+    if quantity in ("shape", "dtype"):
         assert found == expected
         return
     if not isinstance(expected, list):
@@ -109,4 +104,4 @@ def compare(quantity, found, expected):
         if one is not None:
             size = np.max(np.abs(right), initial=0.1)
             got = frameworks.numpy(one)
-            assert_near(f"{quantity} {i}", got, right, ALLOWED[quantity] * size)
+            assert_near(f"{quantity} {i}", got, right, ALLOWED * size)

@@ -1,7 +1,7 @@
 """Transformations of functions, as `jax` and `torch.func` both have them.
 
-Each takes the framework's module `f`, a `scenes.Call`, and the point that it is
-transformed at; it gives quantities by the names that `scenes.Expected` has for them.
+Each takes the framework's module `f`, a `call.Call`, and the point that it is
+transformed at; it gives quantities by the names that `expected.Expected` has for them.
 """
 
 

@@ -155,9 +155,6 @@ class Glue(anywhere.Glue):
         found = _backward_of_layer(in_loop, call, lambda x: None)
         return {**found, "moving_mean": call.layer.moving_mean.value}
 
-    def stateful_vmap(self, call):
-        tf.vectorized_map(call.of_layer, tf.stack([call.point[0]] * 2))
-
 
 def _accumulator(call):
     return tf.autodiff.ForwardAccumulator(call.point, call.tangent)

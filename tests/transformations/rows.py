@@ -45,7 +45,7 @@ class Row(NamedTuple):
     Attributes:
         where: The backends that have it.
         scenes: Names in `scenes.SCENES`.
-        gives: Quantities, by their names in `scenes.Expected`.
+        gives: Quantities, by their names in `expected.Expected`.
         does: The method of the backend's `Glue`; the row's name if None.
         options: Arguments of that method.
         over: For batched calls, what is stacked: "inputs" or "parameters".
