@@ -173,8 +173,8 @@ def large() -> str:
 def networks() -> str:
     """A row a network and backend: what normalization adds to a training step."""
     lines = [
-        "| network | backend | step without norm, ms | keras_bn adds, ms | Keras's layer "
-        "adds, ms | ours over Keras's | paired rounds |\n"
+        "| network | backend | step without norm, ms | keras_bn adds, ms | "
+        "Keras's layer adds, ms | ours over Keras's | paired rounds |\n"
         "|---|---|--:|--:|--:|--:|--:|"
     ]
     found = [(name, b) for name in NETWORKS for b in measured(name)]
@@ -201,8 +201,8 @@ def passes() -> str:
     lines = [
         "Each cell: float32, bfloat16.",
         "",
-        "| backend | way | layer | kernels | passes | saved, inputs | temporary, inputs "
-        "| sent | waits | graph breaks |\n"
+        "| backend | way | layer | kernels | passes | saved, inputs | "
+        "temporary, inputs | sent | waits | graph breaks |\n"
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     versions = {}

@@ -54,7 +54,7 @@ def main() -> int:
                     kernels=None,
                     passes=None,
                     saved=None,
-                    uploads=0,
+                    uploads=None,
                     waits=waits,
                 ),
             ]

@@ -24,7 +24,7 @@ TOOLS = Path(os.environ.get("GPU_TOOLS") or ROOT / ".venv" / "gpu-tools")
 
 
 class Tool(NamedTuple):
-    """Packages in a folder of TOOLS, and a path in it that shows that they are there."""
+    """Packages in a folder of TOOLS, and a path in it that shows they are there."""
 
     folder: str
     packages: str
