@@ -37,6 +37,7 @@ OUTSIDE = {
     **{f"keras_bn.backend.{name}_kernels": {name} for name in FRAMEWORKS},
     **{f"keras_bn.backend.{name}_timing": {name} for name in FRAMEWORKS},
     **{f"keras_bn.backend.{name}_context": {name} for name in FRAMEWORKS},
+    "keras_bn.backend.tensorflow_inference": {"tensorflow"},
     "keras_bn.backend.torch_synchronized": {"torch"},
     "keras_bn.benchmark": {"matplotlib", "rich"},
     "keras_bn.tools._plot": {"matplotlib"},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from keras_bn.backend import formulas, reference
+from keras_bn.backend import formulas, reference, tensorflow_inference
 from keras_bn.backend.activations import LEAKY_RELU_SLOPE, activate
 from keras_bn.backend.formulas import CentredMoments
 from keras_bn.backend.interface import (
@@ -27,6 +27,7 @@ from keras_bn.backend.interface import (
     corrected,
 )
 from keras_bn.backend.tensorflow_context import compiled_by_xla
+from keras_bn.backend.tensorflow_inference import as_image, fused_inference
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -35,8 +36,6 @@ _RUN = 1024
 # Elements (of a sample, where the batch is unknown) below which a few small operators
 # take less time than a decision on the device.
 _SMALL = 2**14
-# The same for inference, where the fused operator is all there is to save.
-_SMALL_INFERENCE = 2**17
 
 SERVICES = (
     Service(
@@ -49,16 +48,7 @@ SERVICES = (
         "tensorflow_kernels",
         "the formulas, gradient written out; saves the input alone",
     ),
-    Service(
-        "inference, feature axis last, up to float32, 131k elements or more",
-        "tensorflow_kernels",
-        "fused operator: one multiply-add per element, half precision as it is",
-    ),
-    Service(
-        "inference, all else",
-        "tensorflow_kernels",
-        "plain operators, one product and one sum per element",
-    ),
+    *tensorflow_inference.SERVICES,
 )
 
 
@@ -107,76 +97,12 @@ def train(
     return normalize(x, *map(tf.convert_to_tensor, (scale, offset))), moments
 
 
+inference = tensorflow_inference.inference
 usable = reference.usable
 
 
-def inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    axes: Axes,
-    epsilon: float,
-    activation: str | None,
-) -> Tensor:
-    """See `Kernels.inference`."""
-    small = _known_positions(x) * (x.shape[-1] or 1) < _SMALL_INFERENCE
-    if small or not _fused_fits(x, axes):
-        # One operator less, which is one pass less, than to subtract the mean first.
-        factor = tf.math.rsqrt(variance + epsilon) * scale
-        level = offset - mean * factor
-        y = formulas.widen(x) * axes.broadcast(factor) + axes.broadcast(level)
-        return tf.cast(activate(activation, y), x.dtype)
-
-    # The operator has no gradient for mean and variance.
-    @tf.custom_gradient
-    def normalize(*inputs: Any) -> tuple[Tensor, Any]:
-        x, mean, variance, scale, offset = inputs
-
-        def gradients(dy: Tensor) -> tuple[Tensor, ...]:
-            if activation is not None:
-                z = _fused_inference(x, mean, variance, scale, offset, epsilon)
-                dy = _activation_gradient(activation, dy, z)
-            return formulas.inference_gradients(
-                *(x, mean, variance, scale, offset, dy, axes, epsilon)
-            )
-
-        y = _fused_inference(x, mean, variance, scale, offset, epsilon, activation)
-        return y, gradients
-
-    return normalize(*map(tf.convert_to_tensor, (x, mean, variance, scale, offset)))
-
-
 def _fused_fits(x: Tensor, axes: Axes) -> bool:
-    return axes.features == (axes.ndim - 1,) and x.dtype != tf.float64
-
-
-def _fused_inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    epsilon: float,
-    activation: str | None = None,
-) -> Tensor:
-    y = tf.raw_ops.FusedBatchNormV3(
-        x=_as_image(x),
-        scale=scale,
-        offset=offset,
-        mean=mean,
-        variance=variance,
-        epsilon=epsilon,
-        is_training=False,
-    ).y
-    # TensorFlow makes one operator of the two where nothing stands between them.
-    return tf.reshape(activate(activation, y), tf.shape(x))
-
-
-def _as_image(x: Tensor) -> Tensor:
-    """Any rank as the four axes that the fused operators know; no copy."""
-    return tf.reshape(x, (1, -1, 1, x.shape[-1]))
+    return tensorflow_inference.channels_last(axes) and x.dtype != tf.float64
 
 
 class _Steps(Protocol):
@@ -284,8 +210,9 @@ class _FusedSteps(NamedTuple):
     ) -> Tensor:
         def on(values: Tensor) -> Tensor:
             statistics = centred.residual, centred.variance
-            y = _fused_inference(
-                values, *statistics, scale, offset, self.epsilon, activation
+            y = fused_inference(
+                *(values, *statistics, scale, offset),
+                *(self.axes, self.epsilon, activation),
             )
             return tf.cast(y, x.dtype)
 
@@ -306,8 +233,8 @@ class _FusedSteps(NamedTuple):
 
         def on(values: Tensor) -> tuple[Tensor, ...]:
             dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=_as_image(tf.cast(dy, values.dtype)),
-                x=_as_image(values),
+                y_backprop=as_image(tf.cast(dy, values.dtype)),
+                x=as_image(values),
                 scale=scale,
                 reserve_space_1=centred.residual,
                 reserve_space_2=centred.variance,
