@@ -45,7 +45,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, axes: Axes) -> Tensor:
-    """A part of `x`, a 32nd or more, by whose mean `centred_moments` can centre all of it.
+    """A 32nd of `x` or more, by whose mean `centred_moments` can centre all of it.
 
     A slice of x as it is, so that nobody has to widen all of it first.
     """

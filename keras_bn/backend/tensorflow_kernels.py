@@ -21,6 +21,7 @@ from keras_bn.backend import (
     formulas,
     reference,
     tensorflow_cpu,
+    tensorflow_inference,
     tensorflow_ragged,
     tensorflow_vectorized,
 )
@@ -42,13 +43,11 @@ from keras_bn.backend.tensorflow_context import (
     vector_jacobian_product,
     where_run,
 )
-from keras_bn.backend.tensorflow_cpu import as_image, known_positions, on_deviation
+from keras_bn.backend.tensorflow_cpu import known_positions, on_deviation
 
 # Elements (of a sample, where the batch is unknown) below which a few small operators
 # take less time than a decision on the device.
 _SMALL = 2**14
-# The same for inference, where the fused operator is all there is to save.
-_SMALL_INFERENCE = 2**17
 
 tensorflow_vectorized.register()
 
@@ -64,16 +63,7 @@ SERVICES = (
         "tensorflow_kernels",
         "the formulas, gradient written out; saves the input alone",
     ),
-    Service(
-        "inference, feature axis last, up to float32, 131k elements or more",
-        "tensorflow_kernels",
-        "fused operator: one multiply-add per element, half precision as it is",
-    ),
-    Service(
-        "inference, all else",
-        "tensorflow_kernels",
-        "plain operators, one product and one sum per element",
-    ),
+    *tensorflow_inference.SERVICES,
 )
 
 
@@ -96,7 +86,6 @@ def train(
             *(correction, activation, replicas),
         )
         return x.with_flat_values(y), moments
-    x = _of_known_channels(x, scale, axes)
     by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
     steps = _best(by_formula, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`
@@ -160,17 +149,7 @@ def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     return tf.ensure_shape(x, shape)
 
 
-def _of_known_channels(x: Tensor, parameter: Tensor, axes: Axes) -> Tensor:
-    """`x`; the sizes of its feature axes from the parameters, where only they know."""
-    if all(x.shape[axis] is not None for axis in axes.features):
-        return x
-    shape = x.shape.as_list()
-    alone = len(axes.features) == 1
-    for axis in axes.features:
-        shape[axis] = parameter.shape[0 if alone else axis]
-    return tf.ensure_shape(x, shape)
-
-
+inference = tensorflow_inference.inference
 usable = reference.usable
 moving_average = reference.moving_average
 
@@ -180,81 +159,9 @@ def services() -> tuple[Service, ...]:
     return SERVICES
 
 
-def inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    axes: Axes,
-    epsilon: float,
-    activation: str | None,
-) -> Tensor:
-    """See `Kernels.inference`."""
-    if isinstance(x, tf.RaggedTensor):
-        values = tensorflow_ragged.flat(x, axes)
-        parameters = mean, variance, scale, offset
-        y = inference(values.x, *parameters, values.axes, epsilon, activation)
-        return x.with_flat_values(y)
-    x = _of_known_channels(x, mean, axes)
-    x, mean, variance, scale, offset = map(
-        tf.convert_to_tensor, (x, mean, variance, scale, offset)
-    )
-    listened = forward_mode(x, mean, variance, scale, offset)
-    if listened or not _fused_fits(x, axes, _SMALL_INFERENCE):
-        # One operator less, which is one pass less, than to subtract the mean first.
-        factor = tf.math.rsqrt(variance + epsilon) * scale
-        level = offset - mean * factor
-        y = formulas.widen(x) * axes.broadcast(factor) + axes.broadcast(level)
-        return tf.cast(activate(activation, y), x.dtype)
-
-    # The operator has no gradient for mean and variance.
-    @tf.custom_gradient
-    def normalize(*inputs: Tensor) -> tuple[Tensor, Any]:
-        x, mean, variance, scale, offset = inputs
-
-        def gradients(dy: Tensor) -> tuple[Tensor, ...]:
-            dy = tf.convert_to_tensor(dy)
-            if activation is not None:
-                # With this gradient, which has all the derivatives of its own.
-                again = of_running_graph(*inputs)
-                z = inference(*(*again, axes, epsilon, None))
-                dy = _activation_gradient(activation, dy, z)
-            return formulas.inference_gradients(
-                *(x, mean, variance, scale, offset, dy, axes, epsilon)
-            )
-
-        alone = _alone(*inputs)
-        return _fused_inference(*(*alone, epsilon, activation)), gradients
-
-    return normalize(x, mean, variance, scale, offset)
-
-
 def _fused_fits(x: Tensor, axes: Axes, least: int) -> bool:
     last = axes.features == (axes.ndim - 1,) and x.dtype != tf.float64
     return last and known_positions(x) * x.shape[-1] >= least
-
-
-def _fused_inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    epsilon: float,
-    activation: str | None = None,
-) -> Tensor:
-    y = tf.raw_ops.FusedBatchNormV3(
-        x=as_image(x, scale),
-        scale=scale,
-        offset=offset,
-        mean=mean,
-        variance=variance,
-        epsilon=epsilon,
-        is_training=False,
-    ).y
-    # TensorFlow makes one operator of the two where nothing stands between them.
-    return tf.reshape(activate(activation, y), tf.shape(x))
 
 
 class _Steps(Protocol):
@@ -353,8 +260,9 @@ class _FusedSteps(NamedTuple):
     ) -> Tensor:
         def on(values: Tensor) -> Tensor:
             statistics = centred.residual, centred.variance
-            y = _fused_inference(
-                values, *statistics, scale, offset, self.epsilon, activation
+            y = tensorflow_inference.fused_inference(
+                *(values, *statistics, scale, offset),
+                *(self.axes, self.epsilon, activation),
             )
             return tf.cast(y, x.dtype)
 

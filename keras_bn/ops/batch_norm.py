@@ -213,8 +213,9 @@ def prepare(
         x, dtype = ops.cast(x, integers_as), integers_as
     shape = tuple(x.shape)
     if built is not None and None in shape:
-        shape = _arguments.with_built_channels(axis, shape, built)
-        x = ensure_shape(x, shape)
+        known = _arguments.with_built_channels(axis, shape, built)
+        if known != shape:
+            x, shape = ensure_shape(x, known), known
     axes = _arguments.resolve_axes(axis, shape)
     return Prepared(x, axes, statistics_dtype(dtype))
 

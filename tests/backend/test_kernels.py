@@ -143,6 +143,46 @@ def test_inference_equals_the_reference(case, activation):
         np.testing.assert_allclose(one, other, atol=8e-6 * np.max(np.abs(other)))
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("way", ["eagerly", "compiled"])
+@pytest.mark.parametrize(
+    "case",
+    [cases.SHAPES["image"], cases.SHAPES["first_image"], cases.LARGE],
+    ids=["last", "first", "large"],
+)
+def test_gradients_of_inference_far_from_zero(case, way):
+    """They are sums of `x - mean`; sums of x and of the mean apart would cancel."""
+    inputs = Inputs(case, mean=1e4)
+    x, scale, offset = inputs.tensors
+    rng = np.random.default_rng(1)
+    shape = inputs.axes.parameter_shape(case.shape)
+    mean, variance = (
+        frameworks.tensor(values.astype("float32"))
+        for values in (rng.normal(1e4, 0.5, shape), rng.uniform(0.5, 2, shape))
+    )
+    tensors = [x, mean, variance, scale, offset]
+
+    def normalize(*tensors):
+        return batch_norm_inference(*tensors, axis=case.axis, activation="tanh")
+
+    def slopes(function, tensors, upstream):
+        return frameworks.gradients(
+            lambda *tensors: (function(*tensors), None), tensors, upstream
+        )[2]
+
+    exact = [
+        frameworks.tensor(frameworks.numpy(one), "float64")
+        for one in (*tensors, inputs.dy)
+    ]
+    expected = slopes(
+        lambda *tensors: reference.inference(*tensors, inputs.axes, 1e-3, "tanh"),
+        *(exact[:-1], exact[-1]),
+    )
+    function = frameworks.compiled(normalize) if way == "compiled" else normalize
+    for one, other in zip(slopes(function, tensors, inputs.dy), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.max(np.abs(other)))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_slopes_are_the_derivatives(activation):
     x = np.linspace(-8, 8, 4001)[::2].astype("float32")
