@@ -27,6 +27,8 @@ GLUE = importlib.import_module(f"transformations.in_{BACKEND}").Glue()
 pytestmark = pytest.mark.filterwarnings(
     # The rules of torch's forward mode are written in a language that it gives up.
     "ignore:`torch.jit:DeprecationWarning",
+    # `torch.func.linearize` of the graph that it has just made itself.
+    "ignore:Attempted to insert a get_attr Node:UserWarning",
     # Of `torch.func.linearize`, about a graph of its own.
     "ignore:Attempted to insert a get_attr Node:UserWarning",
 )

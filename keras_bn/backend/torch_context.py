@@ -7,6 +7,7 @@ import functools
 import warnings
 from typing import Any, NamedTuple
 
+import keras
 import torch
 import torch.distributed as dist
 from torch.autograd import forward_ad
@@ -60,8 +61,26 @@ def replicas() -> ProcessGroup | None:
 
 
 def recomputing(update: Tensor, state: Tensor) -> bool:
-    """See `keras_bn.backend.recomputing`: a forward pass within a backward pass."""
+    """See `keras_bn.backend.recomputing`: a forward pass within a backward pass.
+
+    Raises:
+        ValueError: A transformation of `torch.func` is around the call, which lets
+            nothing out that is assigned within.
+    """
+    if torch._C._are_functorch_transforms_active() and not _collects_updates():
+        raise ValueError(
+            "Moving statistics cannot be updated within a transformation of torch.func "
+            "(grad, vmap, jvp, ...) unless they come out as a result. Use "
+            "`stateless_call`, which returns them, or call the layer within "
+            "`keras_bn.no_update()`. Received: training=True"
+        )
     return _in_backward_pass()
+
+
+def _collects_updates() -> bool:
+    """Whether a `keras.StatelessScope`, as of `stateless_call`, is around this call."""
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
 
 
 def _in_backward_pass() -> bool:

@@ -333,29 +333,31 @@ def inference(
     statistics, and the caller change x in place, before the backward pass.
     """
     statistics = mean, variance, scale, offset
-    if exported() and len(axes.features) == 1:
+    if exported() and len(axes.features) == 1 and not _learn(mean, variance):
         return activate(activation, _as_exporters_know(x, *statistics, axes, epsilon))
     if (
         len(axes.features) > 1
         or not eager(x)
         or transformed(x, *statistics)
         or x.numel() == 0
-        or (torch.is_grad_enabled() and any(one.requires_grad for one in statistics))
+        or _learn(*statistics)
     ):
         return reference.inference(x, *statistics, axes, epsilon, activation)
-    if x.dtype == mean.dtype and (
-        axes.features[0] == x.ndim - 1 or (torch.is_grad_enabled() and x.requires_grad)
-    ):
+    if x.dtype == mean.dtype and (axes.features[0] == x.ndim - 1 or _learn(x)):
         factor, level = multiplier(*statistics, epsilon)
         y = torch.addcmul(spread(level, axes), x, spread(factor, axes))
         return _activated(activation, y)
     layout = Layout.of(x, axes)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if _learn(x):
         mean, variance = mean.clone(), variance.clone()
     y = torch.nn.functional.batch_norm(
         layout.to_native(x), mean, variance, scale, offset, False, 0.0, epsilon
     )
     return layout.from_native(_activated(activation, y))
+
+
+def _learn(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
 
 
 def _activated(activation: str | None, y: Tensor) -> Tensor:

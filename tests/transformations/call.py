@@ -18,13 +18,14 @@ class Call:
         in_axes: 0 for each of them that a batched call has stacked, else None.
         tangent: A direction for each.
         upstream: A cotangent of the output.
+        layer_class: The layer's class, ours or Keras's.
         layer: The layer, its weights and statistics being those of the scene; None
             where the call is one of a pure function.
         expected: What its transformations must give.
     """
 
     def __init__(self, scene, layer_class=keras_bn.BatchNormalization, row=None):
-        self.scene, self._class = scene, layer_class
+        self.scene, self.layer_class = scene, layer_class
         numbers = Numbers(scene)
         self.mask = None if numbers.mask is None else frameworks.tensor(numbers.mask)
         self.layer = None if scene.by == "function" else self._new_layer(numbers)
@@ -43,9 +44,9 @@ class Call:
         scene = self.scene
         options = {"axis": scene.axis, "epsilon": EPSILON, "momentum": MOMENTUM}
         options["renorm"] = scene.renorm
-        if self._class is keras_bn.BatchNormalization:
+        if self.layer_class is keras_bn.BatchNormalization:
             options["activation"] = scene.activation
-        layer = self._class(**options)
+        layer = self.layer_class(**options)
         layer.build(scene.shape)
         layer.gamma.assign(numbers.parameters[0])
         layer.beta.assign(numbers.parameters[1])
@@ -56,7 +57,7 @@ class Call:
 
     def activated(self, y):
         """`y`, or for Keras's layer, which has no such argument, its activation."""
-        if self._class is keras_bn.BatchNormalization:
+        if self.layer_class is keras_bn.BatchNormalization:
             return y
         return keras.activations.get(self.scene.activation)(y)
 

@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -128,7 +129,10 @@ class Glue(anywhere.Glue):
         return _shape(y)
 
     def meta(self, call):
-        return _shape(call.function(*(one.to("meta") for one in call.point)))
+        """All of it there, the layer too: one on the CPU has its input moved to it."""
+        with keras.device("meta"):
+            call = type(call)(call.scene, call.layer_class)
+            return _shape(call.function(*call.point))
 
     def relu_on_output(self, call):
         return _backward(lambda *point: call.function(*point).relu_(), call)

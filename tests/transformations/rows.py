@@ -26,9 +26,7 @@ SMALL = (
 FEW = "training", "mask_relu", "inference", "function"
 PLAIN = "training", "large", "inference", "inference_large_relu", "function"
 INFERENCE = "inference", "inference_first_tanh", "inference_large_relu"
-# Not inference: `torch.func.linearize` crashes (torch 2.13) at `torch.addcmul` with a
-# constant factor and a `value`.
-LINEARIZED = "training", "mask_relu", "function"
+LINEARIZED = "training", "mask_relu", "inference", "function"
 # The layer as it is called, with statistics that move: so no renorm where it is
 # called twice; and no mask, whose size would be fixed, where another batch is used.
 OF_LAYER = "training", "first_tanh", "large", "large_first_tanh", *INFERENCE
