@@ -287,7 +287,10 @@ class _FormulaSteps(NamedTuple):
     def moments(self, x: Tensor) -> CentredMoments:
         values = formulas.widen(x)
         about = formulas.sample(x, self.axes) if self.mask is None else None
-        own = formulas.centred_moments(values, self.axes, self.mask, _settled, about)
+        own = formulas.centred_moments(
+            *(values, self.axes, self.mask, _settled, about),
+            squares=lambda deviation: _no_product(tf.square(deviation)),
+        )
         replicas = self.replicas
         return own if replicas is None else formulas.over_replicas(own, replicas)
 
@@ -316,7 +319,7 @@ class _FormulaSteps(NamedTuple):
         return formulas.gradients(
             *(x, scale, offset, self.mask, centred, dy),
             *(self.axes, self.epsilon, activation, self.replicas),
-            about=_total_about if compiled_by_xla() else None,
+            about=_total_about,
         )
 
 
@@ -330,13 +333,17 @@ def _settled(centre: Tensor) -> Tensor:
 
 
 def _total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
-    """See `formulas.gradients`.
+    """See `formulas.gradients`."""
+    return formulas.total(_no_product(values * (x - axes.broadcast(centre))), axes)
 
-    A sum of products would be a dot product to XLA, for which it lays both factors out
-    anew on a CPU: fifteen times as slow. A sum of larger ones of two is none.
+
+def _no_product(values: Tensor) -> Tensor:
+    """The values, which are products, so that XLA does not see it when it sums them.
+
+    It would make a dot product of that, and for that it lays both factors out anew on a
+    CPU: fifteen times as slow. A sum of the larger ones of two numbers is none.
     """
-    product = values * (x - axes.broadcast(centre))
-    return formulas.total(tf.maximum(product, product.dtype.min), axes)
+    return tf.maximum(values, values.dtype.min) if compiled_by_xla() else values
 
 
 class _FusedSteps(NamedTuple):
