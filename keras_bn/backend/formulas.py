@@ -66,6 +66,7 @@ def centred_moments(
     mask: Tensor | None,
     settled: Callable[[Tensor], Tensor] = lambda centre: centre,
     about: Tensor | None = None,
+    squares: Callable[[Tensor], Tensor] = ops.square,
 ) -> CentredMoments:
     """Two passes: the centre first, then the moments about it.
 
@@ -81,7 +82,8 @@ def centred_moments(
     All readers must see one and the same centre. XLA would give them two: it fuses the
     division of the sum into each, rounded in one, part of a multiply-add with
     `x - centre` in another. There, `settled` takes the last bit off the centre, and no
-    multiply-add reaches through that.
+    multiply-add reaches through that. A compiler that would sum squares badly is given
+    its own, `squares`.
     """
     count = count_samples(x, axes, mask)
     divisor = _divisor(count)
@@ -99,7 +101,7 @@ def centred_moments(
     deviation = x - axes.broadcast(centre)
     residual = mean(deviation)
     # At least 0. Not ops.maximum: on torch that is float32 for float64.
-    variance = ops.relu(mean(ops.square(deviation)) - ops.square(residual))
+    variance = ops.relu(mean(squares(deviation)) - ops.square(residual))
     return CentredMoments(count, centre, residual, variance)
 
 
