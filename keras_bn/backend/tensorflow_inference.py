@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_bn.backend import formulas, tensorflow_ragged
 from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.interface import Axes, Service, Tensor
-from keras_bn.backend.tensorflow_context import forward_mode
+from keras_bn.backend.tensorflow_context import forward_mode, of_running_graph
 from keras_bn.backend.tensorflow_cpu import as_image
 
 # Elements from which the fused operator saves more than its gradient, which is ours,
@@ -55,8 +55,10 @@ def inference(
         parameters = mean, variance, scale, offset
         y = inference(values.x, *parameters, values.axes, epsilon, activation)
         return x.with_flat_values(y)
-    x, mean, variance, scale, offset = map(
-        tf.convert_to_tensor, (x, mean, variance, scale, offset)
+    # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
+    # gradient does not look for them.
+    x, mean, variance, scale, offset = of_running_graph(
+        *map(tf.convert_to_tensor, (x, mean, variance, scale, offset))
     )
     large = (x.shape.num_elements() or 0) >= _LARGE
     small = tf.executing_eagerly() and not large

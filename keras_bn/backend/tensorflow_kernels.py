@@ -86,6 +86,11 @@ def train(
             *(correction, activation, replicas),
         )
         return x.with_flat_values(y), moments
+    # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
+    # gradient does not look for them.
+    x, scale, offset = of_running_graph(x, scale, offset)
+    if mask is not None:
+        (mask,) = of_running_graph(mask)
     by_formula = _FormulaSteps(axes, epsilon, mask, replicas)
     steps = _best(by_formula, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`

@@ -263,13 +263,15 @@ def test_jacobian(shape):
 
 @CALLS
 def test_all_sizes_unknown(call, shape):
+    """But that of the channels, which `ops` sets from the weights."""
     pushed = Pushed(shape)
     x, *parameters = pushed.inputs
 
     def run(x, dy, kernels):
         with tf.GradientTape() as tape:
             tape.watch([x, *parameters])
-            y = pushed.output(kernels, call, x, *parameters)
+            known = kernels.ensure_shape(x, (None, None, None, shape[-1]))
+            y = pushed.output(kernels, call, known, *parameters)
         sources = [x, *parameters[: 2 if call == "training" else 4]]
         return y, *tape.gradient(y, sources, dy)
 
