@@ -40,6 +40,10 @@ OUTSIDE = {
         for name in FRAMEWORKS
         for file in (ROOT / "keras_bn" / "backend").glob(f"{name}_*.py")
     },
+    **{
+        f"keras_bn.backend.torch_triton{part}": {"triton"}
+        for part in ("", "_statistics", "_tiles")
+    },
     "keras_bn.benchmark": {"matplotlib", "rich"},
     "keras_bn.tools._plot": {"matplotlib"},
     "keras_bn.tools._table": {"rich"},

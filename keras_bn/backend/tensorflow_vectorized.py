@@ -1,8 +1,8 @@
 """What `tf.vectorized_map` and `tape.jacobian` must know of our operators.
 
 TensorFlow vectorizes operator by operator, each by a converter that is registered. It
-has none for two of ours, and one that wants a normalization's parameters to be the same
-for all.
+has none for two of ours, one that wants a normalization's parameters to be the same for
+all, and one that fails on no samples.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from tensorflow.python.ops.parallel_for import pfor
 
 _converters = pfor._pfor_converter_registry
 _shared_parameters: Callable[[Any], Any] = _converters["FusedBatchNormV3"]
+_not_empty: Callable[[Any], Any] = _converters["FusedBatchNormGradV3"]
 
 
 def _device_index(given: Any) -> Any:
@@ -48,6 +49,17 @@ def _fused_batch_norm(given: Any) -> Any:
     return [pfor.wrap(tf.cast(y, x.dtype), True)] + [unused] * 5
 
 
+def _fused_batch_norm_gradient(given: Any) -> Any:
+    """As TensorFlow does it, with sums of the right shape where there is nothing to do.
+
+    So it is in the branch of a `tf.cond` that none of the samples takes.
+    """
+    dx, dscale, doffset, *unused = _not_empty(given)
+    shape = tf.shape(given.stacked_input(2))
+    sums = [pfor.wrap(tf.reshape(one.t, shape), True) for one in (dscale, doffset)]
+    return [dx, *sums, *unused]
+
+
 def register() -> None:
     """Registers what is missing, once."""
     for name, convert in (
@@ -56,3 +68,4 @@ def register() -> None:
     ):
         _converters.setdefault(name, convert)
     _converters["FusedBatchNormV3"] = _fused_batch_norm
+    _converters["FusedBatchNormGradV3"] = _fused_batch_norm_gradient

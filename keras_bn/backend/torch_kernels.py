@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from keras_bn.backend import formulas, reference
+from keras_bn.backend import formulas, reference, torch_cuda
 from keras_bn.backend.activations import activate
 from keras_bn.backend.interface import (
     Axes,
@@ -185,6 +185,15 @@ _CHOICES = (
         lambda call: call.parts(
             FormulaParts, call.mask, not torch.compiler.is_exporting()
         ),
+    ),
+    _Choice(
+        Service(
+            "training, one feature axis, no mask, up to float32, on CUDA with Triton",
+            "torch_cuda",
+            "six launches, eight passes, no wait; saves the input alone",
+        ),
+        lambda call: torch_cuda.why_not(call.x, call.axes, call.mask) is None,
+        lambda call: call.parts(torch_cuda.CudaParts),
     ),
     _Choice(
         Service(
@@ -386,12 +395,30 @@ def _as_exporters_know(
 
 
 ensure_shape = reference.ensure_shape
-moving_average = reference.moving_average
+
+
+def moving_average(
+    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+) -> Tensor:
+    """See `Kernels.moving_average`."""
+    if _served_on_cuda(average, value):
+        return torch_cuda.moving_average(average, value, momentum, where)
+    return reference.moving_average(average, value, momentum, where)
+
+
+def _served_on_cuda(*vectors: Tensor) -> bool:
+    return (
+        torch_cuda.serves_statistics(*vectors)
+        and not torch.compiler.is_compiling()  # fuses these by itself
+        and not transformed(*vectors)
+    )
 
 
 def usable(moments: Moments) -> Tensor | bool:
     """See `Kernels.usable`. On CPU a look at the values is quicker than the guards."""
     count, mean, variance = moments
+    if _served_on_cuda(mean, variance):
+        return torch_cuda.usable(moments)
     if mean.device.type == "cpu" and eager(mean) and not transformed(mean):
         # Not finite if any of them is not: 0 times infinity is NaN.
         checksum = torch.dot(mean.flatten(), variance.flatten()).item()
