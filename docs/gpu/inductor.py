@@ -145,10 +145,12 @@ class Compiled:
             ):
                 graph.run(*inputs)
                 graph._update_scheduler()
-                nodes = graph.scheduler.nodes
-                found.append(
-                    [(_launches(n), n.get_read_write_buffers_sizes()) for n in nodes]
-                )
+                kernels = [
+                    (_launches(node), node.get_read_write_buffers_sizes())
+                    for node in graph.scheduler.nodes
+                ]
+                # What moves nothing is an allocation.
+                found.append([kernel for kernel in kernels if kernel[1] > 0])
             return make_boxed_func(module.forward)
 
         return compiler
