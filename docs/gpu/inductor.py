@@ -19,6 +19,7 @@ import torch._inductor.scheduler
 import torch._inductor.utils
 import torch.cuda.random
 import torch.utils._triton
+from launches import launches_of
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -109,13 +110,13 @@ class Compiled:
     """A backend for `torch.compile` that counts in the place of compiling.
 
     Attributes:
-        forward: The forward graphs, each the bytes that its kernels move.
+        forward: The forward graphs: of each kernel its launches and the bytes it moves.
         backward: The backward graphs, likewise.
     """
 
     def __init__(self) -> None:
-        self.forward: list[list[int]] = []
-        self.backward: list[list[int]] = []
+        self.forward: list[list[tuple[int, int]]] = []
+        self.backward: list[list[tuple[int, int]]] = []
         self.backend = aot_autograd(
             fw_compiler=self._counting(self.forward),
             bw_compiler=self._counting(self.backward),
@@ -125,13 +126,16 @@ class Compiled:
 
     def kernels(self) -> int:
         """All launches."""
-        return sum(map(len, self.forward + self.backward))
+        return sum(launches for launches, _ in self._all())
 
     def passes(self, unit: int) -> float:
         """What is read and written, in tensors of `unit` bytes."""
-        return sum(map(sum, self.forward + self.backward)) / unit
+        return sum(moved for _, moved in self._all()) / unit
 
-    def _counting(self, found: list[list[int]]) -> Callable[..., Any]:
+    def _all(self) -> list[tuple[int, int]]:
+        return [kernel for graph in self.forward + self.backward for kernel in graph]
+
+    def _counting(self, found: list[list[tuple[int, int]]]) -> Callable[..., Any]:
         def compiler(module: torch.fx.GraphModule, inputs: Any) -> Any:
             graph = GraphLowering(module, example_inputs=inputs, is_inference=False)
             with (
@@ -141,8 +145,18 @@ class Compiled:
             ):
                 graph.run(*inputs)
                 graph._update_scheduler()
-                nodes = graph.scheduler.nodes
-                found.append([node.get_read_write_buffers_sizes() for node in nodes])
+                kernels = [
+                    (_launches(node), node.get_read_write_buffers_sizes())
+                    for node in graph.scheduler.nodes
+                ]
+                # What moves nothing is an allocation.
+                found.append([kernel for kernel in kernels if kernel[1] > 0])
             return make_boxed_func(module.forward)
 
         return compiler
+
+
+def _launches(node: Any) -> int:
+    """Of a node of the schedule: one, if it is no operator that launches several."""
+    operator = getattr(getattr(node, "node", None), "op_overload", None)
+    return 1 if operator is None else launches_of(operator)

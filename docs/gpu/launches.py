@@ -25,8 +25,9 @@ _TWICE = (
     *("native_batch_norm", "_native_batch_norm", "_batch_norm_with_update"),
     *("batch_norm_backward", "cudnn_batch_norm", "miopen_batch_norm"),
 )
-# Launches of this package's own operators, where it is more than one.
-_LAUNCHES: dict[str, int] = {}
+# Launches of this package's own operators, which are opaque here, where it is more than
+# one: a kernel for the parts, and one that merges them.
+_LAUNCHES = {"keras_bn::moments": 2, "keras_bn::slopes": 2}
 
 
 class Launch(NamedTuple):
@@ -64,7 +65,7 @@ class Count(TorchDispatchMode):
         self._transfer(name, args, outputs)
         works = func.namespace != "prim" and name not in _FREE
         if works and any(tensor.is_cuda for tensor in (*inputs, *outputs)):
-            self._launch(name, inputs, outputs)
+            self._launch(name, launches_of(func), inputs, outputs)
         return result
 
     def _transfer(self, name: str, args: Any, outputs: list[torch.Tensor]) -> None:
@@ -80,13 +81,17 @@ class Count(TorchDispatchMode):
             self.waits.append(name)
 
     def _launch(
-        self, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+        self,
+        name: str,
+        launches: int,
+        inputs: list[torch.Tensor],
+        outputs: list[torch.Tensor],
     ) -> None:
         read, written = (sum(map(_bytes, tensors)) for tensors in (inputs, outputs))
         if name.startswith(_TWICE):
             largest = max(map(_bytes, inputs))
             read += sum(size for size in map(_bytes, inputs) if size == largest)
-        self.launches.append(Launch(name, _LAUNCHES.get(name, 1), read, written))
+        self.launches.append(Launch(name, launches, read, written))
 
     def kernels(self) -> int:
         """All launches."""
@@ -95,6 +100,11 @@ class Count(TorchDispatchMode):
     def passes(self, unit: int) -> float:
         """What is read and written, in tensors of `unit` bytes."""
         return sum(one.read + one.written for one in self.launches) / unit
+
+
+def launches_of(operator: Any) -> int:
+    """The launches of one call of an operator that is no view."""
+    return _LAUNCHES.get(str(operator.overloadpacket).replace(".", "::"), 1)
 
 
 def saved(function: Any, unit: int) -> float:

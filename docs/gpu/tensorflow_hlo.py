@@ -91,12 +91,35 @@ def hlo(step: Any, x: Any) -> str:
 
 
 def waits(step: Any, x: Any) -> int:
-    """How often the host must know a value on the device: it picks a branch."""
-    definition = step.get_concrete_function(x, x).graph.as_graph_def()
-    nodes = [*definition.node]
-    for inner in definition.library.function:
-        nodes += inner.node_def
-    return sum(node.op in ("If", "StatelessIf") for node in nodes)
+    """How often the host of a GPU must know a value there: it picks a branch.
+
+    All branches count, but of those that `DeviceIndex` tells apart the last alone: the
+    others are for the devices that it names, of which a GPU is none.
+    """
+    graph = step.get_concrete_function(x, x).graph.as_graph_def()
+    functions = {one.signature.name: one for one in graph.library.function}
+    return _waits(list(graph.node), functions)
+
+
+def _waits(nodes: list[Any], functions: dict[str, Any]) -> int:
+    by_name = {node.name: node for node in nodes}
+    found = 0
+    for node in nodes:
+        called = [
+            function.name
+            for value in node.attr.values()
+            for function in (value.func, *value.list.func)
+            if function.name in functions
+        ]
+        if node.op.removeprefix("Stateless") in ("If", "Case", "While"):
+            source = by_name.get(node.input[0].partition(":")[0])
+            if source is not None and source.op == "DeviceIndex":
+                called = called[-1:]
+            else:
+                found += 1
+        for name in called:
+            found += _waits(list(functions[name].node_def), functions)
+    return found
 
 
 def main(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Networks with and without normalization: training steps, and inference folded."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -110,6 +111,7 @@ def run_model(run: Run, way: str, tick: Callable[[], object]) -> Result:
     framework = timing()
     x, labels = run.data()
     steps: dict[str, Step] = {}
+    saved: dict[str, float] = {}
     missing: list[Missing] = []
     for name, norm in NORMS.items():
         model = run.model(norm)
@@ -122,10 +124,17 @@ def run_model(run: Run, way: str, tick: Callable[[], object]) -> Result:
         except NotImplementedError as error:
             place = (run.network, _shape(run), "float32", "step", way)
             missing.append(Missing(*place, name, str(error)))
+            continue
+        kept = None if way == DEFAULT else framework.saved_bytes(model, x)
+        if kept is not None:
+            saved[name] = kept / (4 * math.prod(x.shape))
     if OURS not in steps or NONE not in steps:  # Nothing to compare with.
         return Result([], missing)
     timings = interleaved(steps, run.rounds, tick, wait=framework.wait)
-    rows = [_row(run, "step", way, name, times) for name, times in timings.items()]
+    rows = [
+        _row(run, "step", way, name, times)._replace(saved=saved.get(name))
+        for name, times in timings.items()
+    ]
     return Result(rows, missing)
 
 

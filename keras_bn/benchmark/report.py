@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> Table:
         result.add_column(name)
     numbers = ["vs ours", "vs limit", "vs floor", "saved"]
     if any(row.mode == "step" for row in rows):
-        numbers = ["vs ours", "added ms"]
+        numbers = ["vs ours", "added ms", "saved"]
     for name in ("median ms", "quartiles", *numbers):
         result.add_column(name, justify="right")
     for (case, shape, dtype, mode, way), lines in groupby(rows, lambda row: row[:5]):
@@ -69,12 +69,13 @@ def table(rows: Sequence[Row]) -> Table:
 
 def _further(row: Row) -> list[str]:
     """What the last columns hold."""
+    saved = "" if row.saved is None else f"{row.saved:.2f}"
     if row.mode == "step":
-        return ["" if row.added_ms is None else f"{row.added_ms:+.2f}"]
+        return ["" if row.added_ms is None else f"{row.added_ms:+.2f}", saved]
     return [
         f"{row.median_ms / row.limit_ms:.2f}" if row.limit_ms else "",
         f"{row.median_ms / row.floor_ms:.2f}" if row.floor_ms else "",
-        "" if row.saved is None else f"{row.saved:.2f}",
+        saved,
     ]
 
 
