@@ -1,8 +1,8 @@
 """Inference on TensorFlow, in operators that exporters fuse with a convolution.
 
-LiteRT's converter, tf2onnx and TensorFlow's own optimizer multiply a fused batch norm
-of four axes into the convolution before it, and a product and a sum of vectors; with a
-reshape in between, or a parameter of the shape `(1, 1, channels)`, they do not.
+LiteRT's converter and onnxruntime multiply a product and a sum of vectors into the
+convolution before them, and a fused batch norm of four axes; with a reshape in between,
+or a parameter of the shape `(1, 1, channels)`, they do not.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SERVICES = (
         "few plain operators, the mean subtracted first",
     ),
     Service(
-        "inference, feature axis last, up to float32, on images or 131k elements",
+        "inference, feature axis last, up to float32, 131k elements or more",
         "tensorflow_inference",
         "fused operator: one multiply-add per element, half precision as it is",
     ),
@@ -48,26 +48,23 @@ def inference(
     activation: str | None,
 ) -> Tensor:
     """See `Kernels.inference`."""
-    large = (x.shape.num_elements() or 0) >= _LARGE
-    if tf.executing_eagerly() and not large:
-        affine = _subtract_first
-    elif _fused_fits(x, axes, large):
-        affine = _with_gradient(fused_inference)
+    size = x.shape.num_elements()
+    if size is None:
+        # What an export traces has an unknown batch. OpenVINO would make an output of
+        # each tensor that a gradient of our own is a gradient for, so it is the tape's.
+        affine = _multiply_add
+    elif size < _LARGE:
+        eager = tf.executing_eagerly()
+        affine = _subtract_first if eager else _with_gradient(_multiply_add)
     else:
-        affine = _with_gradient(_multiply_add)
+        fused = channels_last(axes) and x.dtype != tf.float64
+        affine = _with_gradient(fused_inference if fused else _multiply_add)
     return affine(x, mean, variance, scale, offset, axes, epsilon, activation)
 
 
 def channels_last(axes: Axes) -> bool:
     """Whether the last axis, and it alone, keeps its statistics."""
     return axes.features == (axes.ndim - 1,)
-
-
-def _fused_fits(x: Tensor, axes: Axes, large: bool) -> bool:
-    # Where the batch is unknown, as in what an export traces, an input is not large,
-    # and there is no reshape for an exporter to stumble over.
-    fits = channels_last(axes) and x.dtype != tf.float64
-    return fits and (large or axes.ndim == 4)
 
 
 def _with_gradient(affine: Callable[..., Tensor]) -> Callable[..., Tensor]:
