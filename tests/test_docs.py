@@ -7,13 +7,17 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 # docs/tools.md has a test of its own.
-PAGES = ["training.md", "distributed.md"]
+PAGES = ["training.md", "distributed.md", "deployment.md"]
 
 
 def blocks(page):
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
 
 
+# Of tf2onnx, and of the exporter that Keras has PyTorch take for an unknown batch.
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run_and_print_what_they_promise(page, capsys):
     names = {"__name__": "docs"}
