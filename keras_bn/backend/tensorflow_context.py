@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util
+from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
@@ -90,6 +90,11 @@ def forward_mode(*tensors: Tensor) -> bool:
     the derivatives of what the operators do one by one, as if nothing was written out.
     """
     return bool(forwardprop_util.pack_tangents(tensors).tangents)
+
+
+def recorded() -> bool:
+    """Whether a `tf.GradientTape` may follow the running call."""
+    return bool(record.could_possibly_record())
 
 
 def of_running_graph(*tensors: Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Inference on TensorFlow, in operators that exporters fuse with a convolution.
 
-LiteRT's converter, tf2onnx and TensorFlow's own optimizer multiply a fused batch norm
-of four axes into the convolution before it, and a product and a sum of vectors; with a
-reshape in between, or a parameter of the shape `(1, 1, channels)`, they do not.
+LiteRT's converter and onnxruntime multiply a product and a sum of vectors into the
+convolution before them, and a fused batch norm of four axes; with a reshape in between,
+or a parameter of the shape `(1, 1, channels)`, they do not.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_bn.backend import formulas, tensorflow_ragged
 from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.interface import Axes, Service, Tensor
-from keras_bn.backend.tensorflow_context import forward_mode, of_running_graph
+from keras_bn.backend.tensorflow_context import forward_mode, of_running_graph, recorded
 from keras_bn.backend.tensorflow_cpu import as_image
 
 # Elements from which the fused operator saves more than its gradient, which is ours,
@@ -27,7 +27,7 @@ SERVICES = (
         "few plain operators, the mean subtracted first",
     ),
     Service(
-        "inference, feature axis last, up to float32, on images or 131k elements",
+        "inference, feature axis last, up to float32, 131k elements or more",
         "tensorflow_inference",
         "fused operator: one multiply-add per element, half precision as it is",
     ),
@@ -60,27 +60,25 @@ def inference(
     x, mean, variance, scale, offset = of_running_graph(
         *map(tf.convert_to_tensor, (x, mean, variance, scale, offset))
     )
+    eager = tf.executing_eagerly()
     large = (x.shape.num_elements() or 0) >= _LARGE
-    small = tf.executing_eagerly() and not large
-    if small or forward_mode(x, mean, variance, scale, offset):
+    fused = channels_last(axes) and x.dtype != tf.float64
+    fused = fused and (large or axes.ndim == 4)
+    if (eager and not large) or forward_mode(x, mean, variance, scale, offset):
         affine = _subtract_first
-    elif _fused_fits(x, axes, large):
-        affine = _with_gradient(fused_inference)
+    elif recorded():
+        affine = _with_gradient(fused_inference if fused else _multiply_add)
+    elif not fused:
+        affine = _multiply_add
     else:
-        affine = _with_gradient(_multiply_add)
+        # Who traces this without a tape may export it, or differentiate it later.
+        affine = fused_inference if eager else _fused_multiply_add
     return affine(x, mean, variance, scale, offset, axes, epsilon, activation)
 
 
 def channels_last(axes: Axes) -> bool:
     """Whether the last axis, and it alone, keeps its statistics."""
     return axes.features == (axes.ndim - 1,)
-
-
-def _fused_fits(x: Tensor, axes: Axes, large: bool) -> bool:
-    # Where the batch is unknown, as in what an export traces, an input is not large,
-    # and there is no reshape for an exporter to stumble over.
-    fits = channels_last(axes) and x.dtype != tf.float64
-    return fits and (large or axes.ndim == 4)
 
 
 def _with_gradient(affine: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -164,6 +162,28 @@ def _spread(parameter: Tensor, axes: Axes) -> Tensor:
     shape = [1] * axes.ndim
     shape[axes.features[0]] = -1
     return tf.reshape(parameter, shape)
+
+
+def _fused_multiply_add(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+) -> Tensor:
+    """`_multiply_add` by the fused operator, whose own gradient reaches all five.
+
+    It has one for its scale and offset, none for its mean and variance. A gradient
+    written out for them would leave OpenVINO more outputs than the model has.
+    """
+    factor = tf.math.rsqrt(variance + epsilon) * scale
+    level = offset - mean * factor
+    zeros = tf.zeros_like(factor)
+    statistics = zeros, zeros + (1 - epsilon)
+    return fused_inference(x, *statistics, factor, level, axes, epsilon, activation)
 
 
 def fused_inference(
