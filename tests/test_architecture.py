@@ -60,6 +60,7 @@ PUBLIC = {
         "models",
         "no_update",
         "ops",
+        "quantize_aware",
         "recalibrate",
         "tools",
     ],
@@ -105,6 +106,7 @@ PUBLIC = {
         "fold",
         "from_torch",
         "inspect",
+        "quantize_aware",
         "recalibrate",
     ],
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._plan import Folding, Plan, folded_weights
+from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
@@ -112,6 +113,10 @@ def fold(model: Any, explain: bool = False) -> Any:
             "functional models inside it. Received: model of class "
             f"{type(model).__name__}"
         )
+    if is_quantize_aware(model):
+        folded = fold(without_rounding(model), explain=True)
+        carry_compile(model, folded[0], slots=False)
+        return folded if explain else folded[0]
     plan = Plan(model)
 
     def replace(layer: Layer) -> Replacement | None:
