@@ -72,6 +72,9 @@ def fold(model: Any, explain: bool = False) -> Any:
     a tensor, layers called twice or with `training=True`, a convolution after it that
     pads with zeros. `explain=True` says why, layer by layer.
 
+    A model of `quantize_aware` gets the rounded kernels that it was trained with, and
+    activations that are not rounded: those are left to the exporter.
+
     Args:
         model: A built Functional or Sequential model, nested ones included.
         explain: Whether to return a `FoldReport` too.
@@ -114,9 +117,9 @@ def fold(model: Any, explain: bool = False) -> Any:
             f"{type(model).__name__}"
         )
     if is_quantize_aware(model):
-        folded = fold(without_rounding(model), explain=True)
-        carry_compile(model, folded[0], slots=False)
-        return folded if explain else folded[0]
+        copy, report = fold(without_rounding(model), explain=True)
+        carry_compile(model, copy, slots=False)
+        return (copy, report) if explain else copy
     plan = Plan(model)
 
     def replace(layer: Layer) -> Replacement | None:
