@@ -138,6 +138,7 @@ def onnxruntime_int8(
     exported, prepared, path = (
         folder / f"{name}.onnx" for name in ("exported", "prepared", "int8")
     )
+    model(samples[:1])  # Keras asks that a model be called before it exports it
     model.export(exported, format="onnx", verbose=False)
     quant_pre_process(str(exported), str(prepared), skip_symbolic_shape=True)
     name = _session(prepared).get_inputs()[0].name
@@ -174,11 +175,14 @@ if keras.backend.backend() == "tensorflow":
     RUNTIMES = {"LiteRT": litert_int8, **RUNTIMES}
 
 
-def measure(title: str, model: keras.Model, data: _data.Dataset) -> list[Row]:
+def measure(
+    title: str, model: keras.Model, data: _data.Dataset, runtimes: list[str]
+) -> list[Row]:
     """One row a runtime."""
     exact = model.predict(data.x_val, verbose=0)
     rows = []
-    for name, quantize in RUNTIMES.items():
+    for name in runtimes:
+        quantize = RUNTIMES[name]
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own
             path, predict = quantize(model, data.x_train[:CALIBRATION], Path(folder))
@@ -219,6 +223,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=MODELS, help="all by default"
     )
+    names = list(RUNTIMES)
+    parser.add_argument("--runtimes", nargs="+", choices=names, default=names)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     parser.add_argument("--page", type=Path, help="a page to put the table into")
     options = parser.parse_args(arguments)
@@ -236,7 +242,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
             model, data, options.epochs, per_channel=False
         ),
     }
-    rows = [row for name in options.models for row in measure(name, make[name](), data)]
+    rows = []
+    for name in options.models:
+        rows += measure(name, make[name](), data, options.runtimes)
     print(table(rows))
     if options.output:
         options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1))
