@@ -2,7 +2,14 @@
 
 from keras_bn import backend, callbacks, layers, models, ops, tools
 from keras_bn.layers import BatchNormalization, no_update
-from keras_bn.tools import convert, fold, from_torch, inspect, recalibrate
+from keras_bn.tools import (
+    convert,
+    fold,
+    from_torch,
+    inspect,
+    quantize_aware,
+    recalibrate,
+)
 
 __version__ = "0.1.0"
 
@@ -19,6 +26,7 @@ __all__ = [
     "models",
     "no_update",
     "ops",
+    "quantize_aware",
     "recalibrate",
     "tools",
 ]

@@ -66,6 +66,7 @@ PUBLIC = {
         "models",
         "no_update",
         "ops",
+        "quantize_aware",
         "recalibrate",
         "tools",
     ],
@@ -113,6 +114,7 @@ PUBLIC = {
         "fold",
         "from_torch",
         "inspect",
+        "quantize_aware",
         "recalibrate",
     ],
 }

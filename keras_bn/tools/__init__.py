@@ -7,6 +7,7 @@ from keras_bn.tools.convert import convert
 from keras_bn.tools.fold import FoldReport, fold
 from keras_bn.tools.from_torch import from_torch
 from keras_bn.tools.inspect import inspect
+from keras_bn.tools.quantize_aware import quantize_aware
 from keras_bn.tools.recalibrate import Recalibrated, RecalibrationReport, recalibrate
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "fold",
     "from_torch",
     "inspect",
+    "quantize_aware",
     "recalibrate",
 ]

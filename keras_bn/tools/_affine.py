@@ -50,10 +50,10 @@ def affine_of(layer: Layer, rank: int) -> Affine:
             offset = offset + float64(layer.beta)
     if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
         raise Inexact("its weights or statistics are not finite")
-    return Affine(*(_laid_out(one, layer.axis, rank) for one in (scale, offset)))
+    return Affine(*(laid_out(one, layer.axis, rank) for one in (scale, offset)))
 
 
-def _laid_out(values: Any, axis: Any, rank: int) -> Any:
+def laid_out(values: Any, axis: Any, rank: int) -> Any:
     """Weights of a layer, one value per channel, in the layout of a sample."""
     axes = [axis] if isinstance(axis, int) else list(axis)
     if 0 in (one % (rank + 1) for one in axes):

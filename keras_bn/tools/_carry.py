@@ -52,10 +52,10 @@ def carry_state(
         if id(old) in replaced:
             fill(old, new)
         elif not has_graph(old):
-            _carry_leaf(old, new, known)
+            carry_leaf(old, new, known)
 
 
-def _carry_leaf(old: Layer, new: Layer, known: set[int]) -> None:
+def carry_leaf(old: Layer, new: Layer, known: set[int]) -> None:
     """Copies what `old` owns, and what layers in it own that have no entry."""
     for source, target in zip(_own(old), _own(new), strict=True):
         assign_copy(target, source)
@@ -64,7 +64,7 @@ def _carry_leaf(old: Layer, new: Layer, known: set[int]) -> None:
         if id(inner) not in known:
             if copied.trainable != inner.trainable:
                 copied.trainable = inner.trainable
-            _carry_leaf(inner, copied, known)
+            carry_leaf(inner, copied, known)
 
 
 def _own(layer: Layer) -> list[Any]:

@@ -37,6 +37,9 @@ class Family(Protocol):
     def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
         """What a constant input of `offset` per channel adds to each output channel."""
 
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        """The last axes of a kernel along which its output channels lie."""
+
 
 class _Kernel:
     """Dense and convolutions: (…, input channels of one group, output channels)."""
@@ -59,6 +62,9 @@ class _Kernel:
         kernel = w.kernels["kernel"] * self._per_group(layer, w, offset)
         return _total(kernel, 1)
 
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        return (-1,)
+
 
 class _Transposed:
     """Transposed convolutions: (…, output channels, input channels)."""
@@ -73,6 +79,9 @@ class _Transposed:
 
     def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
         raise Inexact(f"'{layer.name}' adds up fewer shifted values at the borders")
+
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        return (-2,)
 
 
 class _Depthwise:
@@ -89,6 +98,9 @@ class _Depthwise:
     def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
         return _total(w.kernels[self.kernels[0]] * offset[:, np.newaxis], 2).ravel()
 
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        return (-2, -1)
+
 
 class _Separable(_Depthwise):
     """A depthwise convolution, then one of single points."""
@@ -103,6 +115,9 @@ class _Separable(_Depthwise):
         flat = pointwise.reshape(pointwise.shape[-2:])
         total: np.ndarray = super().response(layer, w, offset) @ flat
         return total
+
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        return (-1,) if name == "pointwise_kernel" else (-2, -1)
 
 
 def _total(kernel: np.ndarray, kept: int) -> np.ndarray:
@@ -143,6 +158,22 @@ def read_weights(layer: Layer) -> Weights:
     }
     bias = float64(layer.bias) if layer.use_bias else np.zeros(_outputs(layer))
     return Weights(kernels, bias)
+
+
+def no_weights(layer: Layer) -> Weights:
+    """Zeros of the shapes of the weights of `layer`, which take no memory."""
+    kernels = {
+        name: np.broadcast_to(0.0, tuple(getattr(layer, name).shape))
+        for name in FAMILIES[type(layer)].kernels
+    }
+    return Weights(kernels, np.broadcast_to(0.0, (_outputs(layer),)))
+
+
+def axes_of_one_channel(layer: Layer, name: str) -> tuple[int, ...]:
+    """The axes of a kernel that belong to one and the same output channel."""
+    rank = len(getattr(layer, name).shape)
+    kept = {axis % rank for axis in FAMILIES[type(layer)].channel_axes(name)}
+    return tuple(axis for axis in range(rank) if axis not in kept)
 
 
 def _outputs(layer: Layer) -> int:

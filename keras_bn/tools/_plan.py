@@ -41,6 +41,7 @@ class Graph:
 
     def __init__(self, prefix: str, graph: Any, in_training: bool) -> None:
         self.prefix = prefix
+        self.model = graph
         self.in_training = in_training
         self.nodes = nodes(graph)
         self.outputs = {id(tensor) for tensor in graph.outputs}
@@ -134,7 +135,7 @@ class Plan:
         layer = node.operation
         try:
             self._check(graph, node)
-            affine = _affine.affine_of(layer, len(node.outputs[0].shape) - 1)
+            affine = self._affine_of(layer, len(node.outputs[0].shape) - 1)
         except Inexact as error:
             return None, str(error)
         reasons = []
@@ -144,6 +145,9 @@ class Plan:
             except Inexact as error:
                 reasons.append(str(error))
         return None, "before: {}; after: {}".format(*reasons)
+
+    def _affine_of(self, layer: Layer, rank: int) -> Affine:
+        return _affine.affine_of(layer, rank)
 
     def _check(self, graph: Graph, node: Any) -> None:
         layer = node.operation

@@ -17,17 +17,22 @@ from keras_bn.tools._walk import (
     sublayers,
 )
 
+SAME = object()
+"""As the layer of a `Replacement`: a copy of the one that stood there."""
+
 
 class Replacement(NamedTuple):
     """What stands in the copy where a layer stood.
 
     Attributes:
-        layer: The layer that is called instead; None to hand the input on.
-        then: Layers that follow it, each called on the result alone.
+        layer: The layer that is called instead; None to hand the input on, `SAME` for
+            a copy of the old one.
+        then: What follows it, called on the result alone: layers, or functions
+            that make one, a new one for each call of a layer that is shared.
     """
 
     layer: Layer | None
-    then: tuple[Layer, ...] = ()
+    then: tuple[Layer | Callable[[], Layer], ...] = ()
 
 
 Replace = Callable[[Layer], Replacement | None]
@@ -64,10 +69,12 @@ class _Copier:
 
     def copy(self, layer: Layer) -> Replacement:
         if id(layer) not in self.copies:
-            chosen = self._replace(layer)
-            if chosen is not None:
+            chosen = self._replace(layer) or Replacement(SAME)
+            if chosen.layer is SAME:
+                chosen = chosen._replace(layer=self._same(layer))
+            else:
                 self.replaced.add(id(layer))
-            self.copies[id(layer)] = (layer, chosen or Replacement(self._same(layer)))
+            self.copies[id(layer)] = (layer, chosen)
         return self.copies[id(layer)][1]
 
     def _same(self, layer: Layer) -> Layer:
@@ -87,7 +94,7 @@ class _Copier:
                 layers.append(_from_config(layer))
                 continue
             first, then = self.copy(layer)
-            layers += [one for one in (first, *then) if one is not None]
+            layers += [_made(one) for one in (first, *then) if one is not None]
         cls = type(model)
         if cls.__init__ is not keras.Sequential.__init__:
             cls = _plain(model, keras.Sequential)
@@ -180,8 +187,12 @@ def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
     else:
         outputs = copies.layer(*args, **kwargs)
     for layer in copies.then:
-        outputs = layer(outputs)
+        outputs = _made(layer)(outputs)
     return outputs
+
+
+def _made(layer: Any) -> Layer:
+    return layer if isinstance(layer, keras.Operation) else layer()
 
 
 def _ordered(structure: Any, like: Any) -> Any:

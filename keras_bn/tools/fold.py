@@ -4,6 +4,7 @@ from typing import Any
 
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._plan import Folding, Plan, folded_weights
+from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
@@ -71,6 +72,9 @@ def fold(model: Any, explain: bool = False) -> Any:
     a tensor, layers called twice or with `training=True`, a convolution after it that
     pads with zeros. `explain=True` says why, layer by layer.
 
+    A model of `quantize_aware` gets the rounded kernels that it was trained with, and
+    activations that are not rounded: those are left to the exporter.
+
     Args:
         model: A built Functional or Sequential model, nested ones included.
         explain: Whether to return a `FoldReport` too.
@@ -112,6 +116,10 @@ def fold(model: Any, explain: bool = False) -> Any:
             "functional models inside it. Received: model of class "
             f"{type(model).__name__}"
         )
+    if is_quantize_aware(model):
+        copy, report = fold(without_rounding(model), explain=True)
+        carry_compile(model, copy, slots=False)
+        return (copy, report) if explain else copy
     plan = Plan(model)
 
     def replace(layer: Layer) -> Replacement | None:

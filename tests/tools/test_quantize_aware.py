@@ -1,0 +1,531 @@
+"""`quantize_aware`: rounds as the papers and torch.ao do, and `fold` agrees with it."""
+
+import itertools
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import frameworks
+import keras_bn
+import oracle_quantized
+from cases_tools import FOLDS, images, numpy, randomize, weights_of
+from keras_bn.tools._fake_quantize import FakeQuantize
+from keras_bn.tools._quantized_linear import QuantizedLinear
+
+L = keras.layers
+Norm = keras_bn.BatchNormalization
+ON_TORCH = keras.backend.backend() == "torch"
+# Where each shape is compiled for itself, one row of a kind.
+ROWS = {"groups", "separable2d", "keras's", "flatten", "fused, twice", "padding after"}
+CASES = [one for one in FOLDS if ON_TORCH or one.name in ROWS]
+pytestmark = pytest.mark.usefixtures("zero_kernels")
+
+
+def _parts(model, kind):
+    return [one for one in model._flatten_layers() if isinstance(one, kind)]
+
+
+def _run(model, x):
+    return model.predict_on_batch(x).astype("float64")
+
+
+def _gradients(model, x, dy, training=True):
+    """The output, the state after it, and gradients by name of the weight."""
+    state = [v.value for v in model.non_trainable_variables]
+
+    def call(x, *weights):
+        return model.stateless_call(list(weights), state, x, training=training)
+
+    tensors = [v.value for v in model.trainable_variables]
+    y, after, slopes = frameworks.gradients(
+        call, [frameworks.tensor(x), *tensors], frameworks.tensor(dy)
+    )
+    names = ["x", *(v.name for v in model.trainable_variables)]
+    state = {
+        v.name: numpy(value)
+        for v, value in zip(model.non_trainable_variables, after, strict=True)
+    }
+    return y, state, dict(zip(names, slopes, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_fold_agrees_with_what_is_trained(case):
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(keras.Sequential([keras.Input(case.shape), *case.layers()]))
+    before = weights_of(model)
+    trained, report = keras_bn.quantize_aware(model, activations=False, explain=True)
+    assert weights_of(model) == before
+    assert [row.into is None for row in report.rows] == [
+        row.into is None for row in keras_bn.fold(model, explain=True)[1].rows
+    ]
+    x = images(3, *case.shape)
+    folded = keras_bn.fold(trained)
+    exact, received, deployed = (_run(one, x) for one in (model, trained, folded))
+    largest = np.abs(exact).max()
+    assert 0 < np.abs(received - exact).max() < 0.05 * largest
+    assert np.abs(deployed - received).max() <= 2e-6 * largest
+    assert len(_parts(folded, Norm)) == len(_parts(keras_bn.fold(model), Norm))
+    assert not _parts(folded, (QuantizedLinear, FakeQuantize))
+
+
+WHOLE_STEPS = {
+    "conv": (lambda: [L.Conv2D(6, 3, groups=2), Norm(), L.ReLU()], (0, 1, 2)),
+    "conv, one step": (lambda: [L.Conv2D(6, 3), Norm()], None),
+    "both sides": (lambda: [Norm(), L.Conv2D(6, 3), Norm()], (0, 1, 2)),
+    "depthwise": (lambda: [L.DepthwiseConv2D(3, depth_multiplier=2), Norm()], (0, 1)),
+    "transpose": (lambda: [L.Conv2DTranspose(5, 3), Norm()], (0, 1, 3)),
+    "flatten, one step": (lambda: [Norm(), L.Flatten(), L.Dense(3)], None),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE_STEPS)
+def test_folded_weights_are_whole_steps(case):
+    layers, axes = WHOLE_STEPS[case]
+    model = randomize(keras.Sequential([keras.Input((6, 6, 4)), *layers()]))
+    trained = keras_bn.quantize_aware(model, per_channel=axes is not None)
+    folded = keras_bn.fold(trained)
+    (linear,) = (one for one in folded.layers if hasattr(one, "kernel"))
+    kernel = numpy(linear.kernel)
+    steps = kernel / np.abs(kernel).max(axis=axes, keepdims=True) * 127
+    assert np.abs(steps - np.rint(steps)).max() < 1e-3
+    assert len(np.unique(np.rint(steps))) > 30
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("frozen", [False, True], ids=["batch", "frozen"])
+@pytest.mark.parametrize("per_channel", [True, False], ids=["channel", "tensor"])
+@pytest.mark.parametrize("kind", ["dense", "dense after", "conv"])
+def test_values_and_gradients_are_those_of_the_papers(kind, per_channel, frozen):
+    shape, linear = (5,), L.Dense(4, dtype="float64")
+    if kind == "conv":
+        shape, linear = (6, 6, 3), L.Conv2D(4, 3, dtype="float64")
+    norm = Norm(dtype="float64", freeze_statistics=frozen)
+    layers = [norm, linear] if kind == "dense after" else [linear, norm]
+    model = randomize(keras.Sequential([keras.Input(shape, dtype="float64"), *layers]))
+    w = oracle_quantized.Weights(
+        numpy(linear.kernel).reshape(-1, 4),
+        *(numpy(one) for one in (linear.bias, norm.gamma, norm.beta)),
+        *(numpy(one) for one in (norm.moving_mean, norm.moving_variance)),
+    )
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(7, *shape))
+    dy = rng.normal(size=(7, *model.output_shape[1:]))
+    trained = keras_bn.quantize_aware(model, per_channel=per_channel, activations=False)
+    y, _, slopes = _gradients(trained, x, dy)
+    rows = oracle_quantized.patches(x, 3) if kind == "conv" else x
+    expected, gradients = oracle_quantized.train(
+        *(rows, dy.reshape(-1, 4), w, per_channel),
+        *(kind == "dense after", frozen),
+    )
+    # Keras's Dense adds its bias in float32 on torch.
+    np.testing.assert_allclose(y.reshape(-1, 4), expected, rtol=1e-6, atol=1e-6)
+    for name, slope in zip(
+        ("x", "kernel", "bias", "gamma", "beta"), gradients, strict=True
+    ):
+        if name != "x" or kind != "conv":
+            received = slopes[name].reshape(slope.shape)
+            np.testing.assert_allclose(received, slope, rtol=1e-6, atol=1e-6)
+
+
+CONVOLUTIONS = {
+    "1d": (L.Conv1D, (9, 4), {}, {}),
+    "2d": (L.Conv2D, (7, 7, 4), {"strides": 2}, {"stride": 2}),
+    "2d same": (L.Conv2D, (5, 5, 4), {"padding": "same"}, {"padding": 1}),
+    "2d groups": (
+        *(L.Conv2D, (7, 7, 4)),
+        *({"groups": 2, "dilation_rate": 2}, {"groups": 2, "dilation": 2}),
+    ),
+    "2d no bias": (L.Conv2D, (5, 5, 4), {"use_bias": False}, {"bias": False}),
+    "3d": (L.Conv3D, (4, 4, 4, 4), {}, {}),
+}
+
+
+def _torch_ao(rank, linear, norm, options, per_channel, frozen):
+    """torch.ao's fused module with the weights of these layers."""
+    import torch
+    from torch.ao import quantization
+    from torch.ao.nn.intrinsic import qat
+
+    observer, scheme = quantization.MinMaxObserver, torch.per_tensor_symmetric
+    if per_channel:
+        observer, scheme = (
+            quantization.PerChannelMinMaxObserver,
+            torch.per_channel_symmetric,
+        )
+    weight = quantization.FakeQuantize.with_args(
+        observer=observer,
+        quant_min=-127,
+        quant_max=127,
+        dtype=torch.qint8,
+        qscheme=scheme,
+    )
+    qconfig = quantization.QConfig(activation=torch.nn.Identity, weight=weight)
+    module = getattr(qat, f"ConvBn{rank}d")(
+        *(4, 6, 3),
+        **{"bias": True, "eps": norm.epsilon, "momentum": 1 - norm.momentum, **options},
+        qconfig=qconfig,
+    )
+    kernel = np.moveaxis(numpy(linear.kernel), (-1, -2), (0, 1))
+    values = {"weight": kernel, "bn.weight": numpy(norm.gamma)}
+    values |= {"bn.bias": numpy(norm.beta), "bn.running_mean": numpy(norm.moving_mean)}
+    values["bn.running_var"] = numpy(norm.moving_variance)
+    if linear.bias is not None:
+        values["bias"] = numpy(linear.bias)
+    values = {k: torch.tensor(v, dtype=torch.float32) for k, v in values.items()}
+    module.load_state_dict(values, strict=False)
+    return module.freeze_bn_stats() if frozen else module.update_bn_stats()
+
+
+@pytest.mark.parametrize(
+    ("case", "per_channel", "frozen"),
+    list(itertools.product(CONVOLUTIONS, [True, False], [True, False]))
+    if ON_TORCH
+    else [("1d", True, False), ("2d groups", False, True)],
+)
+def test_agrees_with_torch_ao(case, per_channel, frozen):
+    import torch
+
+    layer, shape, keras_options, torch_options = CONVOLUTIONS[case]
+    linear, norm = layer(6, 3, **keras_options), Norm(freeze_statistics=frozen)
+    model = randomize(keras.Sequential([keras.Input(shape), linear, norm]))
+    rank = len(shape) - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao is to move to another package
+        module = _torch_ao(rank, linear, norm, torch_options, per_channel, frozen)
+    trained = keras_bn.quantize_aware(model, per_channel=per_channel, activations=False)
+    x, dy = images(4, *shape), images(4, *model.output_shape[1:], seed=1)
+    y, state, slopes = _gradients(trained, x, dy)
+
+    given = torch.tensor(np.moveaxis(x, -1, 1), requires_grad=True)
+    expected = module(given)
+    expected.backward(torch.tensor(np.moveaxis(dy, -1, 1)))
+    theirs = {
+        "x": np.moveaxis(given.grad.numpy(), 1, -1),
+        "kernel": np.moveaxis(module.weight.grad.numpy(), (0, 1), (-1, -2)),
+        "gamma": module.bn.weight.grad.numpy(),
+        "beta": module.bn.bias.grad.numpy(),
+    }
+    expected = np.moveaxis(expected.detach().numpy(), 1, -1)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    for name, slope in theirs.items():
+        np.testing.assert_allclose(slopes[name], slope, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        state["moving_mean"], module.bn.running_mean.numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_activations_are_rounded_to_a_moving_range():
+    layer = FakeQuantize(momentum=0.9)
+    batches = [images(5, 3, seed=seed) * (seed + 1) for seed in range(3)]
+    np.testing.assert_array_equal(numpy(layer(batches[0])), batches[0])  # no range yet
+    low, high = batches[0].min(), batches[0].max()
+    for number, x in enumerate(batches):
+        kept = 0.9 if number else 0.0
+        low = kept * low + (1 - kept) * x.min()
+        high = kept * high + (1 - kept) * x.max()
+        expected = oracle_quantized.rounded_activations(x, low, high)
+        received = numpy(layer(x, training=True))
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+    assert not numpy(layer(np.zeros((1, 3), "float32"))).any()
+    levels = numpy(layer(np.linspace(-9, 9, 3000, dtype="float32")[:, None]))
+    assert len(np.unique(levels.round(4))) == 256
+
+
+def test_the_gradient_of_an_activation_stops_where_it_is_clipped():
+    layer = FakeQuantize()
+    layer(np.array([[-1.0, 3.0]], "float32"), training=True)
+    x = np.array([[-1.5, -0.7, 0.0, 2.9, 3.2]], "float32")
+    state = [v.value for v in layer.variables]
+    _, _, (slope,) = frameworks.gradients(
+        lambda x: layer.stateless_call([], state, x),
+        [frameworks.tensor(x)],
+        frameworks.tensor(np.ones_like(x)),
+    )
+    np.testing.assert_array_equal(slope, [[0, 1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((0, 3)), np.array([[np.nan, 1, 2]]), np.array([[np.inf, 1, 9]])]
+)
+def test_a_range_is_not_spoilt(x):
+    layer = FakeQuantize()
+    layer(images(4, 3), training=True)
+    before = weights_of(layer)
+    y = numpy(layer(x.astype("float32"), training=True))
+    if x.size:
+        assert weights_of(layer) == before
+        assert np.isnan(y[0, 0])
+        assert np.isfinite(y[0, 1])
+    else:
+        assert y.shape == (0, 3)
+
+
+def test_a_range_stays_where_statistics_do():
+    layer = FakeQuantize()
+    layer(images(4, 3), training=True)
+    before = weights_of(layer)
+    with keras_bn.no_update():
+        layer(9 * images(4, 3), training=True)
+    layer.trainable = False
+    layer(9 * images(4, 3), training=True)
+    assert weights_of(layer) == before
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_channel_without_scale_can_learn(per_channel):
+    norm = Norm(gamma_initializer="zeros")
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), norm])
+    model.layers[0].kernel.assign(images(4, 3))
+    trained = keras_bn.quantize_aware(model, per_channel=per_channel)
+    y, _, slopes = _gradients(trained, images(8, 4), images(8, 3, seed=1))
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(slope).all() for slope in slopes.values())
+    assert np.abs(slopes["gamma"]).min() > 0
+
+
+def _network():
+    """Two branches that meet, a shared ReLU, a model in it, a frozen layer."""
+    inputs = keras.Input((8, 8, 2))
+    relu = L.ReLU(name="relu")
+    x = L.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    x = relu(Norm(name="stem_norm")(x))
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            L.DepthwiseConv2D(3, padding="same", use_bias=False, name="deep"),
+            Norm(name="deep_norm"),
+        ],
+        name="inner",
+    )
+    y = L.Conv2D(4, 1, name="point")(relu(inner(x)))
+    y = L.BatchNormalization(name="point_norm")(y)
+    x = L.Activation("swish", name="swish")(L.Add(name="add")([x, y]))
+    x = L.Dropout(0.5, name="drop")(L.GlobalAveragePooling2D(name="pool")(x))
+    model = keras.Model(inputs, L.Dense(3, name="head")(x), name="net")
+    model.get_layer("stem").trainable = False
+    return randomize(model)
+
+
+def test_rounding_stands_where_a_deployed_graph_has_it():
+    model = _network()
+    trained = keras_bn.quantize_aware(model)
+    names = {one.name for one in _parts(trained, FakeQuantize)}
+    assert names == {
+        *("stem_inputs", "relu_fake_quantize", "relu_fake_quantize_1"),
+        *("point_norm_fake_quantize", "add_fake_quantize", "swish_fake_quantize"),
+        *("pool_fake_quantize", "head_fake_quantize"),
+    }
+    chains = [[p.name for p in one.layers] for one in _parts(trained, QuantizedLinear)]
+    assert sorted(chains) == [
+        ["deep", "deep_norm"],
+        ["head"],
+        ["point", "point_norm"],
+        ["stem_inputs", "stem", "stem_norm"],
+    ]
+    frozen = {one.name for one in trained._flatten_layers() if not one.trainable}
+    assert frozen == {"stem"}
+    assert [v.name for v in trained.trainable_variables] == [
+        v.name for v in model.trainable_variables
+    ]
+
+
+def test_files_and_configs_bring_it_back(tmp_path):
+    trained = keras_bn.quantize_aware(_network(), per_channel=False)
+    x = images(4, 8, 8, 2)
+    trained.compile("sgd", "mse")
+    trained.train_on_batch(x, images(4, 3))  # there are ranges now
+    trained.save(tmp_path / "trained.keras")
+    loaded = keras.saving.load_model(tmp_path / "trained.keras")
+    expected = _run(trained, x)
+    np.testing.assert_array_equal(_run(loaded, x), expected)
+    assert not any(one.per_channel for one in _parts(loaded, QuantizedLinear))
+    stem = trained.get_layer("stem")
+    assert QuantizedLinear.from_config(stem.get_config()).get_config() == (
+        stem.get_config()
+    )
+
+
+def test_both_phases_train_and_fold():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            *(L.Conv2D(4, 3), L.BatchNormalization(momentum=0.5), L.ReLU()),
+            *(L.GlobalAveragePooling2D(), L.Dense(3)),
+        ]
+    )
+    model = randomize(model)
+    trained = keras_bn.quantize_aware(model, momentum=0.5)
+    trained.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    x, y = images(64, 6, 6, 2), images(64, 3, seed=1)
+    first = trained.fit(x, y, epochs=3, batch_size=16, verbose=0).history["loss"]
+    frozen = keras_bn.convert(trained, freeze_statistics=True)
+    np.testing.assert_array_equal(_run(frozen, x), _run(trained, x))
+    assert int(frozen.optimizer.iterations) == 12
+    (norm,) = _parts(frozen, Norm)
+    variance, gamma = numpy(norm.moving_variance), numpy(norm.gamma)
+    second = frozen.fit(x, y, epochs=2, batch_size=16, verbose=0).history["loss"]
+    np.testing.assert_array_equal(numpy(norm.moving_variance), variance)
+    assert np.abs(numpy(norm.gamma) - gamma).max() > 0
+    assert second[-1] < first[-1] < first[0]
+    folded, report = keras_bn.fold(frozen, explain=True)
+    assert len(report.folded) == 1
+    # What differs is the rounding of activations, and the clipping of the largest.
+    expected = _run(frozen, x)
+    assert np.abs(_run(folded, x) - expected).mean() < 0.02 * np.abs(expected).max()
+
+
+def test_the_norm_alone_sets_the_frozen_phase_apart():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), Norm()])
+    trained = keras_bn.quantize_aware(randomize(model), activations=False)
+    frozen = keras_bn.convert(trained, freeze_statistics=True)
+    x = images(8, 4)
+    np.testing.assert_array_equal(numpy(frozen(x, training=True)), numpy(trained(x)))
+    assert np.abs(numpy(trained(x, training=True)) - numpy(frozen(x))).max() > 0.1
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_half_precision_rounds_weights_in_full(policy):
+    keras.config.set_dtype_policy(policy)
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), Norm(), L.ReLU()])
+    trained = keras_bn.quantize_aware(randomize(model))
+    x = images(8, 4)
+    y = trained(x, training=True)
+    assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
+    steps = numpy(trained.layers[0].quantized_kernels()["kernel"])
+    steps = steps / np.abs(steps).max(0) * 127
+    tolerance = 1e-4 if policy == "mixed_bfloat16" else 0.1
+    assert np.abs(steps - np.rint(steps)).max() < tolerance
+    assert np.abs(numpy(trained(x)) - numpy(model(x))).max() < 0.1
+
+
+def test_what_belongs_to_the_linear_layer_comes_along():
+    dense = L.Dense(
+        3, kernel_regularizer=keras.regularizers.L2(0.1), activity_regularizer="l2"
+    )
+    model = randomize(keras.Sequential([keras.Input((4,)), dense, Norm()]))
+    trained = keras_bn.quantize_aware(model, activations=False)
+    x = images(8, 4)
+    model(x)
+    trained(x)
+    assert len(trained.losses) == len(model.losses) == 2
+    np.testing.assert_allclose(
+        sorted(float(numpy(one)) for one in trained.losses),
+        sorted(float(numpy(one)) for one in model.losses),
+        rtol=0.02,
+    )
+    model.layers[0].enable_lora(2)
+    model.layers[0].lora_kernel_b.assign(np.ones((2, 3)))
+    merged = keras_bn.quantize_aware(model, activations=False)
+    assert np.abs(numpy(merged(x)) - numpy(model(x))).max() < 0.1
+
+
+def test_masks_pass():
+    model = randomize(
+        keras.Sequential(
+            [keras.Input((6, 4)), L.Masking(), L.Dense(3), Norm(), L.LSTM(2)]
+        )
+    )
+    x = images(5, 6, 4)
+    x[:, 3:] = 0
+    trained = keras_bn.quantize_aware(model, activations=False)
+    y = numpy(trained(x, training=True))
+    assert np.abs(y - numpy(model(x, training=True))).max() < 0.05
+    (norm,), (theirs,) = _parts(trained, Norm), _parts(model, Norm)
+    expected = numpy(theirs.moving_variance)
+    np.testing.assert_allclose(numpy(norm.moving_variance), expected, rtol=1e-3)
+
+
+def test_shared_layers_stay_shared():
+    inputs, dense = keras.Input((4,)), L.Dense(4, name="dense")
+    shared = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4, name="inner"), Norm()], name="shared"
+    )
+    x = Norm(name="norm")(dense(dense(inputs)))
+    model = randomize(keras.Model(inputs, shared(shared(x))))
+    trained, report = keras_bn.quantize_aware(model, explain=True)
+    assert [row.into for row in report.rows] == [None, "shared/inner"]
+    assert "'dense' is called 2 times" in report.rows[0].reason
+    assert len(trained.trainable_variables) == len(model.trainable_variables)
+    x = images(9, 4)
+    assert np.abs(_run(trained, x) - _run(model, x)).max() < 0.5
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = Norm()
+
+    def call(self, inputs):
+        return self.norm(inputs)
+
+
+def _subclassed():
+    model = Subclassed()
+    model(images(2, 3))
+    return model
+
+
+def _sequential(*layers):
+    return keras.Sequential([keras.Input((4,)), L.Dense(3), *layers])
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "error", "message"),
+    [
+        (lambda: 3, {}, TypeError, "`model` must be a Keras model"),
+        (_sequential, {}, ValueError, "`model` must have a batch norm"),
+        (
+            lambda: keras.Sequential([L.Dense(3), Norm()]),
+            {},
+            ValueError,
+            "`model` must be built",
+        ),
+        (_subclassed, {}, ValueError, "`model` must be a Functional or Sequential"),
+        (
+            lambda: keras_bn.quantize_aware(_sequential(Norm())),
+            {},
+            ValueError,
+            "`model` must not be quantize-aware already",
+        ),
+        (
+            lambda: _sequential(Norm()),
+            {"per_channel": "no"},
+            TypeError,
+            "`per_channel` must be True or False",
+        ),
+        (
+            lambda: _sequential(Norm()),
+            {"activations": None},
+            TypeError,
+            "`activations` must be True or False",
+        ),
+        (
+            lambda: _sequential(Norm()),
+            {"momentum": 1.5},
+            ValueError,
+            "`momentum` must be a number in",
+        ),
+    ],
+)
+def test_bad_arguments(build, arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_bn.quantize_aware(build(), **arguments)
+
+
+@keras.saving.register_keras_serializable(package="test")
+class Unclear(L.Layer):
+    def __init__(self, needed):
+        super().__init__()
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_failure_leaves_the_model():
+    model = _sequential(Norm(), Unclear(1))
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="class Unclear cannot be copied"):
+        keras_bn.quantize_aware(model)
+    assert weights_of(model) == before
