@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from keras import backend, ops
 
-from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.interface import (
     Axes,
     Moments,
@@ -86,17 +85,17 @@ def centred_moments(
     its own, `squares`.
     """
     count = count_samples(x, axes, mask)
-    divisor = _divisor(count)
+    divisor = divisor_of(count)
 
     def mean(values: Tensor) -> Tensor:
-        return total(_unmasked(values, mask), axes) / divisor
+        return total(unmasked(values, mask), axes) / divisor
 
     # The moments do not depend on the choice of the centre, so no gradient does.
     if about is None:
         centre = mean(x)
     else:
         part = widen(about)
-        centre = total(part, axes) / _divisor(count_samples(part, axes, None))
+        centre = total(part, axes) / divisor_of(count_samples(part, axes, None))
     centre = ops.stop_gradient(settled(centre))
     deviation = x - axes.broadcast(centre)
     residual = mean(deviation)
@@ -105,7 +104,7 @@ def centred_moments(
     return CentredMoments(count, centre, residual, variance)
 
 
-def _divisor(count: Tensor) -> Tensor:
+def divisor_of(count: Tensor) -> Tensor:
     """`count`; 1 where it is 0: the sums of an empty batch are 0, not NaN, then."""
     return ops.where(count > 0, count, ops.ones_like(count))
 
@@ -136,7 +135,7 @@ def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments
     )
 
     total_count = ops.sum(count, axis=0)
-    share = count / _divisor(total_count)
+    share = count / divisor_of(total_count)
 
     def mean(values: Tensor) -> Tensor:
         # A replica without data has a mean of 0, which may be far from all others.
@@ -183,142 +182,8 @@ def normalize(
     return affine(x, centred.centre, factor, offset - centred.residual * factor, axes)
 
 
-def gradients(
-    x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    centred: CentredMoments,
-    dy: Tensor,
-    axes: Axes,
-    epsilon: float,
-    activation: str | None,
-    replicas: Replicas | None = None,
-    about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
-
-    With n the normalized values, g the gradient for `n * scale + offset`, N the count:
-
-        doffset = sum(g)    dscale = sum(g * n)
-        dx = f * g - f * (doffset + n * dscale) / N
-
-    with f = scale / sqrt(variance + epsilon), where the subtraction is for the unmasked
-    positions only: the sums run over all, but a masked one has no part in the
-    statistics. In dx the sums are those of all `replicas`, whose losses are summed.
-    Source: Ioffe and Szegedy, 2015, section 3, with the chain through mean and variance
-    multiplied out.
-
-    All that can be done per channel is, so that an element costs one product for
-    the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
-    its own way, `about`.
-    """
-    values, g = widen(x), widen(dy)
-    if activation is not None:
-        y = normalize(x, scale, offset, centred, axes, epsilon)
-        g = g * SLOPES[activation](activate(activation, y))
-    rstd = ops.rsqrt(centred.variance + epsilon)
-    doffset = total(g, axes)
-    product = (about or total_about)(g, values, centred.centre, axes)
-    dscale = (product - centred.residual * doffset) * rstd
-
-    count = _divisor(centred.count)
-    sums = (dscale, doffset)
-    if replicas is not None:
-        sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
-    factor = scale * rstd
-    slope = factor * rstd * sums[0] / count
-    level = factor * sums[1] / count - centred.residual * slope
-    statistics = affine(values, centred.centre, slope, level, axes)
-    # Not `(g - statistics) * factor`: XLA takes an operation on one large operand for
-    # cheap, and would compute all of this again for every reader of dx.
-    dx = g * axes.broadcast(factor) - _unmasked(statistics, mask)
-    return ops.cast(dx, x.dtype), dscale, doffset
-
-
-def tangent(
-    x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    centred: CentredMoments,
-    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
-    axes: Axes,
-    epsilon: float,
-    activation: str | None,
-    replicas: Replicas | None = None,
-) -> Tensor:
-    """The derivative of `activation(normalize(x))` along tangents of x, scale, offset.
-
-    With n the normalized values, tx, ts and to the tangents (None where zero), and the
-    means taken over the unmasked positions of all `replicas`:
-
-        n' = (tx - mean(tx) - n * mean(n * tx)) / sqrt(variance + epsilon)
-        y' = activation'(y) * (n' * scale + n * ts + to)
-
-    It is linear in the tangents; `gradients` is its transpose.
-    """
-    values = widen(x)
-    rstd = ops.rsqrt(centred.variance + epsilon)
-    tx, tscale, toffset = tangents
-    # y' = f * tx + (values - centre) * rate + level, as far as the activation.
-    zero = ops.zeros_like(rstd)
-    rate = zero if tscale is None else tscale * rstd
-    level = zero if toffset is None else toffset
-    if tx is not None:
-        tx = widen(tx)
-        factor = scale * rstd
-        counted = _unmasked(tx, mask)
-        sums = (
-            total(counted, axes),
-            total_about(counted, values, centred.centre, axes),
-        )
-        if replicas is not None:
-            sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
-        count = _divisor(centred.count)
-        product = sums[1] - centred.residual * sums[0]
-        rate = rate - factor * ops.square(rstd) * product / count
-        level = level - factor * sums[0] / count
-    ty = affine(values, centred.centre, rate, level - centred.residual * rate, axes)
-    if tx is not None:
-        ty = ty + tx * axes.broadcast(factor)
-    if activation is not None:
-        y = normalize(x, scale, offset, centred, axes, epsilon)
-        ty = ty * SLOPES[activation](activate(activation, y))
-    return ops.cast(ty, x.dtype)
-
-
-def inference_gradients(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    dy: Tensor,
-    axes: Axes,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `sum(dy * y)` for x, mean, variance, scale and offset.
-
-    `y = (x - mean) / sqrt(variance + epsilon) * scale + offset`, with mean and variance
-    given, not taken from x.
-    """
-    del offset
-    values, g = widen(x), widen(dy)
-    rstd = ops.rsqrt(variance + epsilon)
-    factor = rstd * scale
-    doffset, product = total(g, axes), total_about(g, values, mean, axes)
-    dx = ops.cast(g * axes.broadcast(factor), x.dtype)
-    dvariance = -0.5 * factor * rstd * rstd * product
-    return dx, -factor * doffset, dvariance, rstd * product, doffset
-
-
-def total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
-    """`total(values * (x - centre))`."""
-    return total(values * (x - axes.broadcast(centre)), axes)
-
-
-def _unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
+def unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """`values`, 0 where the mask is False."""
     if mask is None:
         return values
     return ops.where(mask, values, ops.zeros_like(values))

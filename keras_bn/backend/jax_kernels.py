@@ -14,7 +14,7 @@ CPU three things go wrong by themselves:
 - It would compute the output again for every reader, and in a network that means from
   block to block back to the first: convolutions read it through strided copies, which
   are slow enough as they are. What leaves a branch of a `cond` is in memory. (dx is so
-  by the last operation of `formulas.gradients`; a `cond` around it would leave other
+  by the last operation of `derivatives.gradients`; a `cond` around it would leave other
   cores without work.)
 """
 
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from keras_bn.backend import formulas, reference
+from keras_bn.backend import derivatives, formulas, reference
 from keras_bn.backend.activations import activate
 from keras_bn.backend.interface import (
     Axes,
@@ -158,7 +158,7 @@ def _tangent(axes, epsilon, activation, replicas, moving, saved, tangents):
     given = dict(zip(moving, tangents, strict=True))
     along = (given.get(0), given.get(1), given.get(2))
     options = (axes, epsilon, activation, replicas)
-    return [formulas.tangent(x, scale, offset, mask, centred, along, *options)]
+    return [derivatives.tangent(x, scale, offset, mask, centred, along, *options)]
 
 
 def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
@@ -169,7 +169,7 @@ def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
         # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
         centred = centred._replace(count=count)
-    slopes = formulas.gradients(
+    slopes = derivatives.gradients(
         *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
@@ -258,6 +258,6 @@ def _about(centre: Tensor, function: Callable[..., Tensor], *tensors: Tensor) ->
 
 def _total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
     def total(values: Tensor, x: Tensor, centre: Tensor) -> Tensor:
-        return formulas.total_about(values, x, centre, axes)
+        return derivatives.total_about(values, x, centre, axes)
 
     return _about(centre, total, values, x)

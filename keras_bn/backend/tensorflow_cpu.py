@@ -38,7 +38,7 @@ def moments(x: Tensor, axes: Axes) -> CentredMoments:
 def gradients(
     x: Tensor, scale: Tensor, centred: CentredMoments, dy: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `formulas.gradients`, of dtype float32 at the most, features last."""
+    """As `derivatives.gradients`, of dtype float32 at the most, features last."""
 
     def on(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(

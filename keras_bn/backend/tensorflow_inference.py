@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bn.backend import formulas, tensorflow_ragged
+from keras_bn.backend import derivatives, formulas, tensorflow_ragged
 from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.interface import Axes, Service, Tensor
 from keras_bn.backend.tensorflow_context import forward_mode, of_running_graph, recorded
@@ -108,7 +108,7 @@ def _with_gradient(affine: Callable[..., Tensor]) -> Callable[..., Tensor]:
                     slope = SLOPES[activation](_subtract_first(*exact))
                     dy = formulas.widen(dy) * slope
                 arguments = x, *parameters, dy, axes, epsilon
-                return formulas.inference_gradients(*arguments)
+                return derivatives.inference_gradients(*arguments)
 
             # A forward accumulator would follow the operators too, into the one that
             # has no gradient for mean and variance.

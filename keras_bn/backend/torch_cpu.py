@@ -229,7 +229,7 @@ class SmallParts(NamedTuple):
         replicas: Replicas | None,
         need_dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """See `TrainingParts.gradients` and `formulas.gradients`."""
+        """See `TrainingParts.gradients` and `derivatives.gradients`."""
         _, centre, residual, _, rstd = found
         over = self.axes.reduction
         deviation = x - spread(centre, self.axes)

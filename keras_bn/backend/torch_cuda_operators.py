@@ -213,7 +213,7 @@ def slopes(
     epsilon: float,
     activation: str | None,
 ) -> torch.Tensor:
-    """The gradients for scale and offset: see `formulas.gradients`."""
+    """The gradients for scale and offset: see `derivatives.gradients`."""
     if x.numel() == 0:
         return scale.new_zeros((2, *scale.shape))
     x = _dense(x)

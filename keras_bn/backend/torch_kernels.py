@@ -11,11 +11,11 @@ formulas, which PyTorch differentiates, batches and exports by itself.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
-from keras_bn.backend import formulas, reference, torch_cuda
+from keras_bn.backend import reference, torch_cuda, torch_inference
 from keras_bn.backend.activations import activate
 from keras_bn.backend.interface import (
     Axes,
@@ -26,108 +26,17 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
-from keras_bn.backend.torch_activations import activate_
 from keras_bn.backend.torch_context import (
     eager,
-    exported,
     transformed,
     warn_outside_of_ddp,
 )
-from keras_bn.backend.torch_cpu import NativeParts, SmallParts, multiplier
-from keras_bn.backend.torch_layout import Layout, spread
+from keras_bn.backend.torch_cpu import NativeParts, SmallParts
+from keras_bn.backend.torch_parts import FormulaParts, TrainingParts
 
 # Elements below which the native operators take longer to start their threads than a
 # few plain ones take to do the work.
 _SMALL = 2**14
-
-
-class TrainingParts(Protocol):
-    """The parts of a training pass, for one input."""
-
-    def moments(self, x: Tensor) -> tuple[Any, Tensor | None]:
-        """The moments of this process's x, and x as `normalize` wants it, if changed.
-
-        The moments are a named tuple of tensors (or None), with `bookkeeping()`.
-        """
-
-    def merged(self, found: Any, replicas: Replicas) -> Any:
-        """The moments of all replicas together."""
-
-    def normalize(
-        self,
-        x: Tensor,
-        values: Tensor | None,
-        scale: Tensor,
-        offset: Tensor,
-        found: Any,
-    ) -> Tensor:
-        """The output, as x in shape, dtype and memory order: no view of anything."""
-
-    def gradients(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        offset: Tensor,
-        dy: Tensor,
-        found: Any,
-        replicas: Replicas | None,
-        need_dx: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The gradients for x (None unless it is needed), scale and offset."""
-
-
-class FormulaParts(NamedTuple):
-    """The formulas as they stand: on any device, with any mask and axes."""
-
-    axes: Axes
-    epsilon: float
-    activation: str | None
-    mask: Tensor | None = None
-    fused: bool = False  # whether a compiler makes one pass of a sampled centre
-
-    def moments(self, x: Tensor) -> tuple[formulas.CentredMoments, None]:
-        """See `TrainingParts.moments`."""
-        sampled = self.fused and self.mask is None
-        about = formulas.sample(x, self.axes) if sampled else None
-        values = formulas.widen(x)
-        found = formulas.centred_moments(values, self.axes, self.mask, about=about)
-        return found, None
-
-    def merged(
-        self, found: formulas.CentredMoments, replicas: Replicas
-    ) -> formulas.CentredMoments:
-        """See `TrainingParts.merged`."""
-        return formulas.over_replicas(found, replicas)
-
-    def normalize(
-        self,
-        x: Tensor,
-        values: None,
-        scale: Tensor,
-        offset: Tensor,
-        found: formulas.CentredMoments,
-    ) -> Tensor:
-        """See `TrainingParts.normalize`."""
-        y = formulas.normalize(
-            formulas.widen(x), scale, offset, found, self.axes, self.epsilon
-        )
-        return activate(self.activation, y).to(x.dtype)
-
-    def gradients(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        offset: Tensor,
-        dy: Tensor,
-        found: formulas.CentredMoments,
-        replicas: Replicas | None,
-        need_dx: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """See `TrainingParts.gradients`."""
-        return formulas.gradients(
-            *(x, scale, offset, self.mask, found, dy, self.axes, self.epsilon),
-            *(self.activation, replicas),
-        )
 
 
 class _Call(NamedTuple):
@@ -225,23 +134,10 @@ _CHOICES = (
 )
 """The first row that serves a call computes it; `services` describes them."""
 
-_INFERENCE = (
-    Service(
-        "inference, one feature axis",
-        "torch_kernels",
-        "one multiply-add per element, half precision as it is",
-    ),
-    Service(
-        "inference, several axes, learning gamma, or under a transformation",
-        "reference",
-        "keras.ops",
-    ),
-)
-
 
 def services() -> tuple[Service, ...]:
     """See `Kernels.services`."""
-    return (*(choice.service for choice in _CHOICES), *_INFERENCE)
+    return (*(choice.service for choice in _CHOICES), *torch_inference.SERVICES)
 
 
 def train(
@@ -326,74 +222,7 @@ def _refuse_replicas(replicas: Replicas | None, what: str) -> None:
         )
 
 
-def inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    axes: Axes,
-    epsilon: float,
-    activation: str | None,
-) -> Tensor:
-    """See `Kernels.inference`.
-
-    What autograd keeps is never a variable, nor x: a later training call may move the
-    statistics, and the caller change x in place, before the backward pass.
-    """
-    statistics = mean, variance, scale, offset
-    if exported() and len(axes.features) == 1 and not _learn(mean, variance):
-        return activate(activation, _as_exporters_know(x, *statistics, axes, epsilon))
-    if (
-        len(axes.features) > 1
-        or not eager(x)
-        or transformed(x, *statistics)
-        or x.numel() == 0
-        or _learn(*statistics)
-    ):
-        return reference.inference(x, *statistics, axes, epsilon, activation)
-    if x.dtype == mean.dtype and (axes.features[0] == x.ndim - 1 or _learn(x)):
-        factor, level = multiplier(*statistics, epsilon)
-        y = torch.addcmul(spread(level, axes), x, spread(factor, axes))
-        return _activated(activation, y)
-    layout = Layout.of(x, axes)
-    if _learn(x):
-        mean, variance = mean.clone(), variance.clone()
-    y = torch.nn.functional.batch_norm(
-        layout.to_native(x), mean, variance, scale, offset, False, 0.0, epsilon
-    )
-    return layout.from_native(_activated(activation, y))
-
-
-def _learn(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
-
-
-def _activated(activation: str | None, y: Tensor) -> Tensor:
-    """In place where nothing but this has seen y."""
-    return activate(activation, y) if y.requires_grad else activate_(activation, y)
-
-
-def _as_exporters_know(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    axes: Axes,
-    epsilon: float,
-) -> Tensor:
-    """The operator that exporters know and runtimes fuse, with channels where it wants.
-
-    No size is looked at, which would hold for the traced batch alone.
-    """
-    channel = axes.features[0]
-    y = torch.nn.functional.batch_norm(
-        x.movedim(channel, 1), mean, variance, scale, offset, False, 0.0, epsilon
-    )
-    return y.movedim(1, channel)
-
-
+inference = torch_inference.inference
 ensure_shape = reference.ensure_shape
 
 

@@ -216,7 +216,7 @@ def merge_slopes(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """The gradients for scale and offset: see `formulas.gradients`."""
+    """The gradients for scale and offset: see `derivatives.gradients`."""
     channel = tl.program_id(0) * BC + tl.arange(0, BC)
     there = channel < channels
     doffset = tl.zeros((BC,), tl.float32)
@@ -253,7 +253,7 @@ def input_gradient(
     ACTIVATION: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """The gradient for x: see `formulas.gradients`. `sums` are of all replicas."""
+    """The gradient for x: see `derivatives.gradients`. `sums` are of all replicas."""
     number, column = program(channels, tile)
     channel, there = channels_of(column, channels, tile)
     rstd = tl.rsqrt(vector(variance, channel, there) + epsilon)

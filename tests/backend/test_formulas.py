@@ -7,7 +7,7 @@ from test_kernels import Inputs
 
 import cases
 import frameworks
-from keras_bn.backend import formulas
+from keras_bn.backend import derivatives, formulas
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -23,8 +23,8 @@ def _tangents_and_gradients(case, activation):
     axes, mask = inputs.axes, inputs.mask
     centred = formulas.centred_moments(x, axes, mask)
     given = (x, scale, offset, mask, centred)
-    along = formulas.tangent(*given, tuple(tangents), axes, 1e-3, activation)
-    slopes = formulas.gradients(*given, inputs.dy, axes, 1e-3, activation)
+    along = derivatives.tangent(*given, tuple(tangents), axes, 1e-3, activation)
+    slopes = derivatives.gradients(*given, inputs.dy, axes, 1e-3, activation)
     return inputs, tangents, along, slopes
 
 
@@ -68,7 +68,7 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
     given = (x, scale, offset, inputs.mask, centred)
 
     def along(tangents):
-        found = formulas.tangent(*given, tangents, inputs.axes, 1e-3, "sigmoid")
+        found = derivatives.tangent(*given, tangents, inputs.axes, 1e-3, "sigmoid")
         return frameworks.numpy(found)
 
     parts = [

@@ -1,0 +1,156 @@
+"""The derivatives of the formulas, written out, in `keras.ops`.
+
+Kernels that use them keep nothing of the forward pass but its input and a few numbers
+a channel.
+"""
+
+from collections.abc import Callable
+
+from keras import ops
+
+from keras_bn.backend.activations import SLOPES, activate
+from keras_bn.backend.formulas import (
+    CentredMoments,
+    affine,
+    divisor_of,
+    normalize,
+    total,
+    unmasked,
+    widen,
+)
+from keras_bn.backend.interface import Axes, Replicas, Tensor
+
+
+def gradients(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    centred: CentredMoments,
+    dy: Tensor,
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+    replicas: Replicas | None = None,
+    about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
+
+    With n the normalized values, g the gradient for `n * scale + offset`, N the count:
+
+        doffset = sum(g)    dscale = sum(g * n)
+        dx = f * g - f * (doffset + n * dscale) / N
+
+    with f = scale / sqrt(variance + epsilon), where the subtraction is for the unmasked
+    positions only: the sums run over all, but a masked one has no part in the
+    statistics. In dx the sums are those of all `replicas`, whose losses are summed.
+    Source: Ioffe and Szegedy, 2015, section 3, with the chain through mean and variance
+    multiplied out.
+
+    All that can be done per channel is, so that an element costs one product for
+    the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
+    its own way, `about`.
+    """
+    values, g = widen(x), widen(dy)
+    if activation is not None:
+        y = normalize(x, scale, offset, centred, axes, epsilon)
+        g = g * SLOPES[activation](activate(activation, y))
+    rstd = ops.rsqrt(centred.variance + epsilon)
+    doffset = total(g, axes)
+    product = (about or total_about)(g, values, centred.centre, axes)
+    dscale = (product - centred.residual * doffset) * rstd
+
+    count = divisor_of(centred.count)
+    sums = (dscale, doffset)
+    if replicas is not None:
+        sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
+    factor = scale * rstd
+    slope = factor * rstd * sums[0] / count
+    level = factor * sums[1] / count - centred.residual * slope
+    statistics = affine(values, centred.centre, slope, level, axes)
+    # Not `(g - statistics) * factor`: XLA takes an operation on one large operand for
+    # cheap, and would compute all of this again for every reader of dx.
+    dx = g * axes.broadcast(factor) - unmasked(statistics, mask)
+    return ops.cast(dx, x.dtype), dscale, doffset
+
+
+def tangent(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    centred: CentredMoments,
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
+    axes: Axes,
+    epsilon: float,
+    activation: str | None,
+    replicas: Replicas | None = None,
+) -> Tensor:
+    """The derivative of `activation(normalize(x))` along tangents of x, scale, offset.
+
+    With n the normalized values, tx, ts and to the tangents (None where zero), and the
+    means taken over the unmasked positions of all `replicas`:
+
+        n' = (tx - mean(tx) - n * mean(n * tx)) / sqrt(variance + epsilon)
+        y' = activation'(y) * (n' * scale + n * ts + to)
+
+    It is linear in the tangents; `gradients` is its transpose.
+    """
+    values = widen(x)
+    rstd = ops.rsqrt(centred.variance + epsilon)
+    tx, tscale, toffset = tangents
+    # y' = f * tx + (values - centre) * rate + level, as far as the activation.
+    zero = ops.zeros_like(rstd)
+    rate = zero if tscale is None else tscale * rstd
+    level = zero if toffset is None else toffset
+    if tx is not None:
+        tx = widen(tx)
+        factor = scale * rstd
+        counted = unmasked(tx, mask)
+        sums = (
+            total(counted, axes),
+            total_about(counted, values, centred.centre, axes),
+        )
+        if replicas is not None:
+            sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
+        count = divisor_of(centred.count)
+        product = sums[1] - centred.residual * sums[0]
+        rate = rate - factor * ops.square(rstd) * product / count
+        level = level - factor * sums[0] / count
+    ty = affine(values, centred.centre, rate, level - centred.residual * rate, axes)
+    if tx is not None:
+        ty = ty + tx * axes.broadcast(factor)
+    if activation is not None:
+        y = normalize(x, scale, offset, centred, axes, epsilon)
+        ty = ty * SLOPES[activation](activate(activation, y))
+    return ops.cast(ty, x.dtype)
+
+
+def inference_gradients(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    dy: Tensor,
+    axes: Axes,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `sum(dy * y)` for x, mean, variance, scale and offset.
+
+    `y = (x - mean) / sqrt(variance + epsilon) * scale + offset`, with mean and variance
+    given, not taken from x.
+    """
+    del offset
+    values, g = widen(x), widen(dy)
+    rstd = ops.rsqrt(variance + epsilon)
+    factor = rstd * scale
+    doffset, product = total(g, axes), total_about(g, values, mean, axes)
+    dx = ops.cast(g * axes.broadcast(factor), x.dtype)
+    dvariance = -0.5 * factor * rstd * rstd * product
+    return dx, -factor * doffset, dvariance, rstd * product, doffset
+
+
+def total_about(values: Tensor, x: Tensor, centre: Tensor, axes: Axes) -> Tensor:
+    """`total(values * (x - centre))`."""
+    return total(values * (x - axes.broadcast(centre)), axes)
