@@ -2,13 +2,12 @@
 
     make passes
 
-PyTorch's eager steps are counted by fake tensors and need a C++ compiler alone. The
-other counts need tools that are no part of the tests' environment; each says how to
-install it where it is missing, and the committed count stays as it is:
-
-- `torch.compile`'s kernels: Triton, 400 MB.
-- XLA's, for JAX and TensorFlow: NVIDIA's plugin of JAX, 478 MB, and a CUDA toolkit of
-  which it takes ptxas and libdevice, in CUDA_HOME or /usr/local/cuda.
+PyTorch's steps are counted by fake tensors, which need a C++ compiler, and its Triton
+kernels are compiled for an H100, without spills. The counts of XLA, for JAX and
+TensorFlow, need what is no part of the tests' environment: NVIDIA's plugin of JAX,
+478 MB, and a CUDA toolkit of which it takes ptxas and libdevice, in CUDA_HOME or
+/usr/local/cuda. Where the plugin is missing, this says how to install it, and the
+committed count stays as it is.
 """
 
 import os
@@ -46,7 +45,6 @@ class Tool(NamedTuple):
         )
 
 
-TRITON = Tool("triton", "triton==3.9.0", "triton")
 PLUGIN = Tool(
     "jax",
     "jax-cuda12-pjrt==0.10.2 jax-cuda12-plugin==0.10.2",
@@ -54,46 +52,41 @@ PLUGIN = Tool(
 )
 
 
-class Count(NamedTuple):
-    """A script that writes passes-NAME.json, with its tool, and if it runs without."""
-
-    name: str
-    tool: Tool
-    runs_without: bool
+# The scripts that write passes-NAME.json, and the tool that each needs, if any.
+COUNTS = {"torch": None, "jax": PLUGIN, "tensorflow": PLUGIN}
 
 
-COUNTS = (
-    Count("torch", TRITON, True),
-    Count("jax", PLUGIN, False),
-    Count("tensorflow", PLUGIN, False),
-)
-
-
-def run(count: Count) -> int:
+def run(name: str, tool: Tool | None) -> int:
     """Runs a count if it can; its exit status, 0 where the committed one stays."""
-    if count.tool.missing():
-        left = "the compiled rows" if count.runs_without else "all rows"
+    if tool is not None and tool.missing():
         print(
-            f"{count.name}: {left} stay as committed. They need {count.tool.packages}:"
-            f"\n    {count.tool.how()}"
+            f"{name}: all rows stay as committed. They need {tool.packages}:"
+            f"\n    {tool.how()}"
         )
-        if not count.runs_without:
-            return 0
-    print(f"== Counting {count.name}", flush=True)
-    path = os.pathsep.join(
-        filter(None, (str(ROOT), str(count.tool.path()), os.environ.get("PYTHONPATH")))
-    )
-    file = ROOT / "docs" / "measurements" / f"passes-{count.name}.json"
+        return 0
+    print(f"== Counting {name}", flush=True)
+    folders = [str(ROOT), tool and str(tool.path()), os.environ.get("PYTHONPATH")]
+    file = ROOT / "docs" / "measurements" / f"passes-{name}.json"
     return subprocess.run(
-        [sys.executable, HERE / f"count_{count.name}.py", "--json", file],
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, HERE / f"count_{name}.py", "--json", file],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         check=False,
     ).returncode
 
 
+def compile_kernels() -> int:
+    """Compiles the Triton kernels for an H100; 1 if one of them spills."""
+    print("== Compiling the Triton kernels", flush=True)
+    script = [sys.executable, HERE / "compile_sm90.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"}
+    return subprocess.run(script, env=environment, check=False).returncode
+
+
 def main() -> int:
     """Runs all counts, then fills the tables."""
-    failed = [count.name for count in COUNTS if run(count)]
+    failed = [name for name, tool in COUNTS.items() if run(name, tool)]
+    if compile_kernels():
+        failed.append("the Triton kernels' compilation")
     if failed:
         print(f"These counts failed: {', '.join(failed)}", file=sys.stderr)
         return 1
