@@ -36,6 +36,11 @@ def why_not(x: Tensor, axes: Axes, mask: Tensor | None) -> str | None:
     return _unable(x.device.index)
 
 
+def unavailable() -> str | None:
+    """Why no device at hand is served, in words; None where one is."""
+    return _unable(None)
+
+
 def serves_statistics(*vectors: Tensor) -> bool:
     """Whether `usable` and `moving_average` serve these: one launch each."""
     return all(
@@ -157,10 +162,11 @@ class CudaParts(NamedTuple):
         rest = (scale, offset, *moments, *self._constants())
         sums = torch.ops.keras_bn.slopes.default(x, dy, *rest)
         dscale, doffset = sums.unbind()
+        if replicas is not None:
+            # Also where nobody wants dx: replicas on formulas wait for this one.
+            sums = replicas.total(sums)
         if not need_dx:
             return None, dscale, doffset
-        if replicas is not None:
-            sums = replicas.total(sums)
         dx = torch.ops.keras_bn.input_gradient.default(x, dy, sums, count, *rest)
         return dx, dscale, doffset
 

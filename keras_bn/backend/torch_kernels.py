@@ -137,7 +137,16 @@ _CHOICES = (
 
 def services() -> tuple[Service, ...]:
     """See `Kernels.services`."""
-    return (*(choice.service for choice in _CHOICES), *torch_inference.SERVICES)
+    training = [choice.service for choice in _CHOICES]
+    reason = torch_cuda.unavailable()
+    if reason is not None:
+        training = [
+            row._replace(how=f"not here: {reason}")
+            if row.kernel == "torch_cuda"
+            else row
+            for row in training
+        ]
+    return (*training, *torch_inference.SERVICES)
 
 
 def train(
