@@ -5,7 +5,9 @@ Replicas are the devices along the manual axes of `shard_map` and `pmap`. Under
 there, and so are statistics of them.
 """
 
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import jax
@@ -48,7 +50,8 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
     if trace is None or getattr(state, "_trace", None) == trace:
         return False
     traced = getattr(getattr(trace, "frame", None), "debug_info", None)
-    if getattr(traced, "traced_for", "") == "checkpoint / remat":
+    checkpointed = getattr(traced, "traced_for", "") == "checkpoint / remat"
+    if checkpointed and not _collects_updates_within("ad_checkpoint.py"):
         raise ValueError(
             "Moving statistics cannot be updated inside `keras.remat` or "
             "`jax.checkpoint` on JAX: what happens there can only come out as a "
@@ -71,6 +74,20 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
             "`stateless_call`, which returns them, or call the layer within "
             "`keras_bn.no_update()`. Received: training=True"
         )
+    return False
+
+
+def _collects_updates_within(file: str) -> bool:
+    """Whether what collects updates is nearer to this call than a function of `file`.
+
+    A scope says nothing of the trace that it was opened in, so this looks for the two
+    among the callers.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.endswith(file):
+        if frame.f_code.co_name == "stateless_call":
+            return True
+        frame = frame.f_back
     return False
 
 

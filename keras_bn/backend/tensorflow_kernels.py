@@ -36,7 +36,7 @@ from keras_bn.backend.tensorflow_context import (
     of_running_graph,
     vector_jacobian_product,
 )
-from keras_bn.backend.tensorflow_cpu import known_positions
+from keras_bn.backend.tensorflow_cpu import known_positions, sums_exactly
 from keras_bn.backend.tensorflow_parts import (
     FormulaParts,
     FusedParts,
@@ -165,4 +165,5 @@ def services() -> tuple[Service, ...]:
 
 def _fused_fits(x: Tensor, axes: Axes, least: int) -> bool:
     last = axes.features == (axes.ndim - 1,) and x.dtype != tf.float64
-    return last and known_positions(x) * x.shape[-1] >= least
+    large = known_positions(x) * (x.shape[-1] or 1) >= least
+    return last and large and sums_exactly(x)

@@ -28,6 +28,9 @@ from keras_bn.backend.torch_layout import (
 _CENTRE_BEYOND = 10.0**2
 # Values added up in a row: short enough to be exact to 1e-6, long enough to be fast.
 _RUN = 4096
+# Values that the native operators may add up in a row: exact to 2e-5 if they are alike,
+# as in the gradient of a mean.
+_LONG = 2**14
 
 
 class Shifted(NamedTuple):
@@ -98,11 +101,23 @@ class NativeParts(NamedTuple):
             z = self._affine(values, scale, offset, found)
             dy = activation_gradient(self.activation, dy, z)
         rstd = (found.variance + self.epsilon).rsqrt()
-        dx, dscale, doffset = torch.ops.aten.native_batch_norm_backward(
-            *(dy, values, scale, None, None, found.mean, rstd),
-            *(True, self.epsilon, [need_dx, True, True]),
-        )
-        if need_dx:
+        if values.shape[2] > _LONG:
+            dscale, doffset = _slopes(values, dy, found.mean, rstd)
+            dx = None
+            if need_dx:
+                factor = scale * rstd
+                slope = (factor * rstd * dscale).div_(-found.count)
+                level = (factor * doffset).div_(-found.count) - found.mean * slope
+                slope, level, factor = (
+                    per_channel(one, values) for one in (slope, level, factor)
+                )
+                dx = torch.addcmul(level, values, slope).addcmul_(dy, factor)
+        else:
+            dx, dscale, doffset = torch.ops.aten.native_batch_norm_backward(
+                *(dy, values, scale, None, None, found.mean, rstd),
+                *(True, self.epsilon, [need_dx, True, True]),
+            )
+        if dx is not None:
             dx = layout.from_native(dx.to(x.dtype))
         return dx, dscale, doffset
 
@@ -153,6 +168,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of a tensor in a native layout."""
     channels = x.shape[1]
     runs = _runs(x.shape[2]) if x.ndim == 4 else 1
+    if runs == 1 and x.ndim == 4 and x.shape[2] > _LONG:  # no runs of equal length
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = values.mean((0, 2, 3))
+        return mean, (values - per_channel(mean, x)).square().mean((0, 2, 3))
     if runs > 1:
         x = as_channels_last(x, runs * channels)
     running = (None, None)
@@ -168,10 +187,32 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variances.addcmul_(apart, apart).mean(0)
 
 
+def _slopes(x: Tensor, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients for scale and offset, of tensors in a native layout, run by run."""
+    channels, runs = x.shape[1], _runs(x.shape[2], _RUN // 4)
+    if runs == 1:
+        rest = (0, *range(2, x.ndim))
+        product = ((x - per_channel(mean, x)) * dy).sum(rest)
+        return product.mul_(rstd), dy.sum(rest, dtype=rstd.dtype)
+    if x.ndim == 4:
+        x, dy = (as_channels_last(one, runs * channels) for one in (x, dy))
+        mean, rstd = mean.repeat(runs), rstd.repeat(runs)
+        over, shape = 0, (runs, channels)
+    else:
+        x, dy = (one.view(x.shape[0], channels * runs, -1) for one in (x, dy))
+        mean, rstd = mean.repeat_interleave(runs), rstd.repeat_interleave(runs)
+        over, shape = 1, (channels, runs)
+    _, dscale, doffset = torch.ops.aten.native_batch_norm_backward(
+        *(dy, x, torch.ones_like(mean), None, None, mean, rstd),
+        *(True, 0.0, [False, True, True]),
+    )
+    return dscale.view(shape).sum(over), doffset.view(shape).sum(over)
+
+
 @functools.cache
-def _runs(samples: int) -> int:
-    """Into how many equal runs of at most `_RUN` values to cut; 1 if none fit well."""
-    for length in range(min(_RUN, samples), 63, -1):
+def _runs(samples: int, longest: int = _RUN) -> int:
+    """Into how many equal runs of at most `longest` to cut; 1 if none fit well."""
+    for length in range(min(longest, samples), 63, -1):
         if samples % length == 0:
             return samples // length
     return 1

@@ -292,6 +292,38 @@ def test_any_memory_order(order, axis):
     )
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("dy", ["constant", "one a sample", "normal"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((32, 112, 112, 4), -1), ((1, 3, 300_000), 1), ((99_999, 3), -1)],
+    ids=str,
+)
+def test_gradients_of_many_samples(shape, axis, dy, activation):
+    """Gradients of means are alike, and sums of many alike values lose digits."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, shape).astype("float32")
+    each = [1 if dy == "constant" else shape[0], *[1] * (len(shape) - 1)]
+    size = shape if dy == "normal" else each
+    upstream = np.broadcast_to(rng.normal(1, 1, size), shape).astype("float32")
+    channels = shape[axis]
+    inputs = x, np.ones(channels, "float32"), np.zeros(channels, "float32")
+    _, _, slopes = frameworks.gradients(
+        lambda *inputs: batch_norm_train(*inputs, axis=axis, activation=activation),
+        map(frameworks.tensor, inputs),
+        frameworks.tensor(upstream),
+    )
+    if activation == "relu":
+        upstream = np.where(oracle.forward(x, axis=axis).y > 0, upstream, 0)
+    expected = oracle.backward(x, upstream, axis=axis)
+    typical = np.sqrt(np.mean(np.square(upstream, dtype="float64")))
+    for found, right, per in zip(
+        slopes, expected, (1, x.size / channels, x.size / channels), strict=True
+    ):
+        error = np.max(np.abs(found - np.reshape(right, found.shape)))
+        assert error <= 5e-5 * typical * per
+
+
 def test_describe_names_existing_kernel_files():
     rows = backend.describe()
     assert {row.case.split(",")[0] for row in rows} == {"training", "inference"}
