@@ -87,7 +87,7 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
     return _context is not None and bool(_context.recomputing(update, state))
 
 
-def same_device(x: Tensor, weight: Tensor) -> bool:
+def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """Whether `x` lies where `weight` does, or the framework moves it by itself."""
     return _context is None or bool(_context.same_device(x, weight))
 

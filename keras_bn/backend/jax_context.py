@@ -112,6 +112,6 @@ def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return tuple(cast(one) for one in others)
 
 
-def same_device(x: Tensor, weight: Tensor) -> bool:
+def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: JAX decides where it computes."""
     return True

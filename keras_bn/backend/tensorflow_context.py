@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import ops
@@ -149,6 +150,6 @@ def where_run(on_cpu: Callable[[], Any], elsewhere: Callable[[], Any]) -> Any:
     return tf.switch_case(index, (pinned, elsewhere))
 
 
-def same_device(x: Tensor, weight: Tensor) -> bool:
+def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: TensorFlow copies what it needs."""
     return True

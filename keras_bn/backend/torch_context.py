@@ -99,7 +99,10 @@ def transformed(*tensors: Tensor) -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
-        or any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
+        or (
+            forward_ad._current_level >= 0
+            and any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
+        )
     )
 
 
@@ -149,6 +152,11 @@ def _warn_once() -> None:
     )
 
 
-def same_device(x: Tensor, weight: Tensor) -> bool:
+def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: Keras moves what it is asked to convert."""
-    return bool(x.device == weight.device)
+    if _CPU_ALONE and x.device.type == "cpu":
+        return True  # Keras takes microseconds to say where a variable is
+    return bool(x.device == weight.value.device)
+
+
+_CPU_ALONE = not torch.accelerator.is_available()

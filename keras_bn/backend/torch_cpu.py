@@ -101,10 +101,16 @@ class NativeParts(NamedTuple):
             z = self._affine(values, scale, offset, found)
             dy = activation_gradient(self.activation, dy, z)
         rstd = (found.variance + self.epsilon).rsqrt()
+        dx = None
         if values.shape[2] > _LONG:
             dscale, doffset = _slopes(values, dy, found.mean, rstd)
-            dx = None
-            if need_dx:
+            if need_dx and values.dtype != rstd.dtype:
+                # Three digits of the sums are as many as half precision has.
+                dx, _, _ = torch.ops.aten.native_batch_norm_backward(
+                    *(dy, values, scale, None, None, found.mean, rstd),
+                    *(True, self.epsilon, [True, False, False]),
+                )
+            elif need_dx:
                 factor = scale * rstd
                 slope = (factor * rstd * dscale).div_(-found.count)
                 level = (factor * doffset).div_(-found.count) - found.mean * slope

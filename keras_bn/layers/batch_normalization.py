@@ -315,7 +315,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         tensor = ops.is_tensor(x)
         if not (tensor or backend.is_keras_tensor(x)):
             return False
-        if tensor and self.built and not same_device(x, self.moving_mean.value):
+        if tensor and self.built and not same_device(x, self.moving_mean):
             return False
         return bool(backend.standardize_dtype(x.dtype) == self.input_dtype)
 
