@@ -197,6 +197,10 @@ CALL = {
     "complex": ({"inputs": random(5, 7, 4) * 1j}, REAL + "complex"),
     "channels": ({"inputs": random(5, 7, 3)}, r"axis 2 .* value 4.*\(5, 7, 3\)"),
     "rank": ({"inputs": random(5, 4)}, r"expected ndim=3, found ndim=2.*\(5, 4\)"),
+    "training a string": (
+        {"training": "no"},
+        "`training` must be a Python boolean.*'no'",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ import jax
 import keras
 
 from keras_bn.backend.interface import Tensor
+from keras_bn.backend.stateless import collects_updates
 
 
 class ManualAxes(NamedTuple):
@@ -67,7 +68,7 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
             "`RNN(cell, unroll=True)`, or have the cell call the layer within "
             "`keras_bn.no_update()`. Received: training=True"
         )
-    if not _collects_updates():
+    if not collects_updates():
         raise ValueError(
             "Moving statistics cannot be updated by a call that JAX traces (for `jit`, "
             "`vmap`, `scan`, ...) unless they come out as a result. Use "
@@ -89,12 +90,6 @@ def _collects_updates_within(file: str) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _collects_updates() -> bool:
-    """Whether a `keras.StatelessScope`, as of `stateless_call`, is around this call."""
-    with keras.StatelessScope() as scope:
-        return scope.original_scope is not None
 
 
 def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from keras_bn.backend.interface import Tensor
+from keras_bn.backend.stateless import collects_updates
 
 
 class StrategyReplicas(NamedTuple):
@@ -64,13 +65,24 @@ def replicas() -> StrategyReplicas | None:
 def recomputing(update: Tensor, state: Tensor) -> bool:
     """See `keras_bn.backend.recomputing`.
 
-    `tf.recompute_grad` says nothing of itself, so this looks for it among the callers.
+    Neither `tf.recompute_grad` nor `tf.vectorized_map` says anything of itself, so this
+    looks for them among the callers.
+
+    Raises:
+        ValueError: The call is vectorized: of all that is assigned, one would remain.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        code = frame.f_code
-        if code.co_name == "inner_recompute_grad" and "tensorflow" in code.co_filename:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name == "inner_recompute_grad" and "tensorflow" in file:
             return True
+        if name == "_pfor_impl" and "parallel_for" in file and not collects_updates():
+            raise ValueError(
+                "Moving statistics cannot be updated within `tf.vectorized_map`, where "
+                "all calls but one would be lost. Use `stateless_call`, which returns "
+                "them, or call the layer within `keras_bn.no_update()`. "
+                "Received: training=True"
+            )
         frame = frame.f_back
     return False
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
 from keras_bn.backend.interface import Tensor
+from keras_bn.backend.stateless import collects_updates
 
 
 class ProcessGroup(NamedTuple):
@@ -67,7 +68,7 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
         ValueError: A transformation of `torch.func` is around the call, which lets
             nothing out that is assigned within.
     """
-    if torch._C._are_functorch_transforms_active() and not _collects_updates():
+    if torch._C._are_functorch_transforms_active() and not collects_updates():
         raise ValueError(
             "Moving statistics cannot be updated within a transformation of torch.func "
             "(grad, vmap, jvp, ...) unless they come out as a result. Use "
@@ -75,12 +76,6 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
             "`keras_bn.no_update()`. Received: training=True"
         )
     return _in_backward_pass()
-
-
-def _collects_updates() -> bool:
-    """Whether a `keras.StatelessScope`, as of `stateless_call`, is around this call."""
-    with keras.StatelessScope() as scope:
-        return scope.original_scope is not None
 
 
 def _in_backward_pass() -> bool:

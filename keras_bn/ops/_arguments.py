@@ -136,6 +136,11 @@ def boolean_training(value: Any) -> bool:
     """`training` as a boolean; None is False."""
     if isinstance(value, bool) or value is None:
         return bool(value)
+    if isinstance(value, str):
+        raise TypeError(
+            "Argument `training` must be a Python boolean or None. "
+            f"Received: training={value!r}"
+        )
     try:
         return bool(value)
     except Exception as error:

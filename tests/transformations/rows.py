@@ -150,5 +150,5 @@ ROWS = {
     "rnn_in_inference": Row((JAX,), ("inference",), (*BACK, "moving_mean"), "rnn"),
     # Statistics cannot come out of there: an error that says so, and no leaked tracer.
     "rnn_in_training": Row((JAX,), ("training",), (), "rnn", raises=STATE),
-    "stateful_vmap": Row(BOTH, ("training",), (), raises=STATE),
+    "stateful_vmap": Row((*BOTH, TENSORFLOW), ("training",), (), raises=STATE),
 }
