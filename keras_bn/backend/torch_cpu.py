@@ -28,7 +28,7 @@ from keras_bn.backend.torch_layout import (
 _CENTRE_BEYOND = 10.0**2
 # Values added up in a row: short enough to be exact to 1e-6, long enough to be fast.
 _RUN = 4096
-# Values that the native operators may add up in a row: exact to 2e-5 if they are alike,
+# Values that the native operators may add up in a row: exact to 7e-5 if they are alike,
 # as in the gradient of a mean.
 _LONG = 2**14
 
