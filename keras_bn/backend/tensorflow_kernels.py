@@ -59,7 +59,7 @@ SERVICES = (
     ),
     Service(
         "training, all else",
-        "tensorflow_kernels",
+        "tensorflow_parts",
         "the formulas, gradient written out; saves the input alone",
     ),
     *tensorflow_inference.SERVICES,

@@ -86,7 +86,7 @@ _CHOICES = (
     _Choice(
         Service(
             "training, under torch.compile and torch.export",
-            "torch_kernels",
+            "torch_parts",
             "the formulas, gradient written out, for the compiler to fuse",
         ),
         lambda call: torch.compiler.is_compiling(),
@@ -125,7 +125,7 @@ _CHOICES = (
     _Choice(
         Service(
             "training, all else: masks, several axes, synchronized, other devices",
-            "torch_kernels",
+            "torch_parts",
             "the formulas, gradient written out; saves the input alone",
         ),
         lambda call: True,
