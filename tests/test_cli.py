@@ -57,6 +57,12 @@ def test_convert_there_and_back(folder):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
+def test_convert_to_layer_norm(folder):
+    assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
+    assert type(_load("o.keras").layers[1]) is L.LayerNormalization
+
+
 @pytest.mark.parametrize("data", ["x.npy", "x.npz"])
 def test_recalibrate(folder, data, capsys):
     command = ["recalibrate", "net.keras", "out.keras", "--data", data]
