@@ -35,20 +35,26 @@ def load(path: Path) -> Any:
         except Exception:
             # Keras says of a file that is not a zip that it is not there.
             known = zipfile.is_zipfile(path) or path.suffix in (".h5", ".hdf5")
-            reason = _first_line(first) if known else "it is no .keras file"
+            reason = _reason(first) if known else "it is no .keras file"
             raise Failure(
                 UNREADABLE,
                 "the model must be a Keras model that can be loaded. Received: "
                 f"{path}: {reason}",
             ) from first
-        print(
-            f"loaded without its compile state: {_first_line(first)}", file=sys.stderr
-        )
+        print(f"loaded without its compile state: {_reason(first)}", file=sys.stderr)
         return model
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What went wrong: the first line of the message, and the last, if another.
+
+    Keras begins with what it was about to do, and ends with what stopped it; the config
+    of the layer, which may be pages, stands between.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2:
+        return "".join(lines) or type(error).__name__
+    return f"{lines[0]} ... {lines[-1]}"
 
 
 def load_data(path: Path, model: Any) -> Any:

@@ -1,5 +1,7 @@
 """`convert`: the same model with the other layer in it."""
 
+import copy
+import pickle
 import warnings
 
 import keras
@@ -24,6 +26,7 @@ class Block(L.Layer):
         self.several = [L.BatchNormalization(name="listed"), L.Dense(units)]
         self.named = {"one": L.BatchNormalization(name="named")}
         self.pair = (L.Dense(units), L.BatchNormalization(name="paired"))
+        self.again = self.norm
         self.inner = keras.Sequential([L.Dense(units), L.BatchNormalization()])
 
     def build(self, shape):
@@ -34,7 +37,7 @@ class Block(L.Layer):
     def call(self, x):
         for layer in (self.norm, *self.several, self.named["one"], *self.pair):
             x = layer(x)
-        return self.inner(x)
+        return self.inner(self.again(x))
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
@@ -175,6 +178,8 @@ def test_there_and_back(build, shape, count):
     assert [type(one) for one in _norms(ours)] == [Norm] * count
     assert [type(one) for one in _norms(back)] == [L.BatchNormalization] * count
     assert [one.name for one in _norms(back)] == [one.name for one in _norms(model)]
+    classes = [[type(one) for one in m._flatten_layers()] for m in (model, back)]
+    assert classes[0] == classes[1]
     flags = [
         [one.trainable for one in m._flatten_layers()] for m in (model, ours, back)
     ]
@@ -187,6 +192,32 @@ def test_there_and_back(build, shape, count):
     ):
         np.testing.assert_array_equal(numpy(same), numpy(old))
         np.testing.assert_allclose(numpy(new), numpy(old), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
+)
+def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
+    """Also where the constructor makes Keras's layer, in each of four ways to copy."""
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(build())
+    ours = keras_bn.convert(model, momentum=0.5)
+    loaded = keras_bn.convert(_loaded(ours, tmp_path))  # twice: a copy of what lasts
+    loaded = _loaded(loaded, tmp_path)
+    loaded = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
+    norms = _norms(loaded)
+    assert [(type(one), one.momentum) for one in norms] == [(Norm, 0.5)] * count
+    assert weights_of(loaded) == weights_of(ours)
+    x = _inputs(shape)
+    for old, new in zip(
+        *(keras.tree.flatten(one(x)) for one in (ours, loaded)), strict=True
+    ):
+        np.testing.assert_array_equal(numpy(new), numpy(old))
+
+
+def _loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras", safe_mode=False)
 
 
 def test_names_structure_and_sharing_are_kept():
