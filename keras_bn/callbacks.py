@@ -136,8 +136,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     normalized output between training and inference mode. Each layer's is in the logs
     as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
     `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
-    list of callbacks. Frozen layers (`trainable=False`, `freeze_statistics=True`), which
-    training and inference use alike, are left out.
+    list of callbacks. Frozen layers (`trainable=False` or `freeze_statistics=True`),
+    which training and inference use alike, are left out.
 
     Args:
         data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.

@@ -39,7 +39,9 @@ def put(owner: Layer, place: Place, layer: Layer) -> None:
     name, keys = str(place[0]), place[1:]
     held = getattr(owner, name)
     # An attribute set anew leaves the old layer tracked, and the order changed.
-    owner._tracker.replace_tracked_value("layers", _at(held, keys), layer)
+    old = _at(held, keys)
+    if owner._tracker.is_in_store("layers", old):  # else it was in another place too
+        owner._tracker.replace_tracked_value("layers", old, layer)
     value = _with(held, keys, layer)
     if value is not held:
         setattr(owner, name, value)

@@ -202,7 +202,8 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
     keras.utils.clear_session(free_memory=False)
     model = randomize(build())
     ours = keras_bn.convert(model, momentum=0.5)
-    loaded = keras_bn.convert(_loaded(ours, tmp_path))  # twice: a copy of what lasts
+    # Twice: a copy of what lasts.
+    loaded = keras_bn.convert(_loaded(ours, tmp_path), momentum=0.5)
     loaded = _loaded(loaded, tmp_path)
     loaded = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
     norms = _norms(loaded)
@@ -298,6 +299,14 @@ def test_a_converted_model_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(numpy(again(images(3, 6))), numpy(ours(images(3, 6))))
 
 
+@pytest.mark.parametrize("to", ["keras_bn", "keras"])
+def test_nothing_to_convert_is_said(to):
+    kind = Norm if to == "keras_bn" else L.BatchNormalization
+    model = keras.Sequential([keras.Input((6,)), kind()])
+    with pytest.raises(UserWarning, match="Nothing to convert in model"):
+        keras_bn.convert(model, to=to)  # warnings are errors here
+
+
 def test_overrides_and_the_start_of_renorm():
     model = randomize(keras.Sequential([keras.Input((3,)), L.BatchNormalization()]))
     ours = keras_bn.convert(model, renorm=True, momentum=0.8).layers[0]
@@ -336,7 +345,7 @@ def test_accumulated_moments_are_carried_and_start_empty():
         [keras.Input((3,)), keras_bn.BatchNormalization(accumulation_steps=2)]
     )
     model(x, training=True)
-    layer = keras_bn.convert(model).layers[0]
+    layer = keras_bn.convert(model, momentum=0.9).layers[0]
     assert float(layer.accumulated_steps) == 1
     np.testing.assert_array_equal(
         numpy(layer.accumulated_mean), numpy(model.layers[0].accumulated_mean)
