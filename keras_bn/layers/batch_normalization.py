@@ -7,17 +7,10 @@ import keras
 import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
-from keras_bn.layers.no_update import updates_stopped
-from keras_bn.ops import (
-    Moments,
-    _arguments,
-    merge_moments,
-    moving_average,
-    renorm_correction,
-    statistics_dtype,
-)
+from keras_bn.layers.moving_statistics import MovingStatistics
+from keras_bn.ops import _arguments, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import recomputing, same_device, usable
+from keras_bn.ops.moving_average import same_device
 
 Shape = tuple[int | None, ...]
 
@@ -191,79 +184,40 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.beta = None
         self.moving_mean: Any = None
         self.moving_variance = None
+        self._parameter_shape: Any = None
         self._warned_of_single_samples = False
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
         axes = _arguments.resolve_axes(self.axis, input_shape)
         shape = axes.parameter_shape(tuple(input_shape))
+        self._parameter_shape = shape
         if self.scale:
-            self.gamma = self.add_weight(
-                shape=shape,
-                name="gamma",
-                initializer=self.gamma_initializer,
-                regularizer=self.gamma_regularizer,
-                constraint=self.gamma_constraint,
-                autocast=False,
-            )
+            self.gamma = self._add_parameter("gamma", shape)
         if self.center:
-            self.beta = self.add_weight(
-                shape=shape,
-                name="beta",
-                initializer=self.beta_initializer,
-                regularizer=self.beta_regularizer,
-                constraint=self.beta_constraint,
-                autocast=False,
-            )
-        self.moving_mean = self._add_statistic(
-            "moving_mean", shape, self.moving_mean_initializer
-        )
-        self.moving_variance = self._add_statistic(
-            "moving_variance", shape, self.moving_variance_initializer
-        )
-        if self.renorm:
-            self.moving_stddev = self._add_statistic(
-                "moving_stddev", shape, self._initial_stddev
-            )
-            self.renorm_mean = self._add_statistic(
-                "renorm_mean", shape, _copy(self.moving_mean_initializer)
-            )
-            self.renorm_stddev = self._add_statistic(
-                "renorm_stddev", shape, self._initial_stddev
-            )
-        if self.accumulation_steps > 1:
-            for part in Moments._fields:
-                name = f"accumulated_{part}"
-                setattr(self, name, self._add_statistic(name, shape, "zeros"))
-            self.accumulated_steps = self._add_statistic(
-                "accumulated_steps", (), "zeros"
-            )
+            self.beta = self._add_parameter("beta", shape)
+        self._statistics().create(shape)
         self.input_spec = keras.InputSpec(
             ndim=len(input_shape),
             axes={axis: input_shape[axis] for axis in axes.features},
         )
 
-    def _add_statistic(self, name: str, shape: Shape, initializer: Any) -> Any:
-        # float32 at least: bfloat16 has no number between 8 and 8.03, so an average
-        # there stands still; float16 ends at 65504.
+    def _add_parameter(self, name: str, shape: Shape) -> Any:
         return self.add_weight(
             shape=shape,
             name=name,
-            initializer=initializer,
-            dtype=statistics_dtype(self.variable_dtype),
-            trainable=False,
+            initializer=getattr(self, f"{name}_initializer"),
+            regularizer=getattr(self, f"{name}_regularizer"),
+            constraint=getattr(self, f"{name}_constraint"),
             autocast=False,
-            # Replicas that have the same statistics write the same; others' are
-            # averaged, where the engine (tf.distribute) can.
-            aggregation="none" if self.synchronized else "mean",
         )
 
-    def _initial_stddev(self, shape: Shape, dtype: str | None = None) -> Any:
-        return ops.sqrt(_copy(self.moving_variance_initializer)(shape, dtype=dtype))
+    def _statistics(self) -> MovingStatistics:
+        return MovingStatistics(self)
 
     def _axes(self, shape: Shape) -> Any:
-        if self.moving_mean is not None:
-            built = tuple(self.moving_mean.shape)
+        if self._parameter_shape is not None:
+            built = self._parameter_shape
             shape = _arguments.with_built_channels(self.axis, shape, built)
         return _arguments.resolve_axes(self.axis, shape)
 
@@ -276,9 +230,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self, inputs: Any, training: bool | None = None, mask: Any = None
     ) -> Any:
         """The output in a functional model, whose mistakes show here, not in `fit`."""
+        self._check_inputs(inputs, mask)
+        return super().compute_output_spec(inputs, training=training, mask=mask)
+
+    def _check_inputs(self, inputs: Any, mask: Any) -> None:
         self._mask_lacks(mask, inputs)
         _arguments.real_dtype("inputs", inputs)
-        return super().compute_output_spec(inputs, training=training, mask=mask)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
@@ -329,7 +286,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
-        built = tuple(self.moving_mean.shape)
+        return self._normalize(inputs, training, mask, self._statistics())
+
+    def _normalize(
+        self, inputs: Any, training: Any, mask: Any, statistics: MovingStatistics
+    ) -> Any:
+        """`call`, with the moving statistics to use and to move."""
+        built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
             built=built,
@@ -344,99 +307,44 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         if training and self.trainable and not self.freeze_statistics:
             if given.axes.samples(shape) == 1:
                 self._warn_of_single_samples(shape)
-            y = self._train(given, mask)
+            y = self._train(given, mask, statistics)
         else:
             y = infer(
                 given,
-                self._parameter("moving_mean", given),
-                self._parameter("moving_variance", given),
-                self._parameter("gamma", given, default=1),
-                self._parameter("beta", given, default=0),
+                as_tensor(statistics.value("moving_mean"), given.dtype),
+                as_tensor(statistics.value("moving_variance"), given.dtype),
+                self._parameter("gamma", given, statistics, default=1),
+                self._parameter("beta", given, statistics, default=0),
                 self.epsilon,
-                self.activation,
+                self._fused_activation,
             )
         return as_tensor(y, self.compute_dtype)
 
-    def _parameter(self, name: str, given: Prepared, default: float = 0) -> Any:
-        weight = getattr(self, name)
-        if weight is None:
+    def _parameter(
+        self, name: str, given: Prepared, statistics: MovingStatistics, default: float
+    ) -> Any:
+        """Gamma or beta as the kernels take them, one value per channel."""
+        if getattr(self, name) is None:
             return given.parameter(name, None, default)
-        return as_tensor(weight.value, given.dtype)
+        return as_tensor(statistics.value(name), given.dtype)
 
-    def _train(self, given: Prepared, mask: Any) -> Any:
+    @property
+    def _fused_activation(self) -> Any:
+        """What the kernels apply to the output of gamma and beta."""
+        return self.activation
+
+    def _train(self, given: Prepared, mask: Any, statistics: MovingStatistics) -> Any:
         if mask is not None:
             mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
-        correction = self._renorm_correction if self.renorm else None
-        gamma = self._parameter("gamma", given, default=1)
-        beta = self._parameter("beta", given, default=0)
+        correction = statistics.renorm_correction if self.renorm else None
+        gamma = self._parameter("gamma", given, statistics, default=1)
+        beta = self._parameter("beta", given, statistics, default=0)
         y, moments = train(
             *(given, gamma, beta, self.epsilon, mask, correction),
-            *(self.activation, self.synchronized),
+            *(self._fused_activation, self.synchronized),
         )
-        state = self._statistic("moving_mean")
-        if not updates_stopped() and not recomputing(moments.mean, state):
-            self._update_statistics(moments)
+        statistics.update(moments)
         return y
-
-    def _update_statistics(self, moments: Moments) -> None:
-        where = usable(moments)
-        if self.accumulation_steps > 1:
-            moments, where = self._accumulate(moments, where)
-        if self.renorm:
-            self._update_renorm_statistics(moments, where)
-        else:
-            self._update("moving_mean", moments.mean, self.momentum, where)
-            self._update("moving_variance", moments.variance, self.momentum, where)
-
-    def _accumulate(self, moments: Moments, where: Any) -> tuple[Moments, Any]:
-        """The moments of the batches since the last update, and where to update now."""
-        batch = (
-            ops.cast(ops.where(where, part, ops.zeros_like(part)), variable.dtype)
-            for part, variable in zip(moments, self._accumulators(), strict=True)
-        )
-        so_far = (variable.value for variable in self._accumulators())
-        merged = merge_moments(Moments(*so_far), Moments(*batch))
-        steps = self.accumulated_steps.value + 1
-        complete = steps >= self.accumulation_steps
-        for variable, value in zip(
-            (self.accumulated_steps, *self._accumulators()),
-            (steps, *merged),
-            strict=True,
-        ):
-            variable.assign(ops.where(complete, ops.zeros_like(value), value))
-        return merged, complete & (merged.count > 0)
-
-    def _accumulators(self) -> list[Any]:
-        return [getattr(self, f"accumulated_{part}") for part in Moments._fields]
-
-    def _renorm_correction(self, mean: Any, variance: Any) -> tuple[Any, Any]:
-        return renorm_correction(
-            mean,
-            variance,
-            ops.cast(self.renorm_mean, mean.dtype),
-            ops.cast(self.renorm_stddev, mean.dtype),
-            epsilon=self.epsilon,
-            clipping=self.renorm_clipping,
-        )
-
-    def _update_renorm_statistics(self, moments: Moments, where: Any) -> None:
-        stddev = ops.sqrt(moments.variance + self.epsilon)
-        self._update("renorm_mean", moments.mean, self.renorm_momentum, where)
-        self._update("renorm_stddev", stddev, self.renorm_momentum, where)
-        self._update("moving_mean", moments.mean, self.momentum, where)
-        # As in the paper it is the deviation that is averaged; inference wants its
-        # square, without the epsilon that it adds again.
-        moving_stddev = self._update("moving_stddev", stddev, self.momentum, where)
-        variance = ops.relu(ops.square(moving_stddev) - self.epsilon)
-        self._update("moving_variance", variance, 0.0, where)
-
-    def _update(self, name: str, value: Any, momentum: float, where: Any) -> Any:
-        average = moving_average(self._statistic(name), value, momentum, where)
-        getattr(self, name).assign(average)
-        return average
-
-    def _statistic(self, name: str) -> Any:
-        return getattr(self, name).value
 
     def _warn_of_single_samples(self, shape: Shape) -> None:
         if self._warned_of_single_samples:
@@ -482,10 +390,3 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
 
 _INITIALIZED = ("beta", "gamma", "moving_mean", "moving_variance")
-
-
-def _copy(initializer: Any) -> Any:
-    """A copy, so that two weights do not share one random seed."""
-    if isinstance(initializer, initializers.Initializer):
-        return initializer.__class__.from_config(initializer.get_config())
-    return initializer

@@ -2,13 +2,14 @@
 
 import inspect
 import math
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_bn.ops._arguments import positive_epsilon
-from keras_bn.tools._walk import STATISTICS, Layer, array, float64
+from keras_bn.tools._walk import STATISTICS, Layer, array, float64, is_plain_batch_norm
 
 SAMPLE_NORMS = {
     "group": keras.layers.GroupNormalization,
@@ -115,8 +116,24 @@ def copy_parameters(old: Layer, new: Layer) -> None:
             target.trainable = source.trainable
 
 
-def has_statistics(layer: Layer) -> bool:
-    """Whether `layer` has moving statistics other than those it began with."""
+def warn_of_dropped(model: Any, norms: dict[str, Layer], target: type) -> None:
+    """Says so where moving statistics go that are not those they began with."""
+    dropped = [
+        path
+        for path, layer in norms.items()
+        if is_plain_batch_norm(layer) and _moved(layer)
+    ]
+    if dropped:
+        warnings.warn(
+            f"The moving statistics of {len(dropped)} layers of model '{model.name}' "
+            f"are dropped, '{dropped[0]}' the first: {target.__name__} has none. The "
+            "new model's outputs are others; train it on.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _moved(layer: Layer) -> bool:
     return any(
         np.any(float64(getattr(layer, name)) != start)
         for name, start in zip(STATISTICS, (0, 1), strict=True)

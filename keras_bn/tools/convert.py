@@ -14,8 +14,8 @@ from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
     check_overrides,
     copy_parameters,
-    has_statistics,
     sample_norm,
+    warn_of_dropped,
 )
 from keras_bn.tools._walk import (
     RENORM_STATISTICS,
@@ -74,8 +74,10 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     Layers are found in Functional and Sequential models at any depth, in wrappers
     such as `TimeDistributed`, and in public attributes (or lists, tuples and
     dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Subclasses of a batch normalization layer are copied as
-    they are: what their `call` does is not known.
+    constructor's arguments. Where such a class makes its layers in its constructor, a
+    saved file says what was put in their place; `import keras_bn` before you load it.
+    Subclasses of a batch normalization layer are copied as they are: what their `call`
+    does is not known.
 
     Args:
         model: A built Keras model.
@@ -100,8 +102,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             reaches); `groups` that do not divide the channels of a layer.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried;
-            moving statistics are dropped.
+        UserWarning: There is nothing to convert; the compile state, or the class of
+            the model, cannot be carried; moving statistics are dropped.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
@@ -126,8 +128,19 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         )
     target = TARGETS[to]
     _check_overrides(target, overrides)
-    found = batch_norms(model)
     of_samples = to in SAMPLE_NORMS
+    norms = batch_norms(model)
+    if not overrides and all(
+        type(layer) is target or not is_plain_batch_norm(layer)
+        for layer in norms.values()
+    ):
+        warnings.warn(
+            f"Nothing to convert in model '{model.name}': each of its {len(norms)} "
+            f"batch normalization layers is of {to} already, or a subclass whose "
+            "`call` may do anything. The copy has the same layers.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
@@ -139,19 +152,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
 
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
     carry_compile(model, copy)
-    dropped = [
-        path
-        for path, layer in found.items()
-        if is_plain_batch_norm(layer) and has_statistics(layer)
-    ]
-    if of_samples and dropped:
-        warnings.warn(
-            f"The moving statistics of {len(dropped)} layers of model '{model.name}' "
-            f"are dropped, '{dropped[0]}' the first: {target.__name__} has none. The "
-            "new model's outputs are others; train it on.",
-            UserWarning,
-            stacklevel=2,
-        )
+    if of_samples:
+        warn_of_dropped(model, norms, target)
     return copy
 
 
