@@ -22,6 +22,7 @@ from keras_bn._files import (
     load,
     load_data,
     write,
+    write_model,
 )
 
 BENCHMARK = "benchmark"
@@ -169,7 +170,7 @@ def _add_fold(parser: argparse.ArgumentParser) -> None:
 def _fold(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
     model, report = _served(tools.fold, load(options.model), explain=True)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     print(report)
     return DONE
 
@@ -196,7 +197,7 @@ def _convert(options: argparse.Namespace) -> int:
     overrides = dict(_setting(text) for text in options.overrides)
     model = load(options.model)
     model = _served(tools.convert, model, to=options.to, **overrides)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     return DONE
 
 
@@ -236,7 +237,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
     settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
     report = _served(tools.recalibrate, model, data, **settings)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     print(report)
     return DONE
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from keras import backend, initializers, ops
+from keras import initializers, ops
 
 from keras_bn.layers import schedules
 from keras_bn.layers.no_update import updates_stopped
@@ -14,6 +14,7 @@ from keras_bn.ops import (
     renorm_correction,
     statistics_dtype,
 )
+from keras_bn.ops.batch_norm import as_tensor
 from keras_bn.ops.moving_average import recomputing, usable
 
 Shape = tuple[int | None, ...]
@@ -79,12 +80,10 @@ class MovingStatistics:
 
     def reset(self) -> None:
         """Gives all weights the values that their initializers give."""
-        shape = tuple(self.value("moving_mean").shape)
-        for name, _, initializer in self._initial(shape):
-            old = self.value(name)
-            dtype = backend.standardize_dtype(old.dtype)
-            new = initializers.get(initializer)(tuple(old.shape), dtype=dtype)
-            recomputing(new, old)  # raises where the new value could not get out
+        for name, shape, initializer in self._initial(self._layer.moving_mean.shape):
+            weight = getattr(self._layer, name)
+            new = initializers.get(initializer)(shape, dtype=weight.dtype)
+            recomputing(new, weight.value)  # raises where `new` could not get out
             self.assign(name, new)
 
     def _initial(self, shape: Shape) -> Iterator[tuple[str, Shape, Any]]:
@@ -128,9 +127,8 @@ class MovingStatistics:
         """What `setting` is at this step."""
         if not callable(setting):
             return setting
-        dtype = backend.standardize_dtype(self.value("moving_mean").dtype)
         value = schedules.at(setting, self.value(STEP))
-        return ops.cast(ops.convert_to_tensor(value), dtype)
+        return as_tensor(value, statistics_dtype(self._layer.variable_dtype))
 
     def renorm_correction(self, mean: Any, variance: Any) -> tuple[Any, Any]:
         """Batch renormalization's `(r, d)` for a batch of these moments."""
@@ -150,7 +148,9 @@ class MovingStatistics:
 
         Not within `no_update()`, nor where activation checkpointing repeats a call.
         """
-        if updates_stopped() or recomputing(moments.mean, self.value("moving_mean")):
+        # The weight itself: what is computed of it belongs to the running trace.
+        state = self._layer.moving_mean.value
+        if updates_stopped() or recomputing(moments.mean, state):
             return
         layer = self._layer
         if layer.momentum is None:

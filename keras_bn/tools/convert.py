@@ -1,6 +1,7 @@
 """From Keras's batch normalization layer to this package's, and back."""
 
 import inspect
+import warnings
 from typing import Any
 
 import keras
@@ -49,8 +50,10 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     Layers are found in Functional and Sequential models at any depth, in wrappers
     such as `TimeDistributed`, and in public attributes (or lists, tuples and
     dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Subclasses of a batch normalization layer are copied as
-    they are: what their `call` does is not known.
+    constructor's arguments. Where such a class makes its layers in its constructor, a
+    saved file says what was put in their place; `import keras_bn` before you load it.
+    Subclasses of a batch normalization layer are copied as they are: what their `call`
+    does is not known.
 
     Args:
         model: A built Keras model.
@@ -71,7 +74,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             replaced where it is.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: There is nothing to convert; the compile state, or the class of
+            the model, cannot be carried.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
@@ -92,7 +96,18 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         )
     target = TARGETS[to]
     _check_overrides(target, overrides)
-    batch_norms(model)
+    norms = batch_norms(model)
+    if not overrides and all(
+        type(layer) is target or not is_plain_batch_norm(layer)
+        for layer in norms.values()
+    ):
+        warnings.warn(
+            f"Nothing to convert in model '{model.name}': each of its {len(norms)} "
+            f"batch normalization layers is of {to} already, or a subclass whose "
+            "`call` may do anything. The copy has the same layers.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
