@@ -69,6 +69,6 @@ def _at_start(name: str, schedule: Schedule) -> Any:
             f"Received: {name}={schedule!r}, which gives None"
         )
     try:
-        return ops.convert_to_numpy(value) if ops.is_tensor(value) else value
+        return ops.convert_to_numpy(value).tolist() if ops.is_tensor(value) else value
     except Exception:  # each framework has its own
         return None
