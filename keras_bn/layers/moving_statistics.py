@@ -80,7 +80,7 @@ class MovingStatistics:
 
     def reset(self) -> None:
         """Gives all weights the values that their initializers give."""
-        for name, shape, initializer in self._initial(self._layer.moving_mean.shape):
+        for name, shape, initializer in self._initial(self._layer._parameter_shape):
             weight = getattr(self._layer, name)
             new = initializers.get(initializer)(shape, dtype=weight.dtype)
             recomputing(new, weight.value)  # raises where `new` could not get out

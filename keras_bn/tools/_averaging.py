@@ -22,7 +22,8 @@ def momentum_now(layer: Layer) -> float | None:
     """The share that the next update keeps; None where all batches count alike."""
     if not callable(layer.momentum):
         return None if layer.momentum is None else float(layer.momentum)
-    return _at(layer, [float64(layer.moving_step).item()])[0]
+    # A layer of several domains counts the steps of each.
+    return _at(layer, [float(np.max(float64(layer.moving_step)))])[0]
 
 
 def _at(layer: Layer, steps: Any) -> list[float]:

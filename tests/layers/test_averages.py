@@ -249,6 +249,38 @@ def test_without_them_there_are_no_more_weights():
     }
 
 
+def test_each_domain_has_steps_and_counts_of_its_own():
+    x = batches((6, 6))
+    for settings in ({"momentum": warm_up}, {"momentum": None}):
+        layer = keras_bn.DomainBatchNormalization(domains=2, **settings)
+        domains = [frameworks.tensor(d, "int32") for d in (1, 0, 1)]
+        for batch, domain in zip((*x, x[1]), domains, strict=True):
+            layer(batch, domain=domain, training=True)
+        got = values(layer)
+        seen = np.concatenate([x[0], x[1]])
+        np.testing.assert_allclose(got["moving_mean"][1], seen.mean(0), rtol=1e-5)
+        name, each = next(
+            (name, got[name].reshape(2, -1)[:, 0])
+            for name in ("moving_step", "moving_count")
+            if name in got
+        )
+        assert each.tolist() == ([1, 2] if name == "moving_step" else [6, 12])
+        layer.reset_statistics(domain=1)
+        assert values(layer)[name].reshape(2, -1)[:, 0].tolist() == [each[0], 0]
+        layer.reset_statistics()
+        np.testing.assert_array_equal(values(layer)["moving_mean"], np.zeros((2, 3)))
+
+
+def test_inference_by_the_batch_of_each_domain():
+    layer = keras_bn.DomainBatchNormalization(2, inference_statistics="batch")
+    x, domain = batches((6,))[0], np.array([0, 1, 1, 0, 1, 0])
+    y = frameworks.numpy(layer(x, domain=domain))
+    for number in (0, 1):
+        here = domain == number
+        expected = oracle.forward(x[here]).y
+        np.testing.assert_allclose(y[here], expected, rtol=1e-4, atol=1e-5)
+
+
 RESETTABLE = {
     "default": {},
     "plain": {"momentum": None, "accumulation_steps": 2},
