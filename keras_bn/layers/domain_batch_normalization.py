@@ -139,7 +139,7 @@ class DomainBatchNormalization(BatchNormalization):
         by_batch = training or self.inference_statistics == "batch"
         # Replicas whose domains differ must not take part in the same statistics.
         apart = by_batch and self.synchronized and replicas() is not None
-        if apart or not (isinstance(domain, int) or not domain.shape):
+        if apart or not (isinstance(domain, int) or len(domain.shape) == 0):
             return self._by_domain(inputs, domain, training, mask)
         return self._normalize(inputs, training, mask, self._statistics(domain))
 
