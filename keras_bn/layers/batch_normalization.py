@@ -8,7 +8,7 @@ import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, statistics_dtype
+from keras_bn.ops import _arguments, _replica_groups, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.moving_average import same_device
 
@@ -77,6 +77,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         freeze_statistics: Whether training, too, normalizes by the moving averages and
             leaves them as they are, while gamma and beta train: for fine-tuning. May
             be set on the layer (before `compile()`, as `trainable`).
+        replica_groups: Which replicas take their statistics together, with
+            `synchronized=True`; all of them if None. A list of lists of replica
+            indices, such as `[[0, 1], [2, 3]]`; on JAX also the name of a manual axis
+            or a list of names, on PyTorch a `torch.distributed.ProcessGroup`, which is
+            saved as its ranks. See `keras_bn.ops.batch_norm_train`. The moving
+            statistics are each group's own; on TensorFlow the average of all.
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -97,8 +103,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         ValueError: An argument out of its range; an axis that the inputs do not have or
             whose size is unknown; a mask that does not fit; float64 where the backend
             does not compute in it; `synchronized` under an engine that cannot serve
-            it; training inside `keras.remat` on JAX, which lets no update out. A call
-            that raises leaves every weight as it was.
+            it; `replica_groups` that are not groups of the replicas that run; training
+            inside `keras.remat` on JAX, which lets no update out. A call that raises
+            leaves every weight as it was.
 
     Warns:
         UserWarning: Once per layer, when it trains on one sample per channel: a value
@@ -144,6 +151,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         activation: Any = None,
         accumulation_steps: int = 1,
         freeze_statistics: bool = False,
+        replica_groups: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -176,6 +184,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         )
         self.freeze_statistics = _arguments.boolean(
             "freeze_statistics", freeze_statistics
+        )
+        self.replica_groups = _replica_groups.replica_groups(
+            replica_groups, self.synchronized
         )
         self.supports_masking = True
         self._convert_input_args = False  # see `__call__`
@@ -330,7 +341,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         beta = self._parameter("beta", given, default=0)
         y, moments = train(
             *(given, gamma, beta, self.epsilon, mask, correction),
-            *(self.activation, self.synchronized),
+            *(self.activation, self.synchronized, self.replica_groups),
         )
         statistics.update(moments)
         return y
@@ -375,6 +386,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             config["accumulation_steps"] = self.accumulation_steps
         if self.freeze_statistics:
             config["freeze_statistics"] = True
+        if self.replica_groups is not None:
+            config["replica_groups"] = _replica_groups.serialized(self.replica_groups)
         return {**super().get_config(), **config}
 
 

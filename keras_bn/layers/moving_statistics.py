@@ -37,6 +37,7 @@ class MovingStatistics:
     def add(self, name: str, shape: Shape, initializer: Any) -> None:
         """Creates the weight `name`."""
         layer = self._layer
+        same = layer.synchronized and layer.replica_groups is None
         # float32 at least: bfloat16 has no number between 8 and 8.03, so an average
         # there stands still; float16 ends at 65504.
         weight = layer.add_weight(
@@ -48,7 +49,7 @@ class MovingStatistics:
             autocast=False,
             # Replicas that have the same statistics write the same; others' are
             # averaged, where the engine (tf.distribute) can.
-            aggregation="none" if layer.synchronized else "mean",
+            aggregation="none" if same else "mean",
         )
         setattr(layer, name, weight)
 

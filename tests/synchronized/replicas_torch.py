@@ -1,16 +1,16 @@
 """Two processes of `torch.distributed` with gloo, and `DistributedDataParallel`."""
 
+import os
 from contextlib import contextmanager
 from datetime import timedelta
 
 import keras
+import numpy as np
 import replica_cases as cases
 import torch
 import torch.distributed as dist
 
-from keras_bn.backend import torch_context
-
-PROCESSES = cases.REPLICAS
+from keras_bn.backend import torch_replicas
 
 
 def start():
@@ -20,17 +20,58 @@ def start():
 
 def stop():
     dist.destroy_process_group()
+    if "child" in _OTHER:
+        _, status = os.waitpid(_OTHER.pop("child"), 0)
+        assert status == 0
+
+
+_OTHER = {}
+
+
+def start_groups(folder):
+    """Joins three others, of which every second one is this process, forked.
+
+    Whether it is the one that was made for this, and is to end then.
+    """
+    child = os.fork()
+    rank = int(os.environ["RANK"]) + cases.REPLICAS * (child == 0)
+    if child:
+        _OTHER["child"] = child
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/processes",
+        rank=rank,
+        world_size=cases.GROUP_REPLICAS,
+        timeout=timedelta(seconds=60),
+    )
+    return child == 0
+
+
+def grouped():
+    """What else four processes find: this one's, by rank."""
+    rank = dist.get_rank()
+    layer, x = cases.grouped_layer()
+    x = torch.as_tensor(x[2 * rank : 2 * rank + 2])
+    layer(x, training=True)
+    found = {
+        "layer": np.stack([one.value.numpy() for one in layer.non_trainable_variables])
+    }
+    found |= cases.refusals(lambda groups: cases.synchronized(x, groups))
+    if rank == 3:
+        alone = [[0, 1, 2]]
+        found |= cases.refusal("this one", lambda: cases.synchronized(x, alone))
+    return {rank: found}
 
 
 @contextmanager
 def _total_of(function):
     """With another sum over the replicas in the backward pass."""
-    original = torch_context.ProcessGroup.total
-    torch_context.ProcessGroup.total = function
+    original = torch_replicas.ProcessGroup.total
+    torch_replicas.ProcessGroup.total = function
     try:
         yield
     finally:
-        torch_context.ProcessGroup.total = original
+        torch_replicas.ProcessGroup.total = original
 
 
 def operation(case):
@@ -44,11 +85,13 @@ def operation(case):
         for name, one in cases.data(case).items()
     }
     leaves = [tensors[name].requires_grad_() for name in ("x", "gamma", "beta")]
-    call = cases.call
-    if case.way:
+    call, groups = cases.call, None
+    if case.way == "process group":
+        groups, _ = dist.new_subgroups_by_enumeration(case.groups)
+    elif case.way:
         call = torch.compile(call, backend="aot_eager", fullgraph=True)
-    y, moments = call(case, *leaves, tensors["mask"])
-    wrong = torch_context.ProcessGroup.total
+    y, moments = call(case, *leaves, tensors["mask"], groups)
+    wrong = torch_replicas.ProcessGroup.total
     if case.mutated:
         wrong = lambda _, values: values  # noqa: E731
     with _total_of(wrong):
