@@ -23,6 +23,7 @@ __all__ = [
     "recomputing",
     "replicas",
     "represents",
+    "require_own_weights",
     "require_represented",
     "same_device",
     "timing",
@@ -115,6 +116,17 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
     return _context is not None and bool(_context.recomputing(update, state))
+
+
+def require_own_weights(layer: keras.Layer) -> None:
+    """Raises where the framework has put other weights in the place of Keras's.
+
+    Raises:
+        ValueError: What Keras would train are not the weights that are trained.
+    """
+    check = getattr(_replicas, "require_own_weights", None)
+    if check:
+        check(layer)
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:

@@ -124,6 +124,29 @@ def group_ranks(value: Any) -> list[int] | None:
     return ranks
 
 
+def require_own_weights(layer: Any) -> None:
+    """See `keras_bn.backend.require_own_weights`: `fully_shard` replaces parameters.
+
+    Keras keeps the ones that it made, which would then be trained by nobody.
+    """
+    if (
+        not dist.is_available()
+        or not dist.is_initialized()
+        or torch.compiler.is_compiling()
+    ):
+        return
+    held = layer.torch_params
+    for variable in layer.variables:
+        if held.get(variable.path, variable._value) is not variable._value:
+            raise ValueError(
+                f"Layer '{layer.name}' has weights that PyTorch has replaced, as "
+                "`fully_shard` does, where Keras would go on with those it made. Shard "
+                "a module that holds the weights itself and calls the model by "
+                "`stateless_call`: see `Sharded` in docs/distributed.md. Received: "
+                f"{variable.path} of type {type(held[variable.path]).__name__}"
+            )
+
+
 def warn_outside_of_ddp(*tensors: Tensor) -> None:
     """Warns, once, of training in several processes whose gradients nobody averages.
 

@@ -10,7 +10,7 @@ from keras import activations, backend, constraints, initializers, ops, regulari
 from keras_bn.layers.moving_statistics import MovingStatistics
 from keras_bn.ops import _arguments, _replica_groups, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import same_device
+from keras_bn.ops.moving_average import require_own_weights, same_device
 
 Shape = tuple[int | None, ...]
 
@@ -195,39 +195,40 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.beta = None
         self.moving_mean: Any = None
         self.moving_variance = None
+        self._parameter_shape: Any = None
         self._warned_of_single_samples = False
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
         axes = _arguments.resolve_axes(self.axis, input_shape)
         shape = axes.parameter_shape(tuple(input_shape))
+        self._parameter_shape = shape
         if self.scale:
-            self.gamma = self.add_weight(
-                shape=shape,
-                name="gamma",
-                initializer=self.gamma_initializer,
-                regularizer=self.gamma_regularizer,
-                constraint=self.gamma_constraint,
-                autocast=False,
-            )
+            self.gamma = self._add_parameter("gamma", shape)
         if self.center:
-            self.beta = self.add_weight(
-                shape=shape,
-                name="beta",
-                initializer=self.beta_initializer,
-                regularizer=self.beta_regularizer,
-                constraint=self.beta_constraint,
-                autocast=False,
-            )
-        MovingStatistics(self).create(shape)
+            self.beta = self._add_parameter("beta", shape)
+        self._statistics().create(shape)
         self.input_spec = keras.InputSpec(
             ndim=len(input_shape),
             axes={axis: input_shape[axis] for axis in axes.features},
         )
 
+    def _add_parameter(self, name: str, shape: Shape) -> Any:
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            initializer=getattr(self, f"{name}_initializer"),
+            regularizer=getattr(self, f"{name}_regularizer"),
+            constraint=getattr(self, f"{name}_constraint"),
+            autocast=False,
+        )
+
+    def _statistics(self) -> MovingStatistics:
+        return MovingStatistics(self)
+
     def _axes(self, shape: Shape) -> Any:
-        if self.moving_mean is not None:
-            built = tuple(self.moving_mean.shape)
+        if self._parameter_shape is not None:
+            built = self._parameter_shape
             shape = _arguments.with_built_channels(self.axis, shape, built)
         return _arguments.resolve_axes(self.axis, shape)
 
@@ -240,9 +241,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self, inputs: Any, training: bool | None = None, mask: Any = None
     ) -> Any:
         """The output in a functional model, whose mistakes show here, not in `fit`."""
+        self._check_inputs(inputs, mask)
+        return super().compute_output_spec(inputs, training=training, mask=mask)
+
+    def _check_inputs(self, inputs: Any, mask: Any) -> None:
         self._mask_lacks(mask, inputs)
         _arguments.real_dtype("inputs", inputs)
-        return super().compute_output_spec(inputs, training=training, mask=mask)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
@@ -293,13 +297,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes `inputs`; see the class."""
-        return self._normalize(inputs, training, mask, MovingStatistics(self))
+        return self._normalize(inputs, training, mask, self._statistics())
 
     def _normalize(
         self, inputs: Any, training: Any, mask: Any, statistics: MovingStatistics
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
-        built = tuple(self.moving_mean.shape)
+        require_own_weights(self)
+        built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
             built=built,
@@ -320,28 +325,35 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
                 given,
                 as_tensor(statistics.value("moving_mean"), given.dtype),
                 as_tensor(statistics.value("moving_variance"), given.dtype),
-                self._parameter("gamma", given, default=1),
-                self._parameter("beta", given, default=0),
+                self._parameter("gamma", given, statistics, default=1),
+                self._parameter("beta", given, statistics, default=0),
                 self.epsilon,
-                self.activation,
+                self._fused_activation,
             )
         return as_tensor(y, self.compute_dtype)
 
-    def _parameter(self, name: str, given: Prepared, default: float) -> Any:
-        weight = getattr(self, name)
-        if weight is None:
+    def _parameter(
+        self, name: str, given: Prepared, statistics: MovingStatistics, default: float
+    ) -> Any:
+        """Gamma or beta as the kernels take them, one value per channel."""
+        if getattr(self, name) is None:
             return given.parameter(name, None, default)
-        return as_tensor(weight.value, given.dtype)
+        return as_tensor(statistics.value(name), given.dtype)
+
+    @property
+    def _fused_activation(self) -> Any:
+        """What the kernels apply to the output of gamma and beta."""
+        return self.activation
 
     def _train(self, given: Prepared, mask: Any, statistics: MovingStatistics) -> Any:
         if mask is not None:
             mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
         correction = statistics.renorm_correction if self.renorm else None
-        gamma = self._parameter("gamma", given, default=1)
-        beta = self._parameter("beta", given, default=0)
+        gamma = self._parameter("gamma", given, statistics, default=1)
+        beta = self._parameter("beta", given, statistics, default=0)
         y, moments = train(
             *(given, gamma, beta, self.epsilon, mask, correction),
-            *(self.activation, self.synchronized, self.replica_groups),
+            *(self._fused_activation, self.synchronized, self.replica_groups),
         )
         statistics.update(moments)
         return y

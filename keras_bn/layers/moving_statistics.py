@@ -97,7 +97,9 @@ class MovingStatistics:
 
         Not within `no_update()`, nor where activation checkpointing repeats a call.
         """
-        if updates_stopped() or recomputing(moments.mean, self.value("moving_mean")):
+        # The weight itself: what is computed of it belongs to the running trace.
+        state = self._layer.moving_mean.value
+        if updates_stopped() or recomputing(moments.mean, state):
             return
         where = usable(moments)
         if self._layer.accumulation_steps > 1:

@@ -30,6 +30,7 @@ LAYERS = {
     },
     "activation": {"activation": "relu"},
     "synchronized": {"synchronized": True},
+    "replica_groups": {"synchronized": True, "replica_groups": [[0, 1], [2, 3]]},
     "accumulation": {"accumulation_steps": 4},
     "freeze_statistics": {"freeze_statistics": True},
     "mixed_bfloat16": {"dtype": "mixed_bfloat16", "renorm": True},

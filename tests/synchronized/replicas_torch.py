@@ -1,16 +1,25 @@
 """Two processes of `torch.distributed` with gloo, and `DistributedDataParallel`."""
 
 import os
+import sys
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import keras
 import numpy as np
 import replica_cases as cases
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from keras_bn.backend import torch_replicas
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
+from _sharded import Sharded
 
 
 def start():
@@ -50,17 +59,47 @@ def start_groups(folder):
 def grouped():
     """What else four processes find: this one's, by rank."""
     rank = dist.get_rank()
+    found = {
+        f"train {name}": _train_sharded(
+            init_device_mesh("cpu", sizes, mesh_dim_names=("replicas", "shards")[-n:])
+        )
+        for name, sizes, n in (("FSDP", (4,), 1), ("HSDP", (2, 2), 2))
+    }
     layer, x = cases.grouped_layer()
     x = torch.as_tensor(x[2 * rank : 2 * rank + 2])
     layer(x, training=True)
-    found = {
-        "layer": np.stack([one.value.numpy() for one in layer.non_trainable_variables])
-    }
+    found["layer"] = np.stack(
+        [one.value.numpy() for one in layer.non_trainable_variables]
+    )
     found |= cases.refusals(lambda groups: cases.synchronized(x, groups))
     if rank == 3:
         alone = [[0, 1, 2]]
         found |= cases.refusal("this one", lambda: cases.synchronized(x, alone))
+    sharded = fully_shard(torch.nn.Sequential(layer))
+    found |= cases.refusal("replaced weights", lambda: sharded[0](x))
     return {rank: found}
+
+
+def _train_sharded(mesh):
+    """The weights after the steps, with weights that FSDP has sharded over `mesh`."""
+    model = cases.network(cases.TRAININGS[0])
+    module = fully_shard(Sharded(model), mesh=mesh)
+    assert all(isinstance(one, DTensor) for one in module.parameters())
+    optimizer = torch.optim.SGD(module.parameters(), lr=cases.RATE)
+    replicas, size = mesh.size(), cases.BATCH // mesh.size()
+    part = slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # gradients are averaged here
+        for x, y in zip(*cases.batches(), strict=True):
+            optimizer.zero_grad()
+            error = cases.loss(
+                module(torch.as_tensor(x[part])), torch.as_tensor(y[part])
+            )
+            (replicas * error).backward()
+            optimizer.step()
+    module.write_back()
+    torch_replicas._within_fsdp = False
+    return cases.state(model)
 
 
 @contextmanager

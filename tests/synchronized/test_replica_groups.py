@@ -92,6 +92,19 @@ REFUSED |= {
 }.get(BACKEND, {})
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="FSDP is PyTorch's")
+@pytest.mark.parametrize("name", ["FSDP", "HSDP"])
+def test_sharded_weights_train_as_one_process(found, name):
+    for replica in found.of_four:
+        close(replica[f"train {name}"], found.alone["plain"], 1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="FSDP is PyTorch's")
+def test_weights_that_fsdp_replaced_in_a_layer_are_refused(found):
+    message = str(found.of_four[0]["refused replaced weights"])
+    assert re.search(r"weights that PyTorch has replaced.*Received.*DTensor", message)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_groups_that_are_none_are_refused(found, name):
     replica = found.of_four[3 if name == "this one" else 0]
