@@ -20,6 +20,7 @@ __all__ = [
     "ensure_shape",
     "group_ranks",
     "kernels",
+    "readable",
     "recomputing",
     "replicas",
     "represents",
@@ -127,6 +128,15 @@ def require_own_weights(layer: keras.Layer) -> None:
     check = getattr(_replicas, "require_own_weights", None)
     if check:
         check(layer)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a look at the values of `x` costs nothing and asks nothing of a tracer.
+
+    Not where the call is traced or transformed, and not where the values lie on an
+    accelerator, which would have to be waited for.
+    """
+    return _context is None or bool(_context.readable(x))
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:

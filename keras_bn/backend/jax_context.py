@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import jax
 import keras
 
 from keras_bn.backend.interface import Tensor
@@ -59,6 +60,15 @@ def _collects_updates_within(file: str) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def readable(x: Tensor) -> bool:
+    """See `keras_bn.backend.readable`."""
+    return (
+        not isinstance(x, jax.core.Tracer)
+        and x.is_fully_addressable
+        and all(device.platform == "cpu" for device in x.devices())
+    )
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:

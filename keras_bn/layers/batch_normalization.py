@@ -204,20 +204,20 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         shape = axes.parameter_shape(tuple(input_shape))
         self._parameter_shape = shape
         if self.scale:
-            self.gamma = self._add_parameter("gamma", shape)
+            self.gamma = self._add_parameter("gamma", shape, self.gamma_initializer)
         if self.center:
-            self.beta = self._add_parameter("beta", shape)
+            self.beta = self._add_parameter("beta", shape, self.beta_initializer)
         self._statistics().create(shape)
         self.input_spec = keras.InputSpec(
             ndim=len(input_shape),
             axes={axis: input_shape[axis] for axis in axes.features},
         )
 
-    def _add_parameter(self, name: str, shape: Shape) -> Any:
+    def _add_parameter(self, name: str, shape: Shape, initializer: Any) -> Any:
         return self.add_weight(
             shape=shape,
             name=name,
-            initializer=getattr(self, f"{name}_initializer"),
+            initializer=initializer,
             regularizer=getattr(self, f"{name}_regularizer"),
             constraint=getattr(self, f"{name}_constraint"),
             autocast=False,
