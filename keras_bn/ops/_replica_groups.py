@@ -9,7 +9,7 @@ from keras_bn.backend.groups import Groups, listed
 
 _EXPECTED = (
     "None, a list of lists of replica indices, the name of an axis of a mesh or a list "
-    "of names (JAX), or a process group (PyTorch)"
+    "of names, or a process group of the backend's"
 )
 
 
