@@ -5,10 +5,13 @@ from keras_bn.layers import BatchNormalization, no_update
 from keras_bn.tools import (
     convert,
     fold,
+    from_flax,
+    from_haiku,
     from_torch,
     inspect,
     quantize_aware,
     recalibrate,
+    to_torch,
 )
 
 __version__ = "0.1.0"
@@ -20,6 +23,8 @@ __all__ = [
     "callbacks",
     "convert",
     "fold",
+    "from_flax",
+    "from_haiku",
     "from_torch",
     "inspect",
     "layers",
@@ -28,5 +33,6 @@ __all__ = [
     "ops",
     "quantize_aware",
     "recalibrate",
+    "to_torch",
     "tools",
 ]
