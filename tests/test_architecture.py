@@ -65,6 +65,8 @@ FORMATS = {
 PUBLIC = {
     "keras_bn": [
         "BatchNormalization",
+        "ConditionalBatchNormalization",
+        "DomainBatchNormalization",
         "__version__",
         "backend",
         "callbacks",
@@ -88,6 +90,7 @@ PUBLIC = {
         "describe",
         "ensure_shape",
         "kernels",
+        "readable",
         "recomputing",
         "replicas",
         "represents",
@@ -97,7 +100,12 @@ PUBLIC = {
     ],
     "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],
     "keras_bn.callbacks": ["Monitor", "Recalibrate"],
-    "keras_bn.layers": ["BatchNormalization", "no_update"],
+    "keras_bn.layers": [
+        "BatchNormalization",
+        "ConditionalBatchNormalization",
+        "DomainBatchNormalization",
+        "no_update",
+    ],
     "keras_bn.models": [
         "inception_bn",
         "lenet5",

@@ -1,5 +1,6 @@
 """Copies a model with other layers in the place of chosen ones."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -162,10 +163,16 @@ def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
     if copies.layer is None:
         outputs = args[0] if args else next(iter(kwargs.values()))
     else:
+        if "mask" in kwargs and not _takes_mask(copies.layer):
+            del kwargs["mask"]
         outputs = copies.layer(*args, **kwargs)
     for layer in copies.then:
         outputs = _made(layer)(outputs)
     return outputs
+
+
+def _takes_mask(layer: Layer) -> bool:
+    return "mask" in inspect.signature(layer.call).parameters
 
 
 def _made(layer: Any) -> Layer:

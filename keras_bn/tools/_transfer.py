@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._foreign import Foreign, Options, matched, takers
 from keras_bn.tools._layouts import (
@@ -56,6 +57,7 @@ def transfer(model: Any, foreign: Foreign, options: Options) -> Any:
         _assign(new_layer, old, new[paths[id(old)]])
         if new_layer.renorm:
             set_renorm_statistics(new_layer)
+        made_of_data(new_layer)
 
     copy = rebuild(model, replace, fill)
     copies = takers(copy, options.layers, foreign.transposed)

@@ -32,7 +32,8 @@ def from_torch(
       that of the PyTorch model would give other outputs: an error, unless `epsilon`
       says what it is there; the copy's layers then have it.
     - momentum, which in PyTorch is the share that is *replaced*: 0.1 there is 0.9 here.
-      `momentum` takes PyTorch's number; without it the layers keep their own.
+      `momentum` takes PyTorch's number; without it, and where it is None there, the
+      layers keep their own.
     - how many values n of a channel each batch had. PyTorch averages n / (n - 1) times
       the variance that it normalizes by, Keras that variance itself. Inference is the
       same with what PyTorch has, and so it is taken as it is; with `count`,
