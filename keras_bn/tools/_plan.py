@@ -19,6 +19,7 @@ from keras_bn.tools._walk import (
     is_batch_norm,
     nodes,
     sublayers,
+    why_not_plainly,
 )
 
 
@@ -154,9 +155,7 @@ class Plan:
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
-            raise Inexact(
-                f"its class {type(layer).__name__} may compute something else"
-            )
+            raise Inexact(why_not_plainly(layer))
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
 
