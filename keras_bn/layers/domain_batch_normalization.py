@@ -136,9 +136,10 @@ class DomainBatchNormalization(BatchNormalization):
         self._check_domain(domain, inputs)
         mask = attached_mask(inputs) if mask is None else mask
         training = _arguments.boolean_training(training)
+        by_batch = training or self.inference_statistics == "batch"
         # Replicas whose domains differ must not take part in the same statistics.
-        apart = training and self.synchronized and replicas() is not None
-        if apart or not (isinstance(domain, int) or not domain.shape):
+        apart = by_batch and self.synchronized and replicas() is not None
+        if apart or not (isinstance(domain, int) or len(domain.shape) == 0):
             return self._by_domain(inputs, domain, training, mask)
         return self._normalize(inputs, training, mask, self._statistics(domain))
 
@@ -161,13 +162,14 @@ class DomainBatchNormalization(BatchNormalization):
     def _by_domain(self, inputs: Any, domain: Any, training: bool, mask: Any) -> Any:
         """Each sample by the statistics of its domain: a pass for each domain."""
         ndim = len(inputs.shape)
+        by_batch = training or self.inference_statistics == "batch"
         y = None
         for number in range(self.domains):
             here = ops.reshape(ops.equal(domain, number), (-1, *[1] * (ndim - 1)))
             one = self._normalize(
                 inputs,
                 training,
-                self._mask_of_domain(here, mask, inputs) if training else mask,
+                self._mask_of_domain(here, mask, inputs) if by_batch else mask,
                 self._statistics(number),
             )
             y = ops.full_like(one, float("nan")) if y is None else y
@@ -194,6 +196,20 @@ class DomainBatchNormalization(BatchNormalization):
             known = ops.zeros((self.domains,), dtype=given.dtype)
             value = value + _rows.take_rows(known, statistics.domain)
         return value
+
+    def reset_statistics(self, domain: int | None = None) -> None:
+        """Gives the moving statistics of a domain their initial values again.
+
+        Args:
+            domain: Integer in [0, domains); None for all of them.
+
+        See `BatchNormalization.reset_statistics`.
+        """
+        every = range(self.domains)
+        if domain is not None:
+            every = [_rows.single_number("domain", domain, self.domains)]  # type: ignore[assignment]
+        for number in every if self.built else ():
+            self._statistics(number).reset()
 
     def domain_layer(self, domain: int) -> BatchNormalization:
         """One domain as a plain layer, with weights of its own: to export, or to fold.

@@ -91,14 +91,18 @@ def _require_in_range(name: str, numbers: np.ndarray, rows: int) -> None:
 
 
 def take_rows(table: Tensor, number: int | Tensor) -> Tensor:
-    """The row of that number, or a row for each of several; NaN where out of range."""
+    """The row of that number, or a row for each of several; NaN where out of range.
+
+    Whole numbers, which have no NaN, are 0 there.
+    """
     if isinstance(number, int):
         return ops.take(table, number, axis=0)
     known = (number >= 0) & (number < table.shape[0])
     rows = ops.take(table, ops.where(known, number, 0), axis=0)
     for _ in table.shape[1:]:
         known = ops.expand_dims(known, -1)
-    return ops.where(known, rows, ops.full_like(rows, float("nan")))
+    whole = not backend.is_float_dtype(backend.standardize_dtype(table.dtype))
+    return ops.where(known, rows, ops.full_like(rows, 0 if whole else float("nan")))
 
 
 def with_row(table: Tensor, number: int | Tensor, row: Tensor) -> Tensor:
