@@ -59,7 +59,6 @@ def test_convert_there_and_back(folder):
     )
 
 
-@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
 def test_convert_to_domains_and_back(folder):
     given = ["--to", "domain", "--set", "domains=2"]
     assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
@@ -71,6 +70,7 @@ def test_convert_to_domains_and_back(folder):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
 def test_convert_to_layer_norm(folder):
     assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
     assert type(_load("o.keras").layers[1]) is L.LayerNormalization
