@@ -17,6 +17,7 @@ MESSAGE = (
 # A layer that Keras's own cannot be, or (float16) whose statistics it keeps narrower.
 NOT_IN_KERAS = {"axis_tuple", "activation", "float16", "synchronized"} | {
     "accumulation",
+    "replica_groups",
     "freeze_statistics",
     "plain_average",
     "zero_debias",
