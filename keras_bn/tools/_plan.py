@@ -148,6 +148,9 @@ class Plan:
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
             raise Inexact(why_not_plainly(layer))
+        for name, value in node.arguments.kwargs.items():
+            if name not in ("inputs", "mask", "training") and value is not None:
+                raise Inexact(f"it is called with `{name}`")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
         self._check_read(layer)
