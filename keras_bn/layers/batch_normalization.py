@@ -10,6 +10,11 @@ from keras import activations, backend, constraints, initializers, ops, regulari
 from keras_bn.layers.moving_statistics import MovingStatistics
 from keras_bn.ops import _arguments, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
+from keras_bn.ops.ghost_batches import (
+    ghost_batch_size,
+    refuse_samples_as_features,
+    train_ghost_batches,
+)
 from keras_bn.ops.moving_average import same_device
 
 Shape = tuple[int | None, ...]
@@ -74,6 +79,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             by the moments of all these batches merged. Give it the
             `gradient_accumulation_steps` of the optimizer. Each batch is still
             normalized by its own statistics.
+        virtual_batch_size: Integer: "ghost batches". In training each group of so many
+            samples (of axis 0, one after the other; what is left over is a group too)
+            is normalized by its own mean and variance, for the regularization of
+            small batches at the speed of large ones. The moving averages take in the
+            moments of the whole batch: those of the groups, merged. Inference is the
+            same. With `synchronized`, groups stay within their replica, and only the
+            moving averages are of all replicas. Not together with `renorm`, which
+            takes out of each batch what groups put in. See
+            [Hoffer et al., 2017](https://arxiv.org/abs/1705.08741).
         freeze_statistics: Whether training, too, normalizes by the moving averages and
             leaves them as they are, while gamma and beta train: for fine-tuning. May
             be set on the layer (before `compile()`, as `trainable`).
@@ -143,6 +157,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         *,
         activation: Any = None,
         accumulation_steps: int = 1,
+        virtual_batch_size: int | None = None,
         freeze_statistics: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -174,6 +189,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.accumulation_steps = _arguments.positive_integer(
             "accumulation_steps", accumulation_steps
         )
+        self.virtual_batch_size = ghost_batch_size(
+            virtual_batch_size, self.axis, renorm
+        )
         self.freeze_statistics = _arguments.boolean(
             "freeze_statistics", freeze_statistics
         )
@@ -190,6 +208,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
         axes = _arguments.resolve_axes(self.axis, input_shape)
+        if self.virtual_batch_size is not None and 0 in axes.features:
+            refuse_samples_as_features(self.axis, self.virtual_batch_size)
         shape = axes.parameter_shape(tuple(input_shape))
         self._parameter_shape = shape
         if self.scale:
@@ -305,7 +325,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             _arguments.mask_lacks(mask, shape, given.axes)
         training = _arguments.boolean_training(training)
         if training and self.trainable and not self.freeze_statistics:
-            if given.axes.samples(shape) == 1:
+            if self._fewest_samples(given) == 1:
                 self._warn_of_single_samples(shape)
             y = self._train(given, mask, statistics)
         else:
@@ -339,21 +359,35 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         correction = statistics.renorm_correction if self.renorm else None
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
-        y, moments = train(
-            *(given, gamma, beta, self.epsilon, mask, correction),
-            *(self._fused_activation, self.synchronized),
-        )
+        parameters = (given, gamma, beta, self.epsilon, mask)
+        ending = (self._fused_activation, self.synchronized)
+        if self.virtual_batch_size is None:
+            y, moments = train(*parameters, correction, *ending)
+        else:
+            size = self.virtual_batch_size
+            y, moments = train_ghost_batches(*parameters, size, *ending)
         statistics.update(moments)
         return y
+
+    def _fewest_samples(self, given: Prepared) -> int | None:
+        """Values behind a statistic of the smallest group; None where not yet known."""
+        samples, size = given.x.shape[0], self.virtual_batch_size
+        if size is None or not isinstance(samples, int) or not samples:
+            return given.axes.samples(tuple(given.x.shape))
+        smallest = samples % size or size
+        return given.axes.samples((smallest, *given.x.shape[1:]))
 
     def _warn_of_single_samples(self, shape: Shape) -> None:
         if self._warned_of_single_samples:
             return
         self._warned_of_single_samples = True
+        size = self.virtual_batch_size
+        of_a_group = "" if size is None else f" in a group (virtual_batch_size={size})"
         warnings.warn(
             f"Layer '{self.name}' was called in training mode on inputs of shape "
-            f"{shape}, with one sample per channel: the output is beta whatever the "
-            "input, and no gradient flows back. Use a larger batch, or inference mode.",
+            f"{shape}, with one sample per channel{of_a_group}: the output is beta "
+            "whatever the input, and no gradient flows back. Use a larger batch, or "
+            "inference mode.",
             UserWarning,
             stacklevel=2,
         )
@@ -384,6 +418,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             config["activation"] = activations.serialize(self.activation)
         if self.accumulation_steps > 1:
             config["accumulation_steps"] = self.accumulation_steps
+        if self.virtual_batch_size is not None:
+            config["virtual_batch_size"] = self.virtual_batch_size
         if self.freeze_statistics:
             config["freeze_statistics"] = True
         return {**super().get_config(), **config}
