@@ -42,6 +42,14 @@ def refuse_samples_as_features(axis: Any, size: int) -> NoReturn:
     )
 
 
+def fewest_samples(given: Prepared, size: int | None) -> int | None:
+    """Values behind a statistic of the smallest group; None where not yet known."""
+    shape = tuple(given.x.shape)
+    if size is not None and isinstance(shape[0], int) and shape[0]:
+        shape = (shape[0] % size or size, *shape[1:])
+    return given.axes.samples(shape)
+
+
 def train_ghost_batches(
     given: Prepared,
     gamma: Tensor,

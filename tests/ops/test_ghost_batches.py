@@ -8,6 +8,7 @@ import pytest
 
 import frameworks
 import keras_bn
+import loops
 import oracle
 from keras_bn.ops.batch_norm import prepare
 from keras_bn.ops.ghost_batches import train_ghost_batches
@@ -226,8 +227,9 @@ def test_ragged_inputs_are_refused():
 
 def test_accumulated_over_batches():
     layer, x = Norm(virtual_batch_size=3, accumulation_steps=2, momentum=0.0), images()
-    layer(x[:7], training=True)
-    layer(x[7:], training=True)
+    call = loops.training_call(layer, loops.QUICKEST)
+    call(x[:5])
+    call(x[5:])
     np.testing.assert_allclose(
         frameworks.numpy(layer.moving_variance), x.var((0, 1)), rtol=1e-4
     )
@@ -236,7 +238,7 @@ def test_accumulated_over_batches():
 def test_a_remainder_of_one_sample_is_told_of():
     layer = Norm(virtual_batch_size=3, name="norm")
     with pytest.warns(UserWarning, match=r"'norm' .*in a group \(virtual_batch_size=3"):
-        layer(images()[:, 0], training=True)
+        loops.training_call(layer, loops.QUICKEST)(images()[:, 0])
 
 
 @pytest.mark.parametrize(
