@@ -9,7 +9,7 @@ from keras import activations, backend, constraints, initializers, ops, regulari
 
 from keras_bn.layers import schedules
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, statistics_dtype
+from keras_bn.ops import _arguments, _replica_groups, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.ghost_batches import (
     fewest_samples,
@@ -17,7 +17,7 @@ from keras_bn.ops.ghost_batches import (
     refuse_samples_as_features,
     train_ghost_batches,
 )
-from keras_bn.ops.moving_average import same_device
+from keras_bn.ops.moving_average import require_own_weights, same_device
 
 Shape = tuple[int | None, ...]
 
@@ -104,6 +104,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             `synchronized`), and moves nothing. A sample's output then depends on the
             rest of its batch, and on `batch_size`. May be set on the layer, as
             `freeze_statistics`, which contradicts it.
+        replica_groups: Which replicas take their statistics together, with
+            `synchronized=True`; all of them if None. A list of lists of replica
+            indices, such as `[[0, 1], [2, 3]]`; on JAX also the name of a manual axis
+            or a list of names, on PyTorch a `torch.distributed.ProcessGroup`, which is
+            saved as its ranks. See `keras_bn.ops.batch_norm_train`. The moving
+            statistics are each group's own; on TensorFlow the average of all.
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -124,8 +130,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         ValueError: An argument out of its range; an axis that the inputs do not have or
             whose size is unknown; a mask that does not fit; float64 where the backend
             does not compute in it; `synchronized` under an engine that cannot serve
-            it; training inside `keras.remat` on JAX, which lets no update out. A call
-            that raises leaves every weight as it was.
+            it; `replica_groups` that are not groups of the replicas that run; training
+            inside `keras.remat` on JAX, which lets no update out. A call that raises
+            leaves every weight as it was.
 
     Warns:
         UserWarning: Once per layer, when it trains on one sample per channel: a value
@@ -202,6 +209,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         freeze_statistics: bool = False,
         zero_debias: bool = False,
         inference_statistics: str = "moving",
+        replica_groups: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -238,6 +246,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.zero_debias = _arguments.boolean("zero_debias", zero_debias)
         self.inference_statistics = inference_statistics
         self.freeze_statistics = freeze_statistics
+        self.replica_groups = _replica_groups.replica_groups(
+            replica_groups, self.synchronized
+        )
         self._refuse_contradictions()
         self.supports_masking = True
         self._convert_input_args = False  # see `__call__`
@@ -425,6 +436,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self, inputs: Any, training: Any, mask: Any, statistics: MovingStatistics
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
+        require_own_weights(self)
         built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
@@ -479,7 +491,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
         parameters = (given, gamma, beta, self.epsilon, mask)
-        ending = (self._fused_activation, self.synchronized)
+        ending = (self._fused_activation, self.synchronized, self.replica_groups)
         size = self.virtual_batch_size if training else None
         if size is None:
             y, moments = train(*parameters, correction, *ending)
@@ -543,6 +555,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             config["zero_debias"] = True
         if self.inference_statistics != "moving":
             config["inference_statistics"] = self.inference_statistics
+        if self.replica_groups is not None:
+            config["replica_groups"] = _replica_groups.serialized(self.replica_groups)
         return {**super().get_config(), **config}
 
 

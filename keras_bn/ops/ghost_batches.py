@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_bn.backend import replicas
 from keras_bn.backend.formulas import CentredMoments, over_replicas, over_rows
+from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Axes, Moments, Tensor
 from keras_bn.ops._arguments import positive_integer
 from keras_bn.ops.batch_norm import Prepared, train
@@ -59,6 +60,7 @@ def train_ghost_batches(
     size: int,
     activation: Callable[[Tensor], Tensor],
     synchronized: bool,
+    replica_groups: Groups = None,
 ) -> tuple[Tensor, Moments]:
     """`train`, by groups of `size` samples that follow each other in the batch.
 
@@ -79,6 +81,7 @@ def train_ghost_batches(
         size: Samples of a group.
         activation: Applied to y.
         synchronized: Whether the moments are merged over replicas.
+        replica_groups: Over which of them; see `batch_norm_train`.
 
     Raises:
         ValueError: The inputs are ragged.
@@ -111,10 +114,10 @@ def train_ghost_batches(
     for rest_of_y, rest_of_moments in remainder:
         y = ops.concatenate([y, rest_of_y])
         moments = merge_moments(moments, rest_of_moments)
-    group = replicas() if synchronized else None
-    if group is not None:
-        centred = over_replicas(_centred(moments), group)
-        moments = centred.bookkeeping()
+    batch = (given.x,) if mask is None else (given.x, mask)
+    together = replicas(replica_groups, batch, (gamma, beta)) if synchronized else None
+    if together is not None:
+        moments = over_replicas(_centred(moments), together).bookkeeping()
     return y, moments
 
 

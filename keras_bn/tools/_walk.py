@@ -132,7 +132,8 @@ def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
 def graphs(model: Layer) -> list[tuple[str, Any]]:
     """Each functional graph in `model` and its prefix of paths, outer ones first."""
     inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
-    return [(p, _graph(layer)) for p, layer in [("", model), *inner] if _graph(layer)]
+    every = [(p, graph_in(layer)) for p, layer in [("", model), *inner]]
+    return [(p, graph) for p, graph in every if graph]
 
 
 def has_graph(layer: Layer) -> bool:
@@ -140,7 +141,7 @@ def has_graph(layer: Layer) -> bool:
     return is_sequential(layer) or is_functional(layer)
 
 
-def _graph(layer: Layer) -> Any:
+def graph_in(layer: Layer) -> Any:
     """The functional graph of `layer`; None where it has none (a subclassed model)."""
     # A built Sequential holds the Functional that it runs.
     layer = layer._functional if is_sequential(layer) else layer

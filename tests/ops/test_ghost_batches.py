@@ -1,5 +1,6 @@
 """Ghost batches: each group of samples against the oracle of a batch of its own."""
 
+import warnings
 from typing import NamedTuple
 
 import keras
@@ -237,8 +238,12 @@ def test_accumulated_over_batches():
 
 def test_a_remainder_of_one_sample_is_told_of():
     layer = Norm(virtual_batch_size=3, name="norm")
-    with pytest.warns(UserWarning, match=r"'norm' .*in a group \(virtual_batch_size=3"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         loops.training_call(layer, loops.QUICKEST)(images()[:, 0])
+    told = [str(one.message) for one in caught if one.category is UserWarning]
+    assert "'norm'" in told[0]
+    assert "one sample per channel in a group (virtual_batch_size=3)" in told[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import frameworks
 import keras_bn
 import oracle_quantized
-from cases_tools import FOLDS, images, numpy, randomize, weights_of
+from cases_fold import FOLDS
+from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import QuantizedLinear
 
