@@ -149,6 +149,9 @@ class Plan:
             raise Inexact(
                 f"its class {type(layer).__name__} may compute something else"
             )
+        for name, value in node.arguments.kwargs.items():
+            if name not in ("inputs", "mask", "training") and value is not None:
+                raise Inexact(f"it is called with `{name}`")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
         self._check_read(layer)

@@ -9,6 +9,7 @@ import keras
 from keras_bn.tools._affine import Inexact
 from keras_bn.tools._follow import Call, Followed, follow
 from keras_bn.tools._graph import Graph
+from keras_bn.tools._lasting import base_class
 from keras_bn.tools._walk import (
     Layer,
     called_in_training,
@@ -98,8 +99,8 @@ class Reached:
         try:
             if id(layer) in self._unknown:
                 return
-            if type(layer) in self._opaque:
-                raise Inexact(self._opaque[type(layer)])
+            if base_class(layer) in self._opaque:
+                raise Inexact(self._opaque[base_class(layer)])
             known = self._calls.get(id(layer))
             if known is not None:
                 call = known.with_(call, layer.name)

@@ -39,9 +39,22 @@ def infers_by_batch(layer: Layer) -> bool:
 
 
 def computes_plainly(layer: Layer) -> bool:
-    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
-    call = getattr(type(layer), "call", None)
-    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+    """Whether `layer` is a batch norm, and nothing of a subclass runs in its `call`."""
+    ours = isinstance(layer, BatchNormalization)
+    base = BatchNormalization if ours else keras.layers.BatchNormalization
+    return is_batch_norm(layer) and all(
+        getattr(type(layer), name) is getattr(base, name) for name in _RUN[base]
+    )
+
+
+_RUN = {
+    BatchNormalization: (
+        *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
+        *("_fused_activation", "_statistics"),
+    ),
+    keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
+}
+"""What runs when a batch norm is called."""
 
 
 def is_sequential(layer: Layer) -> bool:

@@ -1,5 +1,6 @@
 """Batch normalization multiplied into the layers around it, for inference."""
 
+import warnings
 from typing import Any
 
 from keras_bn.tools._carry import Fill, carry_compile
@@ -106,7 +107,8 @@ def fold(model: Any, explain: bool = False) -> Any:
             model, whose order of layers is not known.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: The compile state, or the class of the model, cannot be carried;
+            nothing could be folded, and no report was asked for.
 
     Reference:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2.
@@ -137,7 +139,19 @@ def fold(model: Any, explain: bool = False) -> Any:
     else:
         copy, plan = _folded(model, Plan)
     carry_compile(model, copy, slots=False)
-    return (copy, FoldReport(plan.foldings)) if explain else copy
+    report = FoldReport(plan.foldings)
+    if explain:
+        return copy, report
+    if not report.folded:
+        warnings.warn(
+            f"None of the {len(report.left)} batch normalization layers of model "
+            f"'{model.name}' could be folded: the copy computes the same, no faster. "
+            f"The first, '{report.left[0].layer}', stays because: "
+            f"{report.left[0].reason}. `explain=True` gives the reasons of all.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return copy
 
 
 def _folded(model: Any, planned: type[Plan]) -> tuple[Any, Plan]:
