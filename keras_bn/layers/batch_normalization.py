@@ -418,7 +418,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         training = _arguments.boolean_training(training)
         training = training and self.trainable and not self.freeze_statistics
         if training or self.inference_statistics == "batch":
-            if given.axes.samples(shape) == 1:
+            samples = given.axes.samples(shape)
+            # A symbol that stands for an unknown number is not asked what it is.
+            if type(samples) is int and samples == 1:
                 self._warn_of_single_samples(shape, training)
             y = self._by_batch(given, mask, statistics, training)
         else:
