@@ -141,19 +141,21 @@ def test_inference_by_the_batch_is_by_the_batch_that_comes(form, tmp_path):
     model(x[:1])
     exporter, error = exporters.FORMATS[form], BY_THE_BATCH[BACKEND][form]
     path = tmp_path / f"model{exporter.suffix}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own
-        if error:
-            with pytest.raises(Exception, match=error):
-                exporter.write(model, path)
-                exporter.predict(path, x)
-            return
-        exporter.write(model, path)
-    for batch in (x[:n] for n in BATCHES):
+
+    def exported(batches):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own
+            exporter.write(model, path)
+        return [exporter.predict(path, batch) for batch in batches]
+
+    if error:
+        with pytest.raises(Exception, match=error):
+            exported([x])
+        return
+    batches = [x[:n] for n in BATCHES]
+    for batch, y in zip(batches, exported(batches), strict=True):
         expected = model.predict(batch, verbose=0)
-        np.testing.assert_allclose(
-            exporter.predict(path, batch), expected, rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
