@@ -88,6 +88,7 @@ class _Observer:
                 *affine,
                 mask=mask,
                 synchronized=bool(getattr(layer, "synchronized", False)),
+                replica_groups=getattr(layer, "replica_groups", None),
                 **settings,
             )
             if self._see is not None:
