@@ -381,15 +381,14 @@ def test_training_goes_on_after_saving(settings, tmp_path):
     )
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
-def test_fit(eager):
+def test_fit():
     """The averages and the step go through Keras's own loops."""
     layers = {
         "plain": built(momentum=None),
         "debiased": built(momentum=warm_up, zero_debias=True),
     }
     model = keras.Sequential([keras.Input((3,)), *layers.values()])
-    model.compile("sgd", "mse", run_eagerly=eager)
+    model.compile("sgd", "mse")
     x = np.concatenate(batches((8, 8, 8)))
     model.fit(x, x, batch_size=8, shuffle=False, verbose=0)
     wide = x.astype("float64")
