@@ -1,0 +1,96 @@
+"""The tools on models of other libraries: nothing lost, nothing of theirs altered."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_others import OTHERS
+from cases_tools import images, numpy, randomize, weights_of
+from keras_bn.tools._walk import is_batch_norm, sublayers
+
+ABOUT_THE_CLASS = "ignore:.*the copy is a plain keras:UserWarning"
+pytestmark = pytest.mark.filterwarnings(
+    ABOUT_THE_CLASS,
+    "ignore:You are using a softmax over axis:UserWarning",  # MobileViT's, at 1x1
+)
+
+
+def _run(model, x):
+    # JAX compiles a whole model sooner than its operations one by one, the others not.
+    compiled = keras.backend.backend() == "jax"
+    y = model.predict_on_batch(x) if compiled else model(x, training=False)
+    return [numpy(one) for one in keras.tree.flatten(y)]
+
+
+def _state(model):
+    """All that a tool could alter: objects, names, classes, flags and weights."""
+    inside = list(sublayers(model))
+    layers = [(id(one), type(one), path, one.trainable) for path, one in inside]
+    variables = [(id(v), v.path, v.trainable) for v in model.variables]
+    return layers, variables, weights_of(model)
+
+
+def _kinds(model):
+    return [type(one) for _, one in sublayers(model) if is_batch_norm(one)]
+
+
+def _saved_and_loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+class Example(NamedTuple):
+    """A model of others, how it was before any tool, an input and its outputs."""
+
+    case: Any
+    model: Any
+    before: Any
+    x: Any
+    y: Any
+
+
+@pytest.fixture(scope="module", params=OTHERS, ids=lambda case: case.name)
+def example(request):
+    case = request.param
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(case.build())
+    x = images(2, case.size, case.size, 3)
+    y = _run(model, x)
+    return Example(case, model, _state(model), x, y)
+
+
+def _assert_close(received, expected):
+    for one, other in zip(received, expected, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale)
+
+
+def test_convert_keeps_all_that_is_there(example, tmp_path):
+    case, model, before, x, y = example
+    assert _kinds(model) == [keras.layers.BatchNormalization] * case.norms
+    ours = keras_bn.convert(model)
+    assert _kinds(ours) == [keras_bn.BatchNormalization] * case.norms
+    _assert_close(_run(ours, x), y)
+    back = keras_bn.convert(ours, to="keras")
+    assert weights_of(back) == weights_of(model)
+    assert [type(one) for _, one in sublayers(back)] == [
+        type(one) for _, one in sublayers(model)
+    ]
+    loaded = _saved_and_loaded(ours, tmp_path)
+    assert _kinds(loaded) == _kinds(ours)
+    _assert_close(_run(loaded, x), y)
+    assert _state(model) == before
+
+
+def test_fold_leaves_nothing(example, tmp_path):
+    case, model, before, x, y = example
+    folded, report = keras_bn.fold(model, explain=True)
+    assert (len(report.folded), list(report.left)) == (case.norms, [])
+    assert _kinds(folded) == []
+    loaded = _saved_and_loaded(folded, tmp_path)
+    assert _kinds(loaded) == []
+    _assert_close(_run(loaded, x), y)
+    assert _state(model) == before
