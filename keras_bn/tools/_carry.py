@@ -9,13 +9,7 @@ import keras
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_bn.tools._lasting import base_class
-from keras_bn.tools._walk import (
-    Layer,
-    assign_copy,
-    children,
-    has_graph,
-    sublayers,
-)
+from keras_bn.tools._walk import Layer, assign_copy, sublayers
 
 Fill = Callable[[Layer, Layer], None]
 """Gives a replaced layer's state to the layer in its place: `fill(old, new)`."""
@@ -38,41 +32,11 @@ def classes_known(model: Any) -> Iterator[None]:
         yield
 
 
-def carry_state(
-    copies: list[tuple[Layer, Any]], replaced: set[int], fill: Fill
-) -> None:
-    """Weights, random states and flags, from each layer to its copy."""
-    known = {id(old) for old, _ in copies}
-    # Containers were noted after what they hold; their flag is set first, since it
-    # spreads to everything inside.
-    for old, (new, _) in reversed(copies):
-        if not isinstance(old, keras.layers.Layer) or new is None:
-            continue
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-        if id(old) in replaced:
-            fill(old, new)
-        elif not has_graph(old):
-            carry_leaf(old, new, known)
-
-
-def carry_leaf(old: Layer, new: Layer, known: set[int]) -> None:
-    """Copies what `old` owns, and what layers in it own that have no entry."""
-    for source, target in zip(_own(old), _own(new), strict=True):
+def carry_leaf(old: Layer, new: Layer) -> None:
+    """Copies the weights of `old`, and flags, into a layer of the same class."""
+    for source, target in zip(old.variables, new.variables, strict=True):
         assign_copy(target, source)
         target.trainable = source.trainable
-    for inner, copied in zip(children(old), children(new), strict=True):
-        if id(inner) not in known:
-            if copied.trainable != inner.trainable:
-                copied.trainable = inner.trainable
-            carry_leaf(inner, copied, known)
-
-
-def _own(layer: Layer) -> list[Any]:
-    """The variables of `layer` that belong to no layer inside it."""
-    inner = {id(v) for child in children(layer) for v in child.variables}
-    inner |= {id(v) for v in getattr(layer, "metrics_variables", ())}
-    return [v for v in layer.variables if id(v) not in inner]
 
 
 def carry_compile(model: Any, copy: Any, slots: bool = True) -> None:

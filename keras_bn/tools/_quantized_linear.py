@@ -244,7 +244,7 @@ def fill_part(source: Layer, target: Layer) -> None:
     """The weights and flags of one layer of a chain, a low-rank update merged in."""
     target.trainable = source.trainable
     if not _linear.is_linear(source):
-        carry_leaf(source, target, set())
+        carry_leaf(source, target)
         return
     names = (*_linear.FAMILIES[type(source)].kernels, "bias")
     for name in names:
