@@ -179,7 +179,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
     parser.add_argument(
-        "--to", choices=("keras_bn", "keras"), default="keras_bn", help="whose layer"
+        "--to",
+        choices=("keras_bn", "keras", "group", "layer"),
+        default="keras_bn",
+        help="whose batch norm, or group or layer norm in its place",
     )
     parser.add_argument(
         "--set",
@@ -254,7 +257,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("inspect", "Say what is wrong with batch norm.", _add_inspect, _inspect),
     Command("fold", "Fold batch norm into linear layers.", _add_fold, _fold),
-    Command("convert", "Change whose batch norm a model has.", _add_convert, _convert),
+    Command(
+        "convert", "Change whose norm a model has, or which.", _add_convert, _convert
+    ),
     Command(
         "recalibrate",
         "Set the moving statistics to those of data.",

@@ -59,6 +59,12 @@ def test_convert_there_and_back(folder):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
+def test_convert_to_layer_norm(folder):
+    assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
+    assert type(_load("o.keras").layers[1]) is L.LayerNormalization
+
+
 @keras.saving.register_keras_serializable("test_cli")
 class Block(L.Layer):
     """Makes its batch norm in its constructor."""
