@@ -1,15 +1,13 @@
 """Copies a model with other layers in the place of chosen ones."""
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 from keras.src.ops.node import Node
 
-from keras_bn.tools._carry import Fill, classes_known
-from keras_bn.tools._lasting import make_lasting
+from keras_bn.tools._carry import Fill, called, classes_known, take_over
+from keras_bn.tools._lasting import make_lasting, save_as_graph
 from keras_bn.tools._values import NotCopied, Values
 from keras_bn.tools._walk import (
     Layer,
@@ -106,18 +104,23 @@ class _Copier:
     def finish(self, fill: Fill) -> None:
         """Gives replaced layers their state, and lets all of them be saved."""
         self._values.finish()
-        placed = [new for new in self._replaced.values() if new is not None]
-        for old, (new, _) in self._copies.values():
-            if id(old) in self._replaced and isinstance(new, keras.layers.Layer):
-                _take_over(old, new, fill)
-        # What holds another was noted before it.
-        for old, (new, _) in reversed(self._copies.values()):
-            if not isinstance(new, keras.layers.Layer):
-                continue
-            if new.built and id(old) not in self._replaced:
+        pairs: list[Any] = [(old, new) for old, (new, _) in self._copies.values()]
+        pairs = [pair for pair in pairs if isinstance(pair[1], keras.layers.Layer)]
+        for old, new in pairs:
+            if id(old) in self._replaced:
+                take_over(old, new, fill)
+            elif new.built:
                 new._post_build()
-            if placed and children(new) and not has_graph(new):
-                make_lasting(new, placed)
+        placed = {id(one) for one in self._replaced.values() if one is not None}
+        if placed:
+            # What holds another was noted before it.
+            for old, new in reversed(pairs):
+                if has_graph(new):
+                    if any(id(one) in placed for _, one in sublayers(new)):
+                        placed.add(id(new))
+                        save_as_graph(new)
+                elif id(old) not in self._replaced and children(new):
+                    make_lasting(new, placed)
 
     def _same(self, old: Layer, chosen: Replacement) -> None:
         is_layer = isinstance(old, keras.layers.Layer)
@@ -137,7 +140,7 @@ class _Copier:
     def _attributes(self, old: Layer, new: Layer, left_out: set[str]) -> None:
         # The methods that `__new__` has wrapped are the new layer's own.
         left_out |= {"build", "quantize", *OF_CALLS}
-        state = vars(new)
+        state: dict[str, Any] = new.__dict__
         state.update((name, kind()) for name, kind in OF_CALLS.items())
         if isinstance(old, keras.Model):
             left_out |= set(OF_COMPILE)
@@ -198,7 +201,7 @@ class _Copier:
             outputs = args[0] if args else next(iter(kwargs.values()))
         elif id(old) in self._replaced or changed:
             self._give_masks(given)
-            outputs = _called(layer, args, kwargs)
+            outputs = called(layer, args, kwargs)
         else:
             # A copy's outputs are known to be as the layer's: it need not run for them.
             outputs = [
@@ -232,51 +235,6 @@ class _Copier:
             self._followers[id(old)] = [_made(one) for one in then]
         every = [first, *self._followers.get(id(old), ())]
         return [one for one in every if one is not None]
-
-
-def _take_over(old: Layer, new: Layer, fill: Fill) -> None:
-    """Gives `new`, which stands where `old` stood, its flags and its state."""
-    if old.built and not new.built:
-        with _cheap_weights(new):
-            new.build_from_config(old.get_build_config())
-    _name_alike(old, new)
-    if new.trainable != old.trainable:
-        new.trainable = old.trainable
-    if new.built:  # a wrapper may keep the unbuilt layer that it made its own from
-        fill(old, new)
-
-
-def _called(layer: Layer, args: Any, kwargs: Any) -> Any:
-    if "mask" in kwargs and "mask" not in inspect.signature(layer.call).parameters:
-        del kwargs["mask"]
-    with _cheap_weights(layer):
-        return layer(*args, **kwargs)
-
-
-@contextmanager
-def _cheap_weights(layer: Layer) -> Iterator[None]:
-    """Zeros, for random numbers that would be written over at once."""
-    saved = []
-    for one in (layer, *(inner for _, inner in sublayers(layer))):
-        for name, value in list(vars(one).items()):
-            if isinstance(value, keras.Initializer) and hasattr(value, "seed"):
-                saved.append((vars(one), name, value))
-                vars(one)[name] = keras.initializers.Zeros()
-    try:
-        yield
-    finally:
-        for state, name, value in saved:
-            state[name] = value
-
-
-def _name_alike(old: Layer, new: Layer) -> None:
-    """The path by which `old` is known, and its weights, for `new`."""
-    before, after = new.path, old.path
-    if before is None or after is None or before == after:
-        return
-    for one in (*new.variables, new, *(inner for _, inner in sublayers(new))):
-        if one.path is not None and f"{one.path}/".startswith(f"{before}/"):
-            one._path = after + one.path[len(before) :]
 
 
 def _made(layer: Any) -> Layer:

@@ -6,6 +6,7 @@ and may hand out the layer's own parts, which a second layer would then write in
 """
 
 import dis
+import functools
 import gc
 import inspect
 import operator
@@ -82,8 +83,10 @@ class Values:
         if id(value) in self._tensors:  # the tensor itself, without its variable
             return self.of(self._tensors[id(value)]).value
         for kinds, copy in _COPIES:
-            if isinstance(value, kinds):
+            if issubclass(type(value), kinds):
                 return copy(self, value)
+        if isinstance(value, (dict, tuple)):  # a proxy, in which TensorFlow wraps them
+            return self.of(value.__wrapped__)  # type: ignore[union-attr]
         return self._object(value)
 
     def _one_layer(self, old: Layer) -> Any:
@@ -136,18 +139,18 @@ class Values:
         return self.remember(old, new)
 
     def _list(self, old: Any) -> Any:
-        new = self.remember(old, type(old).__new__(type(old)))
+        new = self.remember(old, _empty(old))
         # Not by the methods of Keras's lists, which track what they are given.
         list.extend(new, self._each(old))
         return self._attributes(new, old)
 
     def _set(self, old: Any) -> Any:
-        new = self.remember(old, type(old).__new__(type(old)))
+        new = self.remember(old, _empty(old))
         set.update(new, self._each(old))
         return self._attributes(new, old)
 
     def _dict(self, old: Any) -> Any:
-        new = self.remember(old, type(old).__new__(type(old)))
+        new = self.remember(old, _empty(old))
         kind = OrderedDict if isinstance(old, OrderedDict) else dict
         for key, value in old.items():
             kind.__setitem__(new, self.of(key), self.of(value))
@@ -170,10 +173,10 @@ class Values:
             vars(new)[name] = self.of(value)
         return new
 
-    def _tracker_of(self, old: Tracker) -> Tracker:
+    def _tracker_of(self, old: Any) -> Any:
         new = self.remember(old, object.__new__(type(old)))
         self._trackers.append(new)
-        return self._attributes(new, old)  # type: ignore[no-any-return]
+        return self._attributes(new, old)
 
     def _partial(self, old: Any) -> Any:
         parts = [self.of(one) for one in (old.func, old.args, old.keywords)]
@@ -226,7 +229,9 @@ class Values:
         """Shared, but where something of a model is in it."""
         if not self._holds(old, _of_keras):
             return old
-        if type(old).__new__ is not object.__new__ or not hasattr(old, "__dict__"):
+        made_by: Any = type(old).__new__
+        slots = _slots(type(old))
+        if made_by is not object.__new__ or not (slots or hasattr(old, "__dict__")):
             if not self._holds_own(old):
                 return old
             raise NotCopied(
@@ -234,6 +239,9 @@ class Values:
                 "and cannot be taken apart"
             )
         new = self.remember(old, object.__new__(type(old)))
+        for name in slots:
+            if hasattr(old, name):
+                object.__setattr__(new, name, self.of(getattr(old, name)))
         return self._attributes(new, old)
 
     def _holds_own(self, value: Any) -> bool:
@@ -253,6 +261,18 @@ class Values:
         return False
 
 
+def _empty(container: Any) -> Any:
+    """A container of the same class, without its constructor, with nothing in it."""
+    cls: Any = type(container)
+    return cls.__new__(cls)
+
+
+def _slots(cls: type) -> list[str]:
+    every = [vars(one).get("__slots__", ()) for one in cls.__mro__]
+    names = [n for some in every for n in ([some] if isinstance(some, str) else some)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
 def _of_keras(value: Any) -> bool:
     kinds = (keras.Operation, keras.Variable, keras.KerasTensor)
     return isinstance(value, kinds)
@@ -270,14 +290,16 @@ def _inside(value: Any) -> list[Any]:
     return gc.get_referents(value)
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+@functools.cache
+def _names(code: types.CodeType) -> tuple[str, ...]:
     """The globals that a function's code reads."""
-    for one in dis.get_instructions(code):
-        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield one.argval
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+    read = [
+        one.argval
+        for one in dis.get_instructions(code)
+        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    ]
+    inside = (one for one in code.co_consts if isinstance(one, types.CodeType))
+    return (*read, *(name for one in inside for name in _names(one)))
 
 
 _COPIES: tuple[tuple[Any, Callable[[Values, Any], Any]], ...] = (

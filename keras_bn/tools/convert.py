@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_bn.layers import BatchNormalization
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
@@ -180,7 +180,8 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
 
 def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
     """The layer of class `target` that does what `layer` does."""
-    config = {**layer.get_config(), **overrides}
+    config, own = config_of(layer)
+    config |= overrides
     then: tuple[Layer, ...] = ()
     accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
     if "activation" not in accepted and config.pop("activation", None) is not None:
@@ -207,7 +208,8 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             "arguments here; override them, as in `convert(..., synchronized=False)`. "
             f"Received: {reason}"
         ) from error
-    return Replacement(new, then)
+    own = {name: one for name, one in own.items() if name not in overrides}
+    return Replacement(with_own(new, own), then)
 
 
 def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:

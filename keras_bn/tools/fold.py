@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._plan import Folding, Plan, folded_weights
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import Replacement, rebuild
@@ -145,10 +145,7 @@ def fold(model: Any, explain: bool = False) -> Any:
 
 def _folded_layer(layer: Layer, activation: Any) -> Layer:
     """A layer like `layer`, with a bias."""
-    config = {**layer.get_config(), "use_bias": True}
     # The kernel that was read has the low-rank update in it.
-    for name in ("lora_rank", "lora_alpha"):
-        config.pop(name, None)
-    if activation is not None:
-        config["activation"] = activation
-    return type(layer).from_config(config)
+    lora = ("lora_rank", "lora_alpha")
+    changes = {} if activation is None else {"activation": activation}
+    return made_like(layer, lora, use_bias=True, **changes)

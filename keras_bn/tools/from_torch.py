@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import Layer, array, batch_norms, is_plain_batch_norm
 from keras_bn.tools.convert import set_renorm_statistics
@@ -95,8 +95,7 @@ def from_torch(
     def replace(layer: Layer) -> Replacement | None:
         if id(layer) not in paths:
             return None
-        config = {**layer.get_config(), **configs[paths[id(layer)]]}
-        return Replacement(type(layer).from_config(config))
+        return Replacement(made_like(layer, **configs[paths[id(layer)]]))
 
     def fill(old: Layer, new: Layer) -> None:
         for name, value in weights[paths[id(old)]].items():
