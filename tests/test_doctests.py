@@ -30,6 +30,8 @@ WITH_EXAMPLES = [
     "keras_bn.callbacks",
     "keras_bn.cli",
     "keras_bn.layers.batch_normalization",
+    "keras_bn.layers.conditional_batch_normalization",
+    "keras_bn.layers.domain_batch_normalization",
     "keras_bn.layers.no_update",
     *(f"keras_bn.models.{name}" for name in keras_bn.models.__all__),
     "keras_bn.ops.batch_norm",
@@ -39,9 +41,12 @@ WITH_EXAMPLES = [
     "keras_bn.tools._moments",
     "keras_bn.tools.convert",
     "keras_bn.tools.fold",
+    "keras_bn.tools.from_flax",
+    "keras_bn.tools.from_haiku",
     "keras_bn.tools.from_torch",
     "keras_bn.tools.inspect",
     "keras_bn.tools.recalibrate",
+    "keras_bn.tools.to_torch",
 ]
 
 

@@ -17,7 +17,12 @@ MESSAGE = (
 # A layer that Keras's own cannot be, or (float16) whose statistics it keeps narrower.
 NOT_IN_KERAS = {"axis_tuple", "activation", "float16", "synchronized"} | {
     "accumulation",
+    "replica_groups",
     "freeze_statistics",
+    "plain_average",
+    "zero_debias",
+    "schedules",
+    "inference_statistics",
 }
 IN_KERAS = [case for case in regenerate.LAYERS if case not in NOT_IN_KERAS]
 

@@ -26,13 +26,10 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
-from keras_bn.backend.torch_context import (
-    eager,
-    transformed,
-    warn_outside_of_ddp,
-)
+from keras_bn.backend.torch_context import eager, transformed
 from keras_bn.backend.torch_cpu import NativeParts, SmallParts
 from keras_bn.backend.torch_parts import FormulaParts, TrainingParts
+from keras_bn.backend.torch_replicas import warn_outside_of_ddp
 
 # Elements below which the native operators take longer to start their threads than a
 # few plain ones take to do the work.
@@ -236,10 +233,10 @@ ensure_shape = reference.ensure_shape
 
 
 def moving_average(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+    average: Tensor, value: Tensor, momentum: float | Tensor, where: Tensor | bool
 ) -> Tensor:
     """See `Kernels.moving_average`."""
-    if _served_on_cuda(average, value):
+    if isinstance(momentum, float) and _served_on_cuda(average, value):
         return torch_cuda.moving_average(average, value, momentum, where)
     return reference.moving_average(average, value, momentum, where)
 

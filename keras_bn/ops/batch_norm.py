@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from keras import activations, backend, ops
+from keras.src.backend import get_keras_mask
 
-from keras_bn.backend import ensure_shape, kernels, replicas
+from keras_bn.backend import ensure_shape, kernels
+from keras_bn.backend import replicas as replicas
 from keras_bn.backend.activations import fusible
+from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import (
     Axes,
     Correction,
@@ -16,6 +19,7 @@ from keras_bn.backend.interface import (
 )
 from keras_bn.backend.interface import as_tensor as as_tensor
 from keras_bn.ops import _arguments
+from keras_bn.ops._replica_groups import replica_groups as checked_groups
 
 Activation = str | Callable[[Tensor], Tensor] | None
 
@@ -31,6 +35,7 @@ def batch_norm_train(
     correction: Correction | None = None,
     activation: Activation = None,
     synchronized: bool = False,
+    replica_groups: Any = None,
 ) -> tuple[Tensor, Moments]:
     """Normalizes `x` by the statistics of this very batch.
 
@@ -61,6 +66,15 @@ def batch_norm_train(
             or `pmap`, or `torch.distributed`. Each replica must make the call, also on
             an empty batch. The gradient for `x` is that of the sum of their losses;
             those for gamma and beta are of this replica's `y`, as everywhere.
+        replica_groups: Which replicas take their statistics together, with
+            `synchronized=True`; all of them if None. A list of lists of replica
+            indices, each replica in one of them: ranks on PyTorch,
+            `replica_id_in_sync_group` on TensorFlow, positions along the manual axes
+            on JAX (of several axes, the last one counts fastest). On JAX also the name
+            of a manual axis, or a list of names: the replicas along these, which
+            leaves out an axis that shards the channels. On PyTorch also a
+            `torch.distributed.ProcessGroup`. One process without an engine does not
+            read it.
 
     Returns:
         A tuple `(y, moments)`: `y` of the shape of `x` and its dtype (float32 for
@@ -74,7 +88,11 @@ def batch_norm_train(
             model, use `keras_bn.BatchNormalization`); an argument of a wrong type.
         ValueError: `axis` out of range, named twice, or of unknown size; `epsilon` not
             above 0; `mask`, `gamma` or `beta` of a wrong shape; float64 where the
-            backend does not compute in it; an engine that cannot synchronize.
+            backend does not compute in it; an engine that cannot synchronize;
+            `replica_groups` without `synchronized`, or with a replica missing, twice
+            or unknown; None of them on JAX, where there are several manual axes, or
+            gamma or beta varies along the only one: it may shard the channels, whose
+            statistics must not be mixed.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167), algorithm 1.
@@ -98,6 +116,7 @@ def batch_norm_train(
     return train(
         *(given, gamma, beta, epsilon, mask, correction),
         *(activations.get(activation), synchronized),
+        checked_groups(replica_groups, synchronized),
     )
 
 
@@ -187,6 +206,14 @@ class Prepared(NamedTuple):
         )
 
 
+def attached_mask(x: Any) -> Any:
+    """The mask that Keras has attached to `x`, or None.
+
+    Keras hands it to a layer's `mask` only where `x` is the one tensor in the call.
+    """
+    return get_keras_mask(x)
+
+
 def prepare(
     x: Any,
     axis: int | Sequence[int],
@@ -229,10 +256,14 @@ def train(
     correction: Correction | None,
     activation: Callable[[Tensor], Tensor],
     synchronized: bool,
+    groups: Groups = None,
 ) -> tuple[Tensor, Moments]:
     """`batch_norm_train` of checked arguments."""
     fused = fusible(activation)
-    group = replicas() if synchronized else None
+    group = None
+    if synchronized:
+        batch = (given.x,) if mask is None else (given.x, mask)
+        group = replicas(groups, batch, (gamma, beta))
     y, moments = kernels().train(
         *(given.x, gamma, beta, given.axes, epsilon, mask, correction, fused, group)
     )

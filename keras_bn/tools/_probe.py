@@ -14,6 +14,7 @@ from keras_bn.tools._walk import (
     batch_norms,
     computes_plainly,
     float64,
+    infers_by_batch,
     normalizes_by_batch,
 )
 
@@ -80,12 +81,14 @@ class _Observer:
         ]
         # A call with training=True written into the model ignores its mode.
         by_batch = self._by_batch or (training and normalizes_by_batch(layer))
+        by_batch = by_batch or infers_by_batch(layer)
         if by_batch or self._see is not None:
             y, moments = batch_norm_train(
                 inputs,
                 *affine,
                 mask=mask,
                 synchronized=bool(getattr(layer, "synchronized", False)),
+                replica_groups=getattr(layer, "replica_groups", None),
                 **settings,
             )
             if self._see is not None:

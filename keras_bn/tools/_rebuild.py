@@ -37,6 +37,18 @@ class Replacement(NamedTuple):
     then: tuple[Layer | Callable[[], Layer], ...] = ()
 
 
+class OutOfReach(ValueError):
+    """A layer cannot be copied with what stands in the place of others.
+
+    Attributes:
+        owner: The layer.
+    """
+
+    def __init__(self, message: str, owner: Layer) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
 Replace = Callable[[Layer], Replacement | None]
 """Says what to put in the place of a layer; None to copy it as it is."""
 
@@ -67,7 +79,7 @@ def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
     variable of the model that it refers to is the copy's.
 
     Raises:
-        ValueError: Something that refers to a part of the model cannot be copied; the
+        OutOfReach: Something that refers to a part of the model cannot be copied; the
             message names the layer and the attribute.
     """
     copier = _Copier(model, replace)
@@ -153,9 +165,10 @@ class _Copier:
             try:
                 state[name] = self._values.of(value)
             except NotCopied as error:
-                raise ValueError(
+                raise OutOfReach(
                     f"Layer '{old.name}' of class {type(old).__name__} cannot be "
-                    f"copied, for its attribute `{name}`: {error}"
+                    f"copied, for its attribute `{name}`: {error}",
+                    old,
                 ) from error
 
     def _graph(self, model: Any) -> dict[str, Any]:

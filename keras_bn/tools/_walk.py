@@ -14,6 +14,8 @@ Layer = Any
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
+COUNTS = ("moving_count", "moving_weight", "renorm_weight")
+"""What the averages are made of, where a layer keeps that."""
 
 
 def is_batch_norm(layer: Layer) -> bool:
@@ -31,10 +33,28 @@ def normalizes_by_batch(layer: Layer) -> bool:
     return bool(layer.trainable) and not getattr(layer, "freeze_statistics", False)
 
 
+def infers_by_batch(layer: Layer) -> bool:
+    """Whether `layer` uses the statistics of the batch in inference, and moves none."""
+    return getattr(layer, "inference_statistics", "moving") == "batch"
+
+
 def computes_plainly(layer: Layer) -> bool:
-    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
-    call = getattr(type(layer), "call", None)
-    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+    """Whether `layer` is a batch norm, and nothing of a subclass runs in its `call`."""
+    ours = isinstance(layer, BatchNormalization)
+    base = BatchNormalization if ours else keras.layers.BatchNormalization
+    return is_batch_norm(layer) and all(
+        getattr(type(layer), name) is getattr(base, name) for name in _RUN[base]
+    )
+
+
+_RUN = {
+    BatchNormalization: (
+        *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
+        *("_fused_activation", "_statistics"),
+    ),
+    keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
+}
+"""What runs when a batch norm is called."""
 
 
 def is_sequential(layer: Layer) -> bool:
@@ -125,7 +145,8 @@ def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
 def graphs(model: Layer) -> list[tuple[str, Any]]:
     """Each functional graph in `model` and its prefix of paths, outer ones first."""
     inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
-    return [(p, _graph(layer)) for p, layer in [("", model), *inner] if _graph(layer)]
+    every = [(p, graph_in(layer)) for p, layer in [("", model), *inner]]
+    return [(p, graph) for p, graph in every if graph]
 
 
 def has_graph(layer: Layer) -> bool:
@@ -133,7 +154,7 @@ def has_graph(layer: Layer) -> bool:
     return is_sequential(layer) or is_functional(layer)
 
 
-def _graph(layer: Layer) -> Any:
+def graph_in(layer: Layer) -> Any:
     """The functional graph of `layer`; None where it has none (a subclassed model)."""
     # A built Sequential holds the Functional that it runs.
     layer = layer._functional if is_sequential(layer) else layer
@@ -173,3 +194,17 @@ def assign_copy(target: Any, source: Any) -> None:
 def float64(weight: Any) -> np.ndarray:
     """A copy of `weight` in float64."""
     return array(weight, "float64")
+
+
+def at_initial_values(layer: Layer) -> bool:
+    """Whether the moving statistics are what their initializers gave."""
+    for name in ("moving_mean", "moving_variance"):
+        weight = getattr(layer, name)
+        initializer = getattr(layer, f"{name}_initializer")
+        fixed = (keras.initializers.Zeros, keras.initializers.Ones)
+        if not isinstance(initializer, (*fixed, keras.initializers.Constant)):
+            return False
+        initial = initializer(weight.shape, dtype=weight.dtype)
+        if np.any(float64(weight) != float64(initial)):
+            return False
+    return True

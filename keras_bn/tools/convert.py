@@ -2,12 +2,14 @@
 
 import inspect
 import warnings
+from numbers import Real
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_bn.layers import BatchNormalization
+from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._sample_norm import (
@@ -18,6 +20,7 @@ from keras_bn.tools._sample_norm import (
     warn_of_dropped,
 )
 from keras_bn.tools._walk import (
+    COUNTS,
     RENORM_STATISTICS,
     STATISTICS,
     Layer,
@@ -41,6 +44,8 @@ WEIGHTS = (
     *STATISTICS,
     *RENORM_STATISTICS,
     *(f"accumulated_{part}" for part in ACCUMULATED),
+    *COUNTS,
+    "moving_step",
 )
 
 
@@ -72,9 +77,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     over all positions and channels is `to="group", groups=1`.
 
     Layers are found in Functional and Sequential models at any depth, in wrappers
-    such as `TimeDistributed`, and in public attributes (or lists, tuples and
-    dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Where such a class makes its layers in its constructor, a
+    such as `TimeDistributed`, and in layers and models of classes of your own. The copy
+    is of the same classes. Where such a class makes its layers in its constructor, a
     saved file says what was put in their place; `import keras_bn` before you load it.
     Subclasses of a batch normalization layer are copied as they are: what their `call`
     does is not known.
@@ -86,9 +90,11 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             `GroupNormalization`, `"layer"` for `LayerNormalization`.
         **overrides: Arguments of that class to set in every layer, such as
             `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
-            have start at its moving statistics. `groups` is, where it is not given,
-            the largest divisor of the channels up to 32 whose groups have two
-            channels or more.
+            have start at its moving statistics. With `momentum=None` the next batch
+            replaces averages of which no layer has counted the values; with
+            `zero_debias=True` they are kept, unless they are the initial ones;
+            schedules start at step 0. `groups` is, where it is not given, the largest
+            divisor of the channels up to 32 whose groups have two channels or more.
 
     Returns:
         The new model.
@@ -97,13 +103,13 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         TypeError: `model` is not a Keras model; an override that the class does not
             take.
         ValueError: `to` is unknown; the model is not built, has no batch norm or is
-            quantized; a layer that the target class cannot express, or that cannot be
-            replaced where it is (for `"group"`: of several axes, or that a mask
+            quantized; a layer that the target class cannot express (for `"group"`: of several axes, or that a mask
             reaches); `groups` that do not divide the channels of a layer.
 
     Warns:
-        UserWarning: There is nothing to convert; the compile state, or the class of
-            the model, cannot be carried; moving statistics are dropped.
+        UserWarning: There is nothing to convert; the compile state cannot be carried; a
+            saved file will not have the model's class, or the layers that were put in;
+            moving statistics are dropped.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
@@ -197,6 +203,7 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
         del config[name]
     if target is keras.layers.BatchNormalization:
         config["axis"] = _single_axis(layer)
+        _check_numbers(layer, config)
     _check_nothing_is_lost(layer, config)
     try:
         new = target.from_config(config)  # type: ignore[attr-defined]
@@ -249,6 +256,24 @@ def _single_axis(layer: Layer) -> int:
     return int(axis[0])
 
 
+def _check_numbers(layer: Layer, config: dict[str, Any]) -> None:
+    """Refuses what Keras's layer would take without a word, and fail on in training."""
+    limits = (config["renorm_clipping"] or {}) if config["renorm"] else {}
+    settings = {name: config[name] for name in ("momentum", "renorm_momentum")} | {
+        f"renorm_clipping[{key!r}]": value
+        for key, value in limits.items()
+        if value is not None
+    }
+    for name, value in settings.items():
+        if not isinstance(value, Real):
+            raise ValueError(
+                f"Layer '{layer.name}' cannot be converted: in Keras's "
+                f"BatchNormalization `{name}` is a number, neither None nor a "
+                "schedule; override it, as in `convert(..., momentum=0.99)`. Received: "
+                f"{name}={value!r}"
+            )
+
+
 def copy_batch_norm(old: Layer, new: Layer) -> None:
     """Gives `new` the weights of `old`; statistics that it lacked start at its own."""
     for name in WEIGHTS:
@@ -258,6 +283,7 @@ def copy_batch_norm(old: Layer, new: Layer) -> None:
             target.trainable = source.trainable
     if new.renorm and not old.renorm:
         set_renorm_statistics(new)
+    carry_weights(old, new)
 
 
 def set_renorm_statistics(layer: Layer) -> None:
