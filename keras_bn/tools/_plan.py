@@ -20,6 +20,7 @@ from keras_bn.tools._walk import (
     computes_plainly,
     is_batch_norm,
     sublayers,
+    why_not_plainly,
 )
 
 Shape = tuple[int | None, ...]
@@ -146,9 +147,7 @@ class Plan:
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
-            raise Inexact(
-                f"its class {type(layer).__name__} may compute something else"
-            )
+            raise Inexact(why_not_plainly(layer))
         for name, value in node.arguments.kwargs.items():
             if name not in ("inputs", "mask", "training") and value is not None:
                 raise Inexact(f"it is called with `{name}`")

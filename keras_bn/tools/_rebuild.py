@@ -66,7 +66,6 @@ OF_COMPILE = (
     *("_compiled_trainable_state", "_eval_epoch_iterator", "_jax_state"),
     *("train_function", "test_function", "predict_function"),
 )
-OF_TORCH = "_torch_params"
 OF_GRAPH = ("_keras_history", "_keras_mask")
 
 
@@ -160,8 +159,8 @@ class _Copier:
         for name, value in list(vars(old).items()):
             if name in left_out:
                 continue
-            if name == "_modules":  # PyTorch's, of what a layer holds
-                value = {k: v for k, v in value.items() if k != OF_TORCH}
+            if name == "_modules":  # `_post_build` lists the copy's weights there
+                value = {k: v for k, v in value.items() if not _lists_weights(v)}
             try:
                 state[name] = self._values.of(value)
             except NotCopied as error:
@@ -248,6 +247,10 @@ class _Copier:
             self._followers[id(old)] = [_made(one) for one in then]
         every = [first, *self._followers.get(id(old), ())]
         return [one for one in every if one is not None]
+
+
+def _lists_weights(module: Any) -> bool:
+    return type(module).__name__ == "ParameterDict"
 
 
 def _made(layer: Any) -> Layer:

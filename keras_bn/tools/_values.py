@@ -5,10 +5,7 @@ config: a config may leave something out, cannot hold a function with what it re
 and may hand out the layer's own parts, which a second layer would then write into.
 """
 
-import dis
-import functools
-import gc
-import inspect
+import copy
 import operator
 import types
 import weakref
@@ -21,16 +18,8 @@ import keras
 import numpy as np
 from keras.src.utils.tracking import Tracker
 
+from keras_bn.tools._references import SHARED, holds, names_read, slots_of
 from keras_bn.tools._walk import Layer, array, sublayers
-
-# What holds no layer, or is the same for everyone.
-SHARED = (
-    *(type(None), bool, int, float, complex, str, bytes, type, np.generic),
-    *(types.ModuleType, types.BuiltinFunctionType, types.CodeType),
-    *(inspect.Signature, keras.dtype_policies.DTypePolicy),
-)
-MOST = 20_000
-"""Objects looked at, before something is held to have nothing of a model in it."""
 
 
 class NotCopied(ValueError):
@@ -82,9 +71,9 @@ class Values:
             return self._tensor(value)
         if id(value) in self._tensors:  # the tensor itself, without its variable
             return self.of(self._tensors[id(value)]).value
-        for kinds, copy in _COPIES:
+        for kinds, copied in _COPIES:
             if issubclass(type(value), kinds):
-                return copy(self, value)
+                return copied(self, value)
         if isinstance(value, (dict, tuple)):  # a proxy, in which TensorFlow wraps them
             return self.of(value.__wrapped__)  # type: ignore[union-attr]
         return self._object(value)
@@ -190,7 +179,7 @@ class Values:
 
     def _function(self, old: types.FunctionType) -> Any:
         """The same function: the user's own, with the copies for the model's layers."""
-        for name in _names(old.__code__):
+        for name in names_read(old.__code__):
             if self.own(old.__globals__.get(name)):
                 raise NotCopied(
                     f"the function '{old.__qualname__}' uses the global '{name}', a "
@@ -227,10 +216,12 @@ class Values:
 
     def _object(self, old: Any) -> Any:
         """Shared, but where something of a model is in it."""
-        if not self._holds(old, _of_keras):
+        if keras.ops.is_tensor(old):
+            return self.remember(old, _tensor_like(old))
+        if not holds(old, self._of_model):
             return old
         made_by: Any = type(old).__new__
-        slots = _slots(type(old))
+        slots = slots_of(type(old))
         if made_by is not object.__new__ or not (slots or hasattr(old, "__dict__")):
             if not self._holds_own(old):
                 return old
@@ -244,21 +235,12 @@ class Values:
                 object.__setattr__(new, name, self.of(getattr(old, name)))
         return self._attributes(new, old)
 
-    def _holds_own(self, value: Any) -> bool:
-        return self._holds(value, self.own)
+    def _of_model(self, value: Any) -> bool:
+        kinds = (keras.Operation, keras.Variable, keras.KerasTensor)
+        return isinstance(value, kinds) or id(value) in self._tensors
 
-    def _holds(self, value: Any, wanted: Callable[[Any], bool]) -> bool:
-        """Whether one can come from `value` to something `wanted`."""
-        pending, seen = [value], {id(value)}
-        while pending and len(seen) < MOST:
-            one = pending.pop()
-            if wanted(one):
-                return True
-            for inner in _inside(one):
-                if id(inner) not in seen and not isinstance(inner, SHARED):
-                    seen.add(id(inner))
-                    pending.append(inner)
-        return False
+    def _holds_own(self, value: Any) -> bool:
+        return holds(value, self.own)
 
 
 def _empty(container: Any) -> Any:
@@ -267,39 +249,12 @@ def _empty(container: Any) -> Any:
     return cls.__new__(cls)
 
 
-def _slots(cls: type) -> list[str]:
-    every = [vars(one).get("__slots__", ()) for one in cls.__mro__]
-    names = [n for some in every for n in ([some] if isinstance(some, str) else some)]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _of_keras(value: Any) -> bool:
-    kinds = (keras.Operation, keras.Variable, keras.KerasTensor)
-    return isinstance(value, kinds)
-
-
-def _inside(value: Any) -> list[Any]:
-    """What `value` refers to; of a function not its module's names."""
-    if isinstance(value, types.FunctionType):
-        return [
-            value.__closure__,
-            value.__defaults__,
-            value.__kwdefaults__,
-            vars(value),
-        ]
-    return gc.get_referents(value)
-
-
-@functools.cache
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """The globals that a function's code reads."""
-    read = [
-        one.argval
-        for one in dis.get_instructions(code)
-        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    ]
-    inside = (one for one in code.co_consts if isinstance(one, types.CodeType))
-    return (*read, *(name for one in inside for name in _names(one)))
+def _tensor_like(tensor: Any) -> Any:
+    """A copy, since some frameworks' tensors are written into."""
+    try:
+        return copy.deepcopy(tensor)
+    except Exception:
+        return tensor  # a tracer that a call has left behind
 
 
 _COPIES: tuple[tuple[Any, Callable[[Values, Any], Any]], ...] = (

@@ -167,6 +167,8 @@ TRAININGS = [
     Training("plain"),
     Training("renorm", settings={"renorm": True}),
     Training("accumulation", settings={"accumulation_steps": 3}),
+    # Groups of the whole batch that lie within one replica each.
+    Training("ghost batches", settings={"virtual_batch_size": 2}),
     Training("bfloat16", dtype="mixed_bfloat16"),
     # In two processes of PyTorch's, `fit` of Keras trains two models.
     *([] if keras.backend.backend() == "torch" else [Training("fit", by_fit=True)]),
