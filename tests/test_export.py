@@ -124,40 +124,6 @@ def test_outputs_agree_at_every_batch_size(form, name, folded, written):
     assert max(errors.values()) <= 1e-5, errors
 
 
-BY_THE_BATCH = {
-    # What a norm by the batch goes out to (and an error where it does not).
-    "tensorflow": {"SavedModel": None, "OpenVINO": "too many values to unpack"},
-    "jax": {"jax.export": None, "ONNX": "platform_index"},
-    "torch": {"torch.export": None},
-}
-
-
-@pytest.mark.parametrize("form", BY_THE_BATCH[BACKEND])
-def test_inference_by_the_batch_is_by_the_batch_that_comes(form, tmp_path):
-    norm = OURS(inference_statistics="batch", activation="relu")
-    layers = [L.Conv1D(4, 3), norm, L.Dropout(0.5)]
-    model = randomize(keras.Sequential([keras.Input((6, 3)), *layers]))
-    x = images(max(BATCHES), 6, 3)
-    model(x[:1])
-    exporter, error = exporters.FORMATS[form], BY_THE_BATCH[BACKEND][form]
-    path = tmp_path / f"model{exporter.suffix}"
-
-    def exported(batches):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporters' own
-            exporter.write(model, path)
-        return [exporter.predict(path, batch) for batch in batches]
-
-    if error:
-        with pytest.raises(Exception, match=error):
-            exported([x])
-        return
-    batches = [x[:n] for n in BATCHES]
-    for batch, y in zip(batches, exported(batches), strict=True):
-        expected = model.predict(batch, verbose=0)
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("name", "folded"),
     [*((name, False) for name in NETWORKS), *((name, True) for name in LEFT)],

@@ -452,9 +452,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         training = training and self.trainable and not self.freeze_statistics
         if training or self.inference_statistics == "batch":
             size = self.virtual_batch_size if training else None
-            fewest = fewest_samples(given, size)
-            # A symbol that stands for an unknown number is not asked what it is.
-            if type(fewest) is int and fewest == 1:
+            if fewest_samples(given, size) == 1:
                 self._warn_of_single_samples(shape, training)
             y = self._by_batch(given, mask, statistics, training)
         else:

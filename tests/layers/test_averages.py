@@ -381,14 +381,15 @@ def test_training_goes_on_after_saving(settings, tmp_path):
     )
 
 
-def test_fit():
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+def test_fit(eager):
     """The averages and the step go through Keras's own loops."""
     layers = {
         "plain": built(momentum=None),
         "debiased": built(momentum=warm_up, zero_debias=True),
     }
     model = keras.Sequential([keras.Input((3,)), *layers.values()])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=eager)
     x = np.concatenate(batches((8, 8, 8)))
     model.fit(x, x, batch_size=8, shuffle=False, verbose=0)
     wide = x.astype("float64")
