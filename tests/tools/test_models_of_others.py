@@ -11,7 +11,7 @@ from cases_others import OTHERS
 from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._walk import is_batch_norm, sublayers
 
-ABOUT_THE_CLASS = "ignore:.*the copy is a plain keras:UserWarning"
+ABOUT_THE_CLASS = "ignore:.*a saved file holds a plain keras:UserWarning"
 pytestmark = pytest.mark.filterwarnings(
     ABOUT_THE_CLASS,
     "ignore:You are using a softmax over axis:UserWarning",  # MobileViT's, at 1x1
