@@ -22,6 +22,12 @@ from keras_bn.tools._pairs import (
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that are of the wrapper, not of the model, wherever they stand."""
 
+NUMBERED_BY_KERAS = re.compile(
+    r"(?:^|/)(?:batch_normalization|dense|(?:depthwise_)?conv[123]d(?:_transpose)?)"
+    r"(?:_\d+)?$"
+)
+"""Names that nobody gave: another library may count the same kind of layer from 0."""
+
 Proposal = dict[str, str]
 """The prefix by layer, as far as one way of matching goes."""
 
@@ -183,6 +189,8 @@ def _by_name(
     if len(mine) == len(ours) and len(other) == len(theirs):
         both = set(mine) & set(other)
         found = {mine[name]: other[name] for name in mine if name in both}
+        if not strict:
+            found = {o: t for o, t in found.items() if not NUMBERED_BY_KERAS.search(o)}
         head, theirs_head = ((set(side) - both) & HEADS for side in (mine, other))
         if len(head) == len(theirs_head) == 1:
             found[mine[head.pop()]] = other[theirs_head.pop()]
