@@ -101,7 +101,7 @@ def _decide(
 ) -> tuple[Proposal, str]:
     """The pairs, and what they rest on."""
     doubts: list[str] = []
-    views = list(_views(ours, theirs, strict))
+    views = _views(ours, theirs, strict)
     # Where a part will do, more of it by other names counts for more.
     ways = [(_by_name,), (by_families,)] if strict else [(_by_name, by_families)]
     for these in ways:
@@ -131,8 +131,10 @@ def _proposals(
 ) -> dict[frozenset[tuple[str, str]], str]:
     """What is beyond doubt, as pairs, and what it rests on; notes what is not."""
     norms = {one.name for one in ours if one.kind == NORM}
-    proposals = {}
-    for way, (mine, other) in product(ways, views):
+    proposals: dict[frozenset[tuple[str, str]], str] = {}
+    for (mine, other), way in product(views, ways):
+        if _shorter((mine, other)) < max(map(len, proposals), default=0):
+            break  # no more can come of it
         for found, why, aside in way(_kinds(mine), _kinds(other), strict):
             pairs = [(mine[o], other[t]) for o, t in found.items()]
             if not strict:  # a head may be for other classes
@@ -149,11 +151,20 @@ def _proposals(
 
 def _views(
     ours: Sequence[Item], theirs: Sequence[Item], strict: bool
-) -> Iterator[tuple[View, View]]:
-    """Both sides with prefixes taken off; not `strict`: what has the prefix only."""
-    for mine in _stripped(ours, strict):
-        for other in _stripped(theirs, strict):
-            yield mine, other
+) -> list[tuple[View, View]]:
+    """Both sides with prefixes taken off; not `strict`: what has the prefix only.
+
+    The largest come first, and none in which less than a quarter could be matched.
+    """
+    pairs = product(_stripped(ours, strict), _stripped(theirs, strict))
+    least = min(len(ours), len(theirs)) / 4
+    return sorted(
+        (pair for pair in pairs if _shorter(pair) >= least), key=_shorter, reverse=True
+    )
+
+
+def _shorter(views: tuple[View, View]) -> int:
+    return min(map(len, views))
 
 
 def _stripped(items: Sequence[Item], strict: bool) -> list[View]:
