@@ -9,13 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.layers import (
-    BatchNormalization,
-    ConditionalBatchNormalization,
-    DomainBatchNormalization,
-)
+from keras_bn.layers import BatchNormalization, DomainBatchNormalization
 from keras_bn.tools._averaging import carry_weights
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._sample_norm import (
@@ -35,6 +31,7 @@ from keras_bn.tools._walk import (
     assign_copy,
     batch_norms,
     float64,
+    is_conditional,
     is_domain_norm,
     is_plain_batch_norm,
     why_not_plainly,
@@ -94,9 +91,8 @@ def convert(
     with its weights, and no input for it. Either way the optimizer is a fresh one.
 
     Layers are found in Functional and Sequential models at any depth, in wrappers
-    such as `TimeDistributed`, and in public attributes (or lists, tuples and
-    dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Where such a class makes its layers in its constructor, a
+    such as `TimeDistributed`, and in layers and models of classes of your own. The copy
+    is of the same classes. Where such a class makes its layers in its constructor, a
     saved file says what was put in their place; `import keras_bn` before you load it.
     Subclasses of a batch normalization layer are copied as they are: what their `call`
     does is not known.
@@ -124,14 +120,14 @@ def convert(
             take.
         ValueError: `to` is unknown, or does not go with `domain`; the model is not
             built, has no batch norm or is quantized; a layer that the target class
-            cannot express, or that cannot be replaced where it is (for `"group"`: of
-            several axes, or that a mask reaches; for `"domain"`, in a class whose
-            `call` passes no domain on); `groups` that do not divide the channels of a
-            layer; a `domain` out of range.
+            cannot express (for `"group"`: of several axes, or that a mask reaches; for
+            `"domain"`, in a class whose `call` passes no domain on); `groups` that do
+            not divide the channels of a layer; a `domain` out of range.
 
     Warns:
-        UserWarning: There is nothing to convert; the compile state, or the class of
-            the model, cannot be carried; moving statistics are dropped.
+        UserWarning: There is nothing to convert; the compile state cannot be carried; a
+            saved file will not have the model's class, or the layers that were put in;
+            moving statistics are dropped.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
@@ -217,7 +213,7 @@ def _domain_layer(overrides: dict[str, Any], layer: Layer) -> Layer:
 def _check_is_expressed(norms: dict[str, Layer], to: str) -> None:
     """Refuses layers of this package that the target has nothing for."""
     for path, layer in norms.items():
-        if isinstance(layer, (DomainBatchNormalization, ConditionalBatchNormalization)):
+        if is_domain_norm(layer) or is_conditional(layer):
             raise ValueError(
                 f"Layer '{path}' cannot be converted: {why_not_plainly(layer)}. "
                 f"Received: to={to!r} and a {type(layer).__name__}"
@@ -254,7 +250,8 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
 
 def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
     """The layer of class `target` that does what `layer` does."""
-    config = {**layer.get_config(), **overrides}
+    config, own = config_of(layer)
+    config |= overrides
     then: tuple[Layer, ...] = ()
     accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
     if "activation" not in accepted and config.pop("activation", None) is not None:
@@ -282,7 +279,8 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             "arguments here; override them, as in `convert(..., synchronized=False)`. "
             f"Received: {reason}"
         ) from error
-    return Replacement(new, then)
+    own = {name: one for name, one in own.items() if name not in overrides}
+    return Replacement(with_own(new, own), then)
 
 
 def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:
