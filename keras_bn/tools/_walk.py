@@ -7,7 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.layers import BatchNormalization
+from keras_bn.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    DomainBatchNormalization,
+)
 
 Layer = Any
 """A `keras.layers.Layer`, or an operation of a functional model's graph."""
@@ -55,6 +59,23 @@ _RUN = {
     keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
 }
 """What runs when a batch norm is called."""
+
+
+def is_domain_norm(layer: Layer) -> bool:
+    """Whether `layer` keeps statistics for each of several domains."""
+    return isinstance(layer, DomainBatchNormalization)
+
+
+def why_not_plainly(layer: Layer) -> str:
+    """Why a batch norm that does not compute plainly has no place where one must."""
+    if is_domain_norm(layer):
+        return (
+            "it has statistics for each domain: take one out by `convert(model, "
+            "domain=...)`"
+        )
+    if isinstance(layer, ConditionalBatchNormalization):
+        return "its gamma and beta are other ones for each sample"
+    return f"its class {type(layer).__name__} may compute something else"
 
 
 def is_sequential(layer: Layer) -> bool:
