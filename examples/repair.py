@@ -52,6 +52,7 @@ class Settings:
 QUICK = Settings(
     steps=100,
     counts=(16,),
+    batch=256,
     priors=(None, 16),
     step_sizes=(0.001, 0.01),
     tuning_shifts=("contrast",),

@@ -237,9 +237,9 @@ def repair(document: dict[str, Any]) -> str:
     old = "no prior" if prior is None else f"a prior of {prior:g}"
     return (
         f"Digits. Test accuracy in batches of {settings['batch']} without labels, "
-        f"answered once ({old}; Adam at {step_size:g}): {lines}. New statistics against "
-        f"none, in points: {told['new statistics']}; entropy against new statistics "
-        f"alone: {told['entropy']}. New statistics repair a shift: "
+        f"answered once ({old}; Adam at {step_size:g}): {lines}. New statistics "
+        f"against none, in points: {told['new statistics']}; entropy against new "
+        f"statistics alone: {told['entropy']}. New statistics repair a shift: "
         f"{_reproduced(bool(helped))} ({', '.join(helped)}). Entropy repairs more of "
         f"it: {_reproduced(bool(helped) and more)}."
     )
