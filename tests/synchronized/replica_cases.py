@@ -246,7 +246,7 @@ def grouped_layer(groups=PAIRS):
 
 
 PARTS = ((0, 2), (2, 9), (9, 9), (9, 16))  # of the data, uneven and empty
-UNIONS = ([0, 1, 2, 3], [0, 3], [1, 2])
+TOGETHER = {"all": None, "groups": [[0, 3], [1, 2]]}
 
 
 def part_of(rank):
@@ -260,16 +260,9 @@ def batches_of(ranks):
     return [part[i : i + 4] for part in parts for i in range(0, len(part), 4)]
 
 
-def recalibrated_as(union, rank=None, **arguments):
-    """The statistics after `recalibrate`: of one process, or of its part in a group."""
+def recalibrated_on(data, **arguments):
+    """The statistics after `recalibrate`, and how many samples it saw."""
     model = network(TRAININGS[0])
-    data = batches_of(union) if rank is None else part_of(rank)
-    if rank is not None:
-        others = [one for one in range(GROUP_REPLICAS) if one not in union]
-        arguments |= {
-            "synchronized": True,
-            "replica_groups": [union, others] if others else None,
-        }
     report = keras_bn.recalibrate(model, data, batch_size=4, verbose=0, **arguments)
     norm = model.layers[1]
     found = [keras.ops.convert_to_numpy(v) for v in norm.non_trainable_variables]

@@ -64,12 +64,15 @@ def grouped():
     if rank == 3:
         alone = [[0, 1, 2]]
         found |= cases.refusal("this one", lambda: cases.synchronized(x, alone))
-    for union in cases.UNIONS:
-        if rank in union:
-            found[f"recalibrated {union}"] = cases.recalibrated_as(union, rank)
-    found["recalibrated by layer"] = cases.recalibrated_as(
-        cases.UNIONS[0], rank, layer_by_layer=True
-    )
+    part = cases.part_of(rank)
+    for by_layer in (False, True):
+        for name, groups in cases.TOGETHER.items():
+            found[f"recalibrated {name} {by_layer}"] = cases.recalibrated_on(
+                part,
+                synchronized=True,
+                replica_groups=groups,
+                layer_by_layer=by_layer,
+            )
     # The others must not wait for the one that fails.
     found |= cases.refusal("failed part", lambda: _recalibrate_and_fail(rank))
     model = cases.replica_state(rank)

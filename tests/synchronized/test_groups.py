@@ -113,20 +113,15 @@ def test_groups_that_are_none_are_refused(found, name):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the others' replicas are one process")
-@pytest.mark.parametrize("union", cases.UNIONS, ids=str)
-def test_recalibrate_on_parts_is_one_pass_over_all(found, union):
-    wanted = cases.recalibrated_as(union)
-    for rank in union:
-        received = found.of_four[rank][f"recalibrated {union}"]
-        np.testing.assert_allclose(received, wanted, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="the others' replicas are one process")
-def test_recalibrate_on_parts_layer_by_layer(found):
-    wanted = cases.recalibrated_as(cases.UNIONS[0], layer_by_layer=True)
-    for replica in found.of_four:
-        received = replica["recalibrated by layer"]
-        np.testing.assert_allclose(received, wanted, rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize("name", cases.TOGETHER)
+def test_recalibrate_on_parts_is_one_pass_over_all(found, name, by_layer):
+    for union in cases.TOGETHER[name] or [range(cases.GROUP_REPLICAS)]:
+        data = cases.batches_of(union)
+        wanted = cases.recalibrated_on(data, layer_by_layer=by_layer)
+        for rank in union:
+            received = found.of_four[rank][f"recalibrated {name} {by_layer}"]
+            np.testing.assert_allclose(received, wanted, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the others' replicas are one process")
