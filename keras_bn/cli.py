@@ -181,9 +181,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     parser.add_argument(
         "--to",
-        choices=("keras_bn", "keras", "group", "layer"),
+        choices=("keras_bn", "keras", "group", "layer", "domain"),
         default="keras_bn",
-        help="whose batch norm, or group or layer norm in its place",
+        help="whose batch norm, or group or layer norm in its place, or a batch norm "
+        "for each of several domains (--set domains=2; back by --set domain=0)",
     )
     parser.add_argument(
         "--set",

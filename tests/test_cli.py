@@ -59,6 +59,17 @@ def test_convert_there_and_back(folder):
     )
 
 
+def test_convert_to_domains_and_back(folder):
+    given = ["--to", "domain", "--set", "domains=2"]
+    assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
+    assert _load("o.keras").inputs[1].name == "domain"
+    assert cli.main(["convert", "o.keras", "k.keras", "--set", "domain=1"]) == 0
+    x = images(3, 4)
+    np.testing.assert_allclose(
+        numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x)), atol=1e-5
+    )
+
+
 @pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
 def test_convert_to_layer_norm(folder):
     assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0

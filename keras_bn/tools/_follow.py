@@ -121,7 +121,6 @@ def _run(layer: Layer, call: Call, name: str) -> Followed:
         with (
             _unnoticed(layer),
             _Reads() as scope,
-            keras.device("cpu"),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")

@@ -20,6 +20,7 @@ from keras_bn.tools._walk import (
     computes_plainly,
     is_batch_norm,
     sublayers,
+    why_not_plainly,
 )
 
 Shape = tuple[int | None, ...]
@@ -146,9 +147,10 @@ class Plan:
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
-            raise Inexact(
-                f"its class {type(layer).__name__} may compute something else"
-            )
+            raise Inexact(why_not_plainly(layer))
+        for name, value in node.arguments.kwargs.items():
+            if name not in ("inputs", "mask", "training") and value is not None:
+                raise Inexact(f"it is called with `{name}`")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
         self._check_read(layer)
@@ -230,8 +232,8 @@ class Plan:
 
     def _users(self, graph: Graph, tensor: Any) -> list[Any]:
         """The calls that `tensor` goes to, if it goes nowhere else."""
-        users = list({id(one): one for one in graph.users[id(tensor)]}.values())
-        if users and id(tensor) in graph.outputs:
+        users = list({id(one): one for one in graph.users[graph.key(tensor)]}.values())
+        if users and graph.key(tensor) in graph.outputs:
             raise Inexact(graph.used_by(tensor))
         return users
 
@@ -273,9 +275,9 @@ class Plan:
         take = takes[0]
         if len(takes) > 1 or not take.after or not hasattr(take.layer, "activation"):
             return False
-        source = graph.producers[id(node.input_tensors[0])]
+        source = graph.producer(node.input_tensors[0])
         while source is not take.node and id(source.operation) in self.removed:
-            source = graph.producers[id(source.input_tensors[0])]
+            source = graph.producer(source.input_tensors[0])
         return source is take.node
 
 

@@ -7,7 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.layers import BatchNormalization
+from keras_bn.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    DomainBatchNormalization,
+)
 
 Layer = Any
 """A `keras.layers.Layer`, or an operation of a functional model's graph."""
@@ -39,9 +43,44 @@ def infers_by_batch(layer: Layer) -> bool:
 
 
 def computes_plainly(layer: Layer) -> bool:
-    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
-    call = getattr(type(layer), "call", None)
-    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+    """Whether `layer` is a batch norm, and nothing of a subclass runs in its `call`."""
+    ours = isinstance(layer, BatchNormalization)
+    base = BatchNormalization if ours else keras.layers.BatchNormalization
+    return is_batch_norm(layer) and all(
+        getattr(type(layer), name) is getattr(base, name) for name in _RUN[base]
+    )
+
+
+_RUN = {
+    BatchNormalization: (
+        *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
+        *("_fused_activation", "_statistics"),
+    ),
+    keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
+}
+"""What runs when a batch norm is called."""
+
+
+def is_domain_norm(layer: Layer) -> bool:
+    """Whether `layer` keeps statistics for each of several domains."""
+    return isinstance(layer, DomainBatchNormalization)
+
+
+def is_conditional(layer: Layer) -> bool:
+    """Whether `layer` has a gamma and beta for each sample."""
+    return type(layer) is ConditionalBatchNormalization
+
+
+def why_not_plainly(layer: Layer) -> str:
+    """Why a batch norm that does not compute plainly has no place where one must."""
+    if is_domain_norm(layer):
+        return (
+            "it has statistics for each domain: take one out by `convert(model, "
+            "domain=...)`"
+        )
+    if is_conditional(layer):
+        return "its gamma and beta are other ones for each sample"
+    return f"its class {type(layer).__name__} may compute something else"
 
 
 def is_sequential(layer: Layer) -> bool:

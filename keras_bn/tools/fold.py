@@ -1,8 +1,9 @@
 """Batch normalization multiplied into the layers around it, for inference."""
 
+import warnings
 from typing import Any
 
-from keras_bn.tools._carry import Fill, carry_compile
+from keras_bn.tools._carry import Fill, carry_compile, made_like
 from keras_bn.tools._chains import ChainPlan
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
@@ -11,7 +12,7 @@ from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
-from keras_bn.tools._walk import Layer, batch_norms, has_graph, is_batch_norm
+from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
 from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
 
@@ -92,7 +93,8 @@ def fold(model: Any, explain: bool = False) -> Any:
     activations that are not rounded: those are left to the exporter.
 
     Args:
-        model: A built Functional or Sequential model, nested ones included.
+        model: A built Functional or Sequential model, nested ones included, or a
+            subclassed one whose `call` can be followed on symbolic tensors.
         explain: Whether to return a `FoldReport` too.
 
     Returns:
@@ -103,10 +105,11 @@ def fold(model: Any, explain: bool = False) -> Any:
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: It is not built, has no batch norm, is quantized, or is a subclassed
-            model, whose order of layers is not known.
+            model that cannot be followed or copied.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: The compile state, or the class of the model, cannot be carried;
+            nothing could be folded, and no report was asked for.
 
     Reference:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2.
@@ -125,19 +128,24 @@ def fold(model: Any, explain: bool = False) -> Any:
     (1, 0)
     """
     batch_norms(model)
-    if not has_graph(model):
-        raise ValueError(
-            "Argument `model` must be a Functional or Sequential model: in a "
-            "subclassed one it is not known which layer follows which. Fold the "
-            "functional models inside it. Received: model of class "
-            f"{type(model).__name__}"
-        )
     if is_quantize_aware(model):
         copy, plan = _folded(without_rounding(model), ChainPlan)
     else:
         copy, plan = _folded(model, Plan)
     carry_compile(model, copy, slots=False)
-    return (copy, FoldReport(plan.foldings)) if explain else copy
+    report = FoldReport(plan.foldings)
+    if explain:
+        return copy, report
+    if not report.folded:
+        warnings.warn(
+            f"None of the {len(report.left)} batch normalization layers of model "
+            f"'{model.name}' could be folded: the copy computes the same, no faster. "
+            f"The first, '{report.left[0].layer}', stays because: "
+            f"{report.left[0].reason}. `explain=True` gives the reasons of all.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return copy
 
 
 def _folded(model: Any, planned: type[Plan]) -> tuple[Any, Plan]:
@@ -185,10 +193,8 @@ def _of_plan(plan: Plan) -> tuple[Replace, Fill]:
 
 def _taking(layer: Layer, activation: Any) -> Layer:
     """A layer like `layer`, with all the weights that an affine needs."""
-    config = {**layer.get_config(), **taker(layer).config(layer)}
-    # The kernel that was read has the low-rank update in it.
-    for name in ("lora_rank", "lora_alpha"):
-        config.pop(name, None)
+    changes = dict(taker(layer).config(layer))
     if activation is not None:
-        config["activation"] = activation
-    return type(layer).from_config(config)
+        changes["activation"] = activation
+    # The kernel that was read has the low-rank update in it.
+    return made_like(layer, ("lora_rank", "lora_alpha"), **changes)

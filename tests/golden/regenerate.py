@@ -32,6 +32,7 @@ LAYERS = {
     "synchronized": {"synchronized": True},
     "replica_groups": {"synchronized": True, "replica_groups": [[0, 1], [2, 3]]},
     "accumulation": {"accumulation_steps": 4},
+    "ghost_batches": {"virtual_batch_size": 32},
     "freeze_statistics": {"freeze_statistics": True},
     "plain_average": {"momentum": None},
     "zero_debias": {"zero_debias": True, "renorm": True},

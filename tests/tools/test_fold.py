@@ -1,5 +1,7 @@
 """`fold`: the same outputs with fewer layers, and a reason where a layer stays."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -99,6 +101,15 @@ def _training_model():
     return keras.Model(inputs, inner(inputs, training=True))
 
 
+class OwnPart(keras_bn.BatchNormalization):
+    def _parameter(self, *args, **kwargs):
+        return super()._parameter(*args, **kwargs) + 1
+
+
+def _subclass_of_parts():
+    return keras.Sequential([keras.Input((4,)), L.Dense(4), OwnPart()])
+
+
 class Own(keras_bn.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         return super().call(inputs, training=training, mask=mask) + 1
@@ -132,6 +143,7 @@ def _not_finite():
         (_training, "called with training=True"),
         (_training_model, "called with training=True"),
         (_subclass, "class Own may compute something else"),
+        (_subclass_of_parts, "class OwnPart may compute something else"),
         (_hidden, "nothing comes before it in its model"),
         (_not_finite, "not finite"),
     ],
@@ -146,6 +158,15 @@ def test_what_stays_says_why(build, reason):
     assert reason.split("'")[0] in " ".join(str(report).split())
     assert report.to_dict()["left"] == 1
     assert len(list(_norms(folded))) == 1
+
+
+def test_nothing_folded_is_said():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        keras_bn.fold(_output())
+    (word,) = (one for one in said if one.category is UserWarning)
+    assert "None of the 1 " in str(word.message)
+    assert "the model's output" in str(word.message)
 
 
 def test_overflow_stays():
@@ -215,19 +236,3 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
     folded.save(tmp_path / "folded.keras")
     again = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
-
-
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.norm = keras_bn.BatchNormalization()
-
-    def call(self, inputs):
-        return self.norm(inputs)
-
-
-def test_a_subclassed_model_is_an_error():
-    model = Subclassed()
-    model(images(2, 3))
-    with pytest.raises(ValueError, match=r"`model` must be a Functional or Sequential"):
-        keras_bn.fold(model)
