@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_bn.tools._carry import Fill, carry_compile, made_like
 from keras_bn.tools._chains import ChainPlan
+from keras_bn.tools._check import check_outputs
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
 from keras_bn.tools._plan import Folding, Plan, folded_weights
@@ -53,7 +54,7 @@ class FoldReport(Table):
         )
 
 
-def fold(model: Any, explain: bool = False) -> Any:
+def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     """A copy of `model` for inference, with batch norm folded into linear layers.
 
     In inference a batch norm layer scales and shifts each channel,
@@ -96,6 +97,9 @@ def fold(model: Any, explain: bool = False) -> Any:
         model: A built Functional or Sequential model, nested ones included, or a
             subclassed one whose `call` can be followed on symbolic tensors.
         explain: Whether to return a `FoldReport` too.
+        check: Whether to compare what model and copy compute on a batch (without the
+            rounding of `quantize_aware`): True for made-up inputs, or data as for
+            `recalibrate`.
 
     Returns:
         The new model, or `(model, report)` with `explain=True`. Where `model` is
@@ -129,9 +133,12 @@ def fold(model: Any, explain: bool = False) -> Any:
     """
     batch_norms(model)
     if is_quantize_aware(model):
-        copy, plan = _folded(without_rounding(model), ChainPlan)
+        plain = without_rounding(model)
+        copy, plan = _folded(plain, ChainPlan)
     else:
+        plain = model
         copy, plan = _folded(model, Plan)
+    check_outputs(plain, copy, check)
     carry_compile(model, copy, slots=False)
     report = FoldReport(plan.foldings)
     if explain:
