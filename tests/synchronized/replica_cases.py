@@ -11,6 +11,8 @@ import keras_bn
 
 REPLICAS = 2
 GROUP_REPLICAS = 4
+# On torch a replica is a process, and two of the four are for groups alone.
+STARTED = {"torch": GROUP_REPLICAS}.get(keras.backend.backend(), 1)
 PROCESSES = {"torch": REPLICAS}.get(keras.backend.backend(), 1)
 
 
@@ -278,6 +280,48 @@ def grouped_layer(groups=PAIRS):
     )
     layer.build((None, 3))
     return layer, data(Case("", (2, 2, 2, 2), shape=(3,)))["x"]
+
+
+PARTS = ((0, 2), (2, 9), (9, 9), (9, 16))  # of the data, uneven and empty
+TOGETHER = {"all": None, "groups": [[0, 3], [1, 2]]}
+
+
+def part_of(rank):
+    """A process's part of the data to recalibrate on."""
+    return data_to_recalibrate()[slice(*PARTS[rank])]
+
+
+def batches_of(ranks):
+    """All batches of these processes: what one process would be given."""
+    parts = [part_of(rank) for rank in ranks]
+    return [part[i : i + 4] for part in parts for i in range(0, len(part), 4)]
+
+
+def recalibrated_on(data, **arguments):
+    """The statistics after `recalibrate`, and how many samples it saw."""
+    model = network(TRAININGS[0])
+    report = keras_bn.recalibrate(model, data, batch_size=4, verbose=0, **arguments)
+    norm = model.layers[1]
+    found = [keras.ops.convert_to_numpy(v) for v in norm.non_trainable_variables]
+    return np.stack([*found, np.full(3, report.samples)])
+
+
+def replica_state(rank, groups=None):
+    """A model as replica `rank` might have trained it, unlike the others."""
+    model = network(LOCAL)
+    mean, variance = model.layers[1].non_trainable_variables
+    mean.assign(np.array([1.0, 2.0, 1000.0]) + rank)
+    variance.assign(np.array([1.0, 2.0, 0.25]) * (1 + rank))
+    return model
+
+
+def averaged_state(ranks):
+    """Mean and variance of the replicas' statistics together, in float64."""
+    ranks = np.array(ranks, "float64")[:, None]
+    variance = np.array([1.0, 2.0, 0.25]) * (1 + ranks)
+    return np.stack(
+        [(np.array([1.0, 2.0, 1000.0]) + ranks).mean(0), variance.mean(0) + ranks.var()]
+    )
 
 
 def synchronized(x, groups=None):
