@@ -8,11 +8,12 @@ from keras_bn.tools._chains import ChainPlan
 from keras_bn.tools._check import check_outputs
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
-from keras_bn.tools._plan import Folding, Plan, folded_weights
+from keras_bn.tools._plan import Folding, Plan
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
 from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
+from keras_bn.tools._takes import folded_weights
 from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
 from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
@@ -169,7 +170,7 @@ def _folded(model: Any, planned: type[Plan]) -> tuple[Any, Plan]:
                 raise
             opaque[cls] = (
                 f"it is called inside '{error.owner.name}' ({cls.__name__}), which "
-                "holds layers where no others can be put"
+                "cannot be copied with others in the place of its layers"
             )
 
 
