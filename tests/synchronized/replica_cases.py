@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 import ml_dtypes
 import numpy as np
+from keras.optimizers.schedules import PolynomialDecay
 
 import keras_bn
 
@@ -168,8 +169,19 @@ class Training(NamedTuple):
 
 TRAININGS = [
     Training("plain"),
-    Training("renorm", settings={"renorm": True}),
-    Training("accumulation", settings={"accumulation_steps": 3}),
+    Training(
+        "renorm, debiased, by schedules",
+        settings={
+            "momentum": PolynomialDecay(0.5, 2, 0.9),
+            "zero_debias": True,
+            "renorm": True,
+            "renorm_clipping": {"rmax": PolynomialDecay(1.0, 2, 3.0)},
+        },
+    ),
+    Training(
+        "accumulation, plain average",
+        settings={"accumulation_steps": 3, "momentum": None},
+    ),
     # Groups of the whole batch that lie within one replica each.
     Training("ghost batches", settings={"virtual_batch_size": 2}),
     Training("bfloat16", dtype="mixed_bfloat16"),
@@ -193,10 +205,9 @@ def network(training):
             # No bias: its true gradient is zero.
             keras.layers.Conv2D(3, 3, use_bias=False, dtype=policy),
             keras_bn.BatchNormalization(
-                momentum=0.5,
                 synchronized=training.synchronized,
                 dtype=policy,
-                **training.settings,
+                **{"momentum": 0.5, **training.settings},
             ),
             keras.layers.ReLU(dtype=policy),
             keras.layers.Flatten(),
