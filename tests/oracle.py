@@ -59,7 +59,7 @@ def forward(x, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d
     count = weight.sum(over, keepdims=True)
     divisor = np.where(count > 0, count, 1)
     values = np.where(weight > 0, x, 0)
-    mean = values.sum(over, keepdims=True) / divisor
+    mean = (weight * values).sum(over, keepdims=True) / divisor
     variance = (weight * (values - mean) ** 2).sum(over, keepdims=True) / divisor
     normalized = (x - mean) / np.sqrt(variance + epsilon)
     return Result((normalized * r + d) * gamma + beta, mean, variance, count)

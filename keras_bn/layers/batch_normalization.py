@@ -8,7 +8,7 @@ import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, statistics_dtype
+from keras_bn.ops import _arguments, _counts, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.moving_average import same_device
 
@@ -87,7 +87,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             shape of `inputs` without the feature axis, or without the last axis (as
             `keras.layers.Masking` propagates it), or broadcasts to one of these at
             equal rank. Where both forms fit, it is the first. All positions are
-            normalized, masked out or not.
+            normalized, masked out or not. A float one is an error: see `weights`.
+        weights: How often each position counts in the statistics: finite numbers, not
+            negative, of the shapes that a mask may have, beside which they may be
+            given. Integers give what as many repeated samples would. See
+            `keras_bn.ops.batch_norm_train` for the formula, and for the gradient that
+            they have. They keep their precision under any dtype policy.
+        residual: Added before the activation, in inference too, in the compute dtype:
+            `activation(norm(inputs) + residual)`. It has the shape of `inputs`.
 
     Returns:
         Tensor of the shape of `inputs`, in the layer's compute dtype.
@@ -95,7 +102,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     Raises:
         TypeError: An argument of a wrong type; inputs that are not real numbers.
         ValueError: An argument out of its range; an axis that the inputs do not have or
-            whose size is unknown; a mask that does not fit; float64 where the backend
+            whose size is unknown; a mask, weights or a residual that do not fit;
+            weights that are negative, infinite or NaN (where they have no values yet,
+            in a compiled step, the output is NaN, and the moving statistics stay as
+            they are); float64 where the backend
             does not compute in it; `synchronized` under an engine that cannot serve
             it; training inside `keras.remat` on JAX, which lets no update out. A call
             that raises leaves every weight as it was.
@@ -227,15 +237,27 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         return input_shape
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, mask: Any = None
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        *,
+        weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         """The output in a functional model, whose mistakes show here, not in `fit`."""
-        self._check_inputs(inputs, mask)
-        return super().compute_output_spec(inputs, training=training, mask=mask)
+        self._check_inputs(inputs, mask, weights, residual)
+        return super().compute_output_spec(
+            inputs, training=training, mask=mask, weights=weights, residual=residual
+        )
 
-    def _check_inputs(self, inputs: Any, mask: Any) -> None:
-        self._mask_lacks(mask, inputs)
+    def _check_inputs(
+        self, inputs: Any, mask: Any, weights: Any = None, residual: Any = None
+    ) -> None:
+        shape = tuple(inputs.shape)
+        axes = self._axes(shape)
         _arguments.real_dtype("inputs", inputs)
+        _check_shapes(shape, axes, mask, weights, residual)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
@@ -249,7 +271,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def _mask_lacks(self, mask: Any, inputs: Any) -> tuple[int, ...] | None:
         shape = tuple(inputs.shape)
         axes = self._axes(shape)
-        return None if mask is None else _arguments.mask_lacks(mask, shape, axes)
+        return None if mask is None else _counts.mask_lacks(mask, shape, axes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
@@ -266,6 +288,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # Keras looks through all arguments for what to convert, which on torch
             # takes longer than a small batch: only once there was something.
             self._convert_input_args = True
+        if not backend.is_keras_tensor(inputs):
+            for name in ("weights", "residual"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = _AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:
@@ -284,14 +310,30 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """
         return layer_call
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        *,
+        weights: Any = None,
+        residual: Any = None,
+    ) -> Any:
         """Normalizes `inputs`; see the class."""
-        return self._normalize(inputs, training, mask, self._statistics())
+        statistics = self._statistics()
+        return self._normalize(inputs, training, mask, statistics, weights, residual)
 
     def _normalize(
-        self, inputs: Any, training: Any, mask: Any, statistics: MovingStatistics
+        self,
+        inputs: Any,
+        training: Any,
+        mask: Any,
+        statistics: MovingStatistics,
+        weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
+        weights, residual = map(_as_it_was, (weights, residual))
         built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
@@ -300,14 +342,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         shape = tuple(given.x.shape)
         # `input_spec` has not looked where the call came by `stateless_call`.
         _arguments.channels_as_built(shape, given.axes, built)
-        if mask is not None:
-            # Also where inference will not use it: the mistake is there already.
-            _arguments.mask_lacks(mask, shape, given.axes)
+        # Also where inference will not use them: the mistake is there already.
+        _check_shapes(shape, given.axes, mask, weights, residual)
+        residual = given.residual(residual)
         training = _arguments.boolean_training(training)
         if training and self.trainable and not self.freeze_statistics:
             if given.axes.samples(shape) == 1:
                 self._warn_of_single_samples(shape)
-            y = self._train(given, mask, statistics)
+            counts = given.counts(mask, weights)
+            y = self._train(given, counts, statistics, residual)
         else:
             y = infer(
                 given,
@@ -317,6 +360,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
                 self._parameter("beta", given, statistics, default=0),
                 self.epsilon,
                 self._fused_activation,
+                residual,
             )
         return as_tensor(y, self.compute_dtype)
 
@@ -333,15 +377,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """What the kernels apply to the output of gamma and beta."""
         return self.activation
 
-    def _train(self, given: Prepared, mask: Any, statistics: MovingStatistics) -> Any:
-        if mask is not None:
-            mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
+    def _train(
+        self, given: Prepared, counts: Any, statistics: MovingStatistics, residual: Any
+    ) -> Any:
         correction = statistics.renorm_correction if self.renorm else None
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
         y, moments = train(
-            *(given, gamma, beta, self.epsilon, mask, correction),
-            *(self._fused_activation, self.synchronized),
+            *(given, gamma, beta, self.epsilon, counts, correction),
+            *(self._fused_activation, self.synchronized, residual),
         )
         statistics.update(moments)
         return y
@@ -390,3 +434,30 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
 
 _INITIALIZED = ("beta", "gamma", "moving_mean", "moving_variance")
+
+
+def _check_shapes(
+    shape: Shape, axes: Any, mask: Any, weights: Any, residual: Any
+) -> None:
+    """Raises where what comes along does not fit inputs of this shape."""
+    if mask is not None:
+        _counts.mask_lacks(mask, shape, axes)
+    if weights is not None:
+        _counts.weights_lack(weights, shape, axes)
+    if residual is not None:
+        _arguments.residual_fits(residual, shape)
+
+
+class _AsItIs:
+    """A tensor among the arguments of a call, for Keras to leave alone.
+
+    It would round weights to the compute dtype (257 samples are 256 in bfloat16), and,
+    of several tensors, not know which the mask of the inputs is for.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+
+def _as_it_was(argument: Any) -> Any:
+    return argument.tensor if isinstance(argument, _AsItIs) else argument
