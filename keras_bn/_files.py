@@ -3,13 +3,17 @@
 import os
 import sys
 import tempfile
+import textwrap
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_bn.tools._walk import is_batch_norm, sublayers
 
 DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
 
@@ -35,20 +39,26 @@ def load(path: Path) -> Any:
         except Exception:
             # Keras says of a file that is not a zip that it is not there.
             known = zipfile.is_zipfile(path) or path.suffix in (".h5", ".hdf5")
-            reason = _first_line(first) if known else "it is no .keras file"
+            reason = _reason(first) if known else "it is no .keras file"
             raise Failure(
                 UNREADABLE,
                 "the model must be a Keras model that can be loaded. Received: "
                 f"{path}: {reason}",
             ) from first
-        print(
-            f"loaded without its compile state: {_first_line(first)}", file=sys.stderr
-        )
+        print(f"loaded without its compile state: {_reason(first)}", file=sys.stderr)
         return model
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What went wrong: the first line of the message, and the last, if another.
+
+    Keras begins with what it was about to do, and ends with what stopped it; the config
+    of the layer, which may be pages, stands between.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2:
+        return "".join(lines) or type(error).__name__
+    return f"{textwrap.shorten(lines[0], 120, placeholder=' ...')} ... {lines[-1]}"
 
 
 def load_data(path: Path, model: Any) -> Any:
@@ -80,6 +90,36 @@ def check_model_output(path: Path, force: bool) -> None:
     if path.suffix != ".keras":
         raise Failure(USAGE, f"the output must be a .keras file. Received: {path}")
     check_output(path, force)
+
+
+def write_model(path: Path, force: bool, model: Any) -> None:
+    """Saves a model, once it has been seen to come back with the norms that it has.
+
+    A class that makes its layers in its constructor makes them again when it is loaded.
+    """
+
+    def save(whole: Path) -> None:
+        model.save(whole)
+        anew = _made_anew(model, keras.saving.load_model(whole, compile=False))
+        if anew:
+            raise ValueError(
+                f"{len(anew)} batch norm layers would be made anew when the file is "
+                f"loaded, by the constructor of a class that holds them: {anew}"
+            )
+
+    write(path, force, save)
+
+
+def _made_anew(model: Any, loaded: Any) -> list[str]:
+    """The batch norm layers of `loaded` that `model` has not got, by their class."""
+    expected = Counter(type(one) for _, one in sublayers(model) if is_batch_norm(one))
+    found = [(path, one) for path, one in sublayers(loaded) if is_batch_norm(one)]
+    more = []
+    for path, one in found:
+        expected[type(one)] -= 1
+        if expected[type(one)] < 0:
+            more.append(path)
+    return more
 
 
 def check_output(path: Path, force: bool) -> None:

@@ -10,7 +10,12 @@ from keras_bn.tools import recalibrate
 from keras_bn.tools._data import check_sizes
 from keras_bn.tools._findings import FAR
 from keras_bn.tools._probe import observable
-from keras_bn.tools._walk import RENORM_STATISTICS, STATISTICS, array
+from keras_bn.tools._walk import (
+    RENORM_STATISTICS,
+    STATISTICS,
+    array,
+    normalizes_by_batch,
+)
 from keras_bn.tools.inspect import measure
 
 __all__ = ["Monitor", "Recalibrate"]
@@ -131,8 +136,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     normalized output between training and inference mode. Each layer's is in the logs
     as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
     `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
-    list of callbacks. Frozen layers, which training and inference use alike, are left
-    out.
+    list of callbacks. Frozen layers (`trainable=False` or `freeze_statistics=True`),
+    which training and inference use alike, are left out.
 
     Args:
         data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.
@@ -188,7 +193,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         """Adds the distances to `logs`."""
         distances, _ = measure(self.model, self._data, self._steps, self._batch_size)
         layers = observable(self.model)
-        trained = {p: one for p, one in distances.items() if layers[p].trainable}
+        trained = {
+            p: one for p, one in distances.items() if normalizes_by_batch(layers[p])
+        }
         if not trained:  # frozen layers use one set of statistics in both modes
             return
         worst = max(trained, key=lambda path: trained[path])

@@ -22,6 +22,7 @@ from keras_bn._files import (
     load,
     load_data,
     write,
+    write_model,
 )
 
 BENCHMARK = "benchmark"
@@ -169,7 +170,7 @@ def _add_fold(parser: argparse.ArgumentParser) -> None:
 def _fold(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
     model, report = _served(tools.fold, load(options.model), explain=True)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     print(report)
     return DONE
 
@@ -178,7 +179,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
     parser.add_argument(
-        "--to", choices=("keras_bn", "keras"), default="keras_bn", help="whose layer"
+        "--to",
+        choices=("keras_bn", "keras", "group", "layer"),
+        default="keras_bn",
+        help="whose batch norm, or group or layer norm in its place",
     )
     parser.add_argument(
         "--set",
@@ -196,7 +200,7 @@ def _convert(options: argparse.Namespace) -> int:
     overrides = dict(_setting(text) for text in options.overrides)
     model = load(options.model)
     model = _served(tools.convert, model, to=options.to, **overrides)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     return DONE
 
 
@@ -236,7 +240,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
     settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
     report = _served(tools.recalibrate, model, data, **settings)
-    write(options.output, options.force, model.save)
+    write_model(options.output, options.force, model)
     print(report)
     return DONE
 
@@ -253,7 +257,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("inspect", "Say what is wrong with batch norm.", _add_inspect, _inspect),
     Command("fold", "Fold batch norm into linear layers.", _add_fold, _fold),
-    Command("convert", "Change whose batch norm a model has.", _add_convert, _convert),
+    Command(
+        "convert", "Change whose norm a model has, or which.", _add_convert, _convert
+    ),
     Command(
         "recalibrate",
         "Set the moving statistics to those of data.",

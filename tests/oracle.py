@@ -116,6 +116,22 @@ def inference(x, mean, variance, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3):
     return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
 
 
+def group_norm(x, gamma=1.0, beta=0.0, groups=1, axis=-1, epsilon=1e-3):
+    """The output by statistics of each sample's groups of neighbouring channels."""
+    x = np.moveaxis(np.asarray(x, "float64"), axis, 1)
+    parts = x.reshape(len(x), groups, -1)
+    mean, variance = parts.mean(-1, keepdims=True), parts.var(-1, keepdims=True)
+    y = ((parts - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+    return np.moveaxis(y, 1, axis) * gamma + beta
+
+
+def layer_norm(x, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3):
+    """The output by statistics over `axis` of every other position."""
+    x, over = np.asarray(x, "float64"), tuple(features(axis, np.ndim(x)))
+    mean, variance = x.mean(over, keepdims=True), x.var(over, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
 def tolerance(x, variance, gamma=1.0, epsilon=1e-3, dtype=None):
     """How far an output may be off: a few roundings of the input, plus 1e-5.
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tools": {"layers", "ops"},
     "callbacks": {"tools"},
     "cli": {"tools", "benchmark", "_files"},
-    "_files": set(),
+    "_files": {"tools"},
     "__main__": {"cli"},
     # Its report names the version of the package; it trains a whole model.
     "benchmark": {"keras_bn", "layers", "models", "tools", "backend", "_files"},

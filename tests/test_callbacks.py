@@ -127,12 +127,14 @@ def test_monitor_is_silent_below_the_threshold():
     _fit([Monitor(X, threshold=1e9)], epochs=1)  # a warning would be an error
 
 
-def test_monitor_leaves_frozen_layers_out():
+@pytest.mark.parametrize("frozen", [{"trainable": False}, {"freeze_statistics": True}])
+def test_monitor_leaves_frozen_layers_out(frozen):
     model = keras.Sequential(
-        [keras.Input((4,)), keras_bn.BatchNormalization(trainable=False), L.Dense(1)]
+        [keras.Input((4,)), keras_bn.BatchNormalization(**frozen), L.Dense(1)]
     )
     model.compile("sgd", "mse")
-    history = model.fit(X, Y, callbacks=[Monitor(X)], verbose=0)  # and does not warn
+    monitor = Monitor(X, threshold=1e-6)
+    history = model.fit(X, Y, callbacks=[monitor], verbose=0)  # and does not warn
     assert set(history.history) == {"loss"}
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import fresh_process
 import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
+from keras_bn.tools import _rebuild
 
 L = keras.layers
 
@@ -55,6 +57,61 @@ def test_convert_there_and_back(folder):
     np.testing.assert_array_equal(
         numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x))
     )
+
+
+@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
+def test_convert_to_layer_norm(folder):
+    assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
+    assert type(_load("o.keras").layers[1]) is L.LayerNormalization
+
+
+@keras.saving.register_keras_serializable("test_cli")
+class Block(L.Layer):
+    """Makes its batch norm in its constructor."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization(name="inner")
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x)
+
+
+def test_a_class_that_makes_its_norm_keeps_what_was_put_in(folder, monkeypatch, capsys):
+    model = keras.Sequential([keras.Input((4,)), Block(name="block"), L.ReLU()])
+    model.save("block.keras")
+    command = ["convert", "block.keras", "out.keras", "--set", "momentum=0.5"]
+    assert cli.main(command) == 0
+    norm = _load("out.keras").layers[0].norm
+    assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
+    monkeypatch.setattr(_rebuild, "make_lasting", lambda *_: None)
+    (folder / "out.keras").unlink()
+    assert cli.main(command) == 4
+    assert "made anew when the file is loaded" in capsys.readouterr().err
+    assert not (folder / "out.keras").exists()
+
+
+def _with_config(name, change):
+    """A file whose model has another config than Keras would write today."""
+    model = keras.Sequential([keras.Input((4, 4, 2)), L.DepthwiseConv2D(3)])
+    model.save(name)
+    with h5py.File(name, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        change(config["config"]["layers"][1]["config"])
+        file.attrs["model_config"] = json.dumps(config)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_the_reason_why_an_old_file_cannot_be_loaded_is_shown(folder, capsys):
+    _with_config("old.h5", lambda config: config.update(groups=1))
+    assert cli.main(["inspect", "old.h5"]) == 3
+    error = capsys.readouterr().err
+    assert "Unrecognized keyword arguments" in error
+    assert "'groups': 1" in error
+    assert len(error) < 600
 
 
 @pytest.mark.parametrize("data", ["x.npy", "x.npz"])

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from keras_bn.tools._lasting import base_class
 from keras_bn.tools._walk import (
     Layer,
     assign_copy,
@@ -26,7 +27,7 @@ def classes_known(model: Any) -> Iterator[None]:
 
     The configs come from live objects, not from a file: there is nothing to distrust.
     """
-    classes = {type(layer) for _, layer in sublayers(model)} | {type(model)}
+    classes = {base_class(layer) for _, layer in sublayers(model)} | {base_class(model)}
     names = {
         cls.__name__: cls
         for cls in classes

@@ -1,5 +1,6 @@
 """Copies a model with other layers in the place of chosen ones."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ import keras
 from keras.src.models.functional import functional_like_constructor
 
 from keras_bn.tools._carry import Fill, carry_state, classes_known
+from keras_bn.tools._held import held, put, shown
+from keras_bn.tools._lasting import make_lasting
 from keras_bn.tools._walk import (
     Layer,
     children,
@@ -66,6 +69,7 @@ class _Copier:
         self._replace = replace
         self.copies: dict[int, tuple[Layer, Replacement]] = {}
         self.replaced: set[int] = set()
+        self._placed: list[Layer] = []
 
     def copy(self, layer: Layer) -> Replacement:
         if id(layer) not in self.copies:
@@ -85,6 +89,7 @@ class _Copier:
         copy = _from_config(layer)
         if children(layer):
             self._replace_inside(layer, copy, layer.name)
+            make_lasting(copy, self._placed)
         return copy
 
     def _sequential(self, model: Any) -> Any:
@@ -114,15 +119,16 @@ class _Copier:
 
     def _replace_inside(self, old: Layer, new: Layer, path: str) -> None:
         """Replaces layers in the attributes of `new`, a copy of `old`, or in lists."""
-        done: dict[int, Layer] = {}
-        # Instance attributes only: properties such as `input` raise or compute.
-        for name in sorted(set(dir(new)) - set(dir(type(new)))):
-            if not name.startswith("_"):
-                where = f"{path}.{name}"
-                value = getattr(new, name)
-                result = self._inside(getattr(old, name, None), value, new, where, done)
-                if result is not value:
-                    setattr(new, name, result)
+        before, done = dict(held(old)), {}
+        for place, inner in list(held(new)):
+            if id(inner) not in done:
+                where = f"{path}.{shown(place)}"
+                done[id(inner)] = self._layer_inside(
+                    before.get(place), inner, new, where
+                )
+            if done[id(inner)] is not inner:
+                put(new, place, done[id(inner)])
+                self._placed.append(done[id(inner)])
         left = {id(layer) for _, layer in sublayers(new)}
         for name, layer in sublayers(old):
             if self._replace(layer) and not self._arrived(layer, left):
@@ -130,32 +136,6 @@ class _Copier:
 
     def _arrived(self, layer: Layer, present: set[int]) -> bool:
         return id(layer) in self.copies and id(self.copies[id(layer)][1][0]) in present
-
-    def _inside(
-        self, old: Any, new: Any, owner: Layer, path: str, done: dict[int, Layer]
-    ) -> Any:
-        """What should stand where `new` stands; `new` itself where nothing changes."""
-        if isinstance(new, keras.layers.Layer):
-            if id(new) not in done:
-                done[id(new)] = self._layer_inside(old, new, owner, path)
-            return done[id(new)]
-        if isinstance(new, dict) and isinstance(old, dict):
-            items = [(key, old.get(key), value) for key, value in new.items()]
-        elif isinstance(new, list) and isinstance(old, list):
-            items = [(i, *pair) for i, pair in enumerate(zip(old, new, strict=False))]
-        elif isinstance(new, tuple) and isinstance(old, tuple):
-            pairs = zip(old, new, strict=False)
-            each = [self._inside(o, n, owner, path, done) for o, n in pairs]
-            same = all(one is other for one, other in zip(each, new, strict=False))
-            return new if same else tuple(each)
-        else:
-            return new
-        for key, before, value in items:
-            where = f"{path}[{key!r}]"
-            result = self._inside(before, value, owner, where, done)
-            if result is not value:
-                new[key] = result
-        return new
 
     def _layer_inside(self, old: Any, new: Layer, owner: Layer, path: str) -> Layer:
         if not isinstance(old, keras.layers.Layer):
@@ -175,8 +155,6 @@ class _Copier:
             )
         if new.built and not first.built:  # some configs build what they make
             first.build_from_config(old.get_build_config())
-        # An attribute set anew leaves the old layer tracked, and the order changed.
-        owner._tracker.replace_tracked_value("layers", new, first)
         return first
 
 
@@ -185,10 +163,16 @@ def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
     if copies.layer is None:
         outputs = args[0] if args else next(iter(kwargs.values()))
     else:
+        if "mask" in kwargs and not _takes_mask(copies.layer):
+            del kwargs["mask"]
         outputs = copies.layer(*args, **kwargs)
     for layer in copies.then:
         outputs = _made(layer)(outputs)
     return outputs
+
+
+def _takes_mask(layer: Layer) -> bool:
+    return "mask" in inspect.signature(layer.call).parameters
 
 
 def _made(layer: Any) -> Layer:

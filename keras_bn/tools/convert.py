@@ -1,6 +1,7 @@
-"""From Keras's batch normalization layer to this package's, and back."""
+"""From one batch normalization layer to another, or to a norm of one sample."""
 
 import inspect
+import warnings
 from typing import Any
 
 import keras
@@ -9,6 +10,13 @@ import numpy as np
 from keras_bn.layers import BatchNormalization
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._sample_norm import (
+    SAMPLE_NORMS,
+    check_overrides,
+    copy_parameters,
+    sample_norm,
+    warn_of_dropped,
+)
 from keras_bn.tools._walk import (
     RENORM_STATISTICS,
     STATISTICS,
@@ -21,7 +29,11 @@ from keras_bn.tools._walk import (
     is_plain_batch_norm,
 )
 
-TARGETS = {"keras_bn": BatchNormalization, "keras": keras.layers.BatchNormalization}
+TARGETS: dict[str, Any] = {
+    "keras_bn": BatchNormalization,
+    "keras": keras.layers.BatchNormalization,
+    **SAMPLE_NORMS,
+}
 ACCUMULATED = ("count", "mean", "variance", "steps")
 WEIGHTS = (
     "gamma",
@@ -46,19 +58,37 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     so that predictions agree to float32 rounding, and a model that was converted
     there and back gives the same bits.
 
+    `to="group"` and `to="layer"` are for batches of a few samples and for gradients a
+    sample. They put Keras's norms of one sample in the place of batch norm,
+
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    with the statistics of the very sample: over all its positions and the channels of
+    one group, or over the channels of one position. Gamma, beta, epsilon, axis, dtype
+    and `trainable` are kept. What is about statistics of a batch is dropped, the moving
+    statistics too (with a warning, where there are any): train on, for the outputs are
+    others. A sample without positions (inputs of rank 2, or of one pixel) gets layer
+    norm from `to="group"` as well, since a group of one channel would be 0. Layer norm
+    over all positions and channels is `to="group", groups=1`.
+
     Layers are found in Functional and Sequential models at any depth, in wrappers
     such as `TimeDistributed`, and in public attributes (or lists, tuples and
     dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Subclasses of a batch normalization layer are copied as
-    they are: what their `call` does is not known.
+    constructor's arguments. Where such a class makes its layers in its constructor, a
+    saved file says what was put in their place; `import keras_bn` before you load it.
+    Subclasses of a batch normalization layer are copied as they are: what their `call`
+    does is not known.
 
     Args:
         model: A built Keras model.
-        to: The class to use: `"keras_bn"` for `keras_bn.BatchNormalization`, `"keras"`
-            for `keras.layers.BatchNormalization`.
+        to: The class to use: `"keras_bn"` for `keras_bn.BatchNormalization`; of
+            `keras.layers`, `"keras"` for `BatchNormalization`, `"group"` for
+            `GroupNormalization`, `"layer"` for `LayerNormalization`.
         **overrides: Arguments of that class to set in every layer, such as
             `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
-            have start at its moving statistics.
+            have start at its moving statistics. `groups` is, where it is not given,
+            the largest divisor of the channels up to 32 whose groups have two
+            channels or more.
 
     Returns:
         The new model.
@@ -68,13 +98,17 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             take.
         ValueError: `to` is unknown; the model is not built, has no batch norm or is
             quantized; a layer that the target class cannot express, or that cannot be
-            replaced where it is.
+            replaced where it is (for `"group"`: of several axes, or that a mask
+            reaches); `groups` that do not divide the channels of a layer.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: There is nothing to convert; the compile state, or the class of
+            the model, cannot be carried; moving statistics are dropped.
 
     Reference:
-        [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
+        [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
+        [Ba et al., 2016](https://arxiv.org/abs/1607.06450);
+        [Wu and He, 2018](https://arxiv.org/abs/1803.08494).
 
     Example:
 
@@ -85,6 +119,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     >>> ours = keras_bn.convert(model, momentum=0.9)
     >>> type(ours.layers[1]).__module__, ours.layers[1].momentum
     ('keras_bn.layers.batch_normalization', 0.9)
+    >>> keras_bn.convert(model, to="group").layers[1].__class__.__name__
+    'LayerNormalization'
     """
     if to not in TARGETS:
         raise ValueError(
@@ -92,15 +128,32 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         )
     target = TARGETS[to]
     _check_overrides(target, overrides)
-    batch_norms(model)
+    of_samples = to in SAMPLE_NORMS
+    norms = batch_norms(model)
+    if not overrides and all(
+        type(layer) is target or not is_plain_batch_norm(layer)
+        for layer in norms.values()
+    ):
+        warnings.warn(
+            f"Nothing to convert in model '{model.name}': each of its {len(norms)} "
+            f"batch normalization layers is of {to} already, or a subclass whose "
+            "`call` may do anything. The copy has the same layers.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
             return None
+        if of_samples:
+            _check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
+            return Replacement(sample_norm(layer, to, overrides), _then(layer))
         return _converted(layer, target, overrides)
 
-    copy = rebuild(model, replace, copy_batch_norm)
+    copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
     carry_compile(model, copy)
+    if of_samples:
+        warn_of_dropped(model, norms, target)
     return copy
 
 
@@ -116,9 +169,11 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
         if name not in allowed:
             raise TypeError(
                 f"`{name}` is not an argument that can be set in every "
-                f"{target.__module__.split('.')[0]} BatchNormalization. Expected one "
+                f"{target.__module__.split('.')[0]} {target.__name__}. Expected one "
                 f"of {sorted(allowed)}. Received: {name}={overrides[name]!r}"
             )
+    if target in SAMPLE_NORMS.values():
+        check_overrides(overrides)
     # Keras wraps what a constructor raises within `from_config` in other words.
     target(**overrides)
 
@@ -126,12 +181,10 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
 def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
     """The layer of class `target` that does what `layer` does."""
     config = {**layer.get_config(), **overrides}
-    then = []
+    then: tuple[Layer, ...] = ()
     accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
     if "activation" not in accepted and config.pop("activation", None) is not None:
-        activation = activation_of(layer)
-        if activation is not None:
-            then.append(activation_layer(layer, activation))
+        then = _then(layer)
     defaults = inspect.signature(type(layer).__init__).parameters
     for name in sorted(set(config) - accepted):
         if config[name] != defaults[name].default:
@@ -143,15 +196,7 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
         del config[name]
     if target is keras.layers.BatchNormalization:
         config["axis"] = _single_axis(layer)
-    for name, neutral, argument in (("gamma", 1, "scale"), ("beta", 0, "center")):
-        weight = getattr(layer, name)
-        lost = weight is not None and not config[argument]
-        if lost and np.any(array(weight) != neutral):
-            raise ValueError(
-                f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
-                f"{name} other than {neutral}, which would be lost. Received: "
-                f"{argument}=False"
-            )
+    _check_nothing_is_lost(layer, config)
     try:
         new = target.from_config(config)  # type: ignore[attr-defined]
     except Exception as error:
@@ -162,7 +207,25 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             "arguments here; override them, as in `convert(..., synchronized=False)`. "
             f"Received: {reason}"
         ) from error
-    return Replacement(new, tuple(then))
+    return Replacement(new, then)
+
+
+def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:
+    for name, neutral, argument in (("gamma", 1, "scale"), ("beta", 0, "center")):
+        weight = getattr(layer, name)
+        lost = weight is not None and not config[argument]
+        if lost and np.any(array(weight) != neutral):
+            raise ValueError(
+                f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
+                f"{name} other than {neutral}, which would be lost. Received: "
+                f"{argument}=False"
+            )
+
+
+def _then(layer: Layer) -> tuple[Layer, ...]:
+    """What does the activation fused into `layer`, if any."""
+    activation = activation_of(layer)
+    return () if activation is None else (activation_layer(layer, activation),)
 
 
 def activation_layer(layer: Layer, activation: Any) -> Layer:

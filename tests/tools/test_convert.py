@@ -1,5 +1,7 @@
 """`convert`: the same model with the other layer in it."""
 
+import copy
+import pickle
 import warnings
 
 import keras
@@ -24,6 +26,7 @@ class Block(L.Layer):
         self.several = [L.BatchNormalization(name="listed"), L.Dense(units)]
         self.named = {"one": L.BatchNormalization(name="named")}
         self.pair = (L.Dense(units), L.BatchNormalization(name="paired"))
+        self.again = self.norm
         self.inner = keras.Sequential([L.Dense(units), L.BatchNormalization()])
 
     def build(self, shape):
@@ -34,7 +37,7 @@ class Block(L.Layer):
     def call(self, x):
         for layer in (self.norm, *self.several, self.named["one"], *self.pair):
             x = layer(x)
-        return self.inner(x)
+        return self.inner(self.again(x))
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
@@ -175,6 +178,8 @@ def test_there_and_back(build, shape, count):
     assert [type(one) for one in _norms(ours)] == [Norm] * count
     assert [type(one) for one in _norms(back)] == [L.BatchNormalization] * count
     assert [one.name for one in _norms(back)] == [one.name for one in _norms(model)]
+    classes = [[type(one) for one in m._flatten_layers()] for m in (model, back)]
+    assert classes[0] == classes[1]
     flags = [
         [one.trainable for one in m._flatten_layers()] for m in (model, ours, back)
     ]
@@ -187,6 +192,33 @@ def test_there_and_back(build, shape, count):
     ):
         np.testing.assert_array_equal(numpy(same), numpy(old))
         np.testing.assert_allclose(numpy(new), numpy(old), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
+)
+def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
+    """Also where the constructor makes Keras's layer, in each of four ways to copy."""
+    keras.utils.clear_session(free_memory=False)
+    model = randomize(build())
+    ours = keras_bn.convert(model, momentum=0.5)
+    # Twice: a copy of what lasts.
+    loaded = keras_bn.convert(_loaded(ours, tmp_path), momentum=0.5)
+    loaded = _loaded(loaded, tmp_path)
+    loaded = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
+    norms = _norms(loaded)
+    assert [(type(one), one.momentum) for one in norms] == [(Norm, 0.5)] * count
+    assert weights_of(loaded) == weights_of(ours)
+    x = _inputs(shape)
+    for old, new in zip(
+        *(keras.tree.flatten(one(x)) for one in (ours, loaded)), strict=True
+    ):
+        np.testing.assert_array_equal(numpy(new), numpy(old))
+
+
+def _loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras", safe_mode=False)
 
 
 def test_names_structure_and_sharing_are_kept():
@@ -267,6 +299,14 @@ def test_a_converted_model_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(numpy(again(images(3, 6))), numpy(ours(images(3, 6))))
 
 
+@pytest.mark.parametrize("to", ["keras_bn", "keras"])
+def test_nothing_to_convert_is_said(to):
+    kind = Norm if to == "keras_bn" else L.BatchNormalization
+    model = keras.Sequential([keras.Input((6,)), kind()])
+    with pytest.raises(UserWarning, match="Nothing to convert in model"):
+        keras_bn.convert(model, to=to)  # warnings are errors here
+
+
 def test_overrides_and_the_start_of_renorm():
     model = randomize(keras.Sequential([keras.Input((3,)), L.BatchNormalization()]))
     ours = keras_bn.convert(model, renorm=True, momentum=0.8).layers[0]
@@ -305,7 +345,7 @@ def test_accumulated_moments_are_carried_and_start_empty():
         [keras.Input((3,)), keras_bn.BatchNormalization(accumulation_steps=2)]
     )
     model(x, training=True)
-    layer = keras_bn.convert(model).layers[0]
+    layer = keras_bn.convert(model, momentum=0.9).layers[0]
     assert float(layer.accumulated_steps) == 1
     np.testing.assert_array_equal(
         numpy(layer.accumulated_mean), numpy(model.layers[0].accumulated_mean)
