@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
+from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
 from keras_bn.ops import _arguments, _counts, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
@@ -257,7 +258,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         shape = tuple(inputs.shape)
         axes = self._axes(shape)
         _arguments.real_dtype("inputs", inputs)
-        _check_shapes(shape, axes, mask, weights, residual)
+        check_shapes(shape, axes, mask, weights, residual)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
@@ -291,7 +292,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         if not backend.is_keras_tensor(inputs):
             for name in ("weights", "residual"):
                 if kwargs.get(name) is not None:
-                    kwargs[name] = _AsItIs(kwargs[name])
+                    kwargs[name] = AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:
@@ -333,7 +334,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         residual: Any = None,
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
-        weights, residual = map(_as_it_was, (weights, residual))
+        weights, residual = map(as_it_was, (weights, residual))
         built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
@@ -343,7 +344,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         # `input_spec` has not looked where the call came by `stateless_call`.
         _arguments.channels_as_built(shape, given.axes, built)
         # Also where inference will not use them: the mistake is there already.
-        _check_shapes(shape, given.axes, mask, weights, residual)
+        check_shapes(shape, given.axes, mask, weights, residual)
         residual = given.residual(residual)
         training = _arguments.boolean_training(training)
         if training and self.trainable and not self.freeze_statistics:
@@ -434,30 +435,3 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
 
 _INITIALIZED = ("beta", "gamma", "moving_mean", "moving_variance")
-
-
-def _check_shapes(
-    shape: Shape, axes: Any, mask: Any, weights: Any, residual: Any
-) -> None:
-    """Raises where what comes along does not fit inputs of this shape."""
-    if mask is not None:
-        _counts.mask_lacks(mask, shape, axes)
-    if weights is not None:
-        _counts.weights_lack(weights, shape, axes)
-    if residual is not None:
-        _arguments.residual_fits(residual, shape)
-
-
-class _AsItIs:
-    """A tensor among the arguments of a call, for Keras to leave alone.
-
-    It would round weights to the compute dtype (257 samples are 256 in bfloat16), and,
-    of several tensors, not know which the mask of the inputs is for.
-    """
-
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
-
-
-def _as_it_was(argument: Any) -> Any:
-    return argument.tensor if isinstance(argument, _AsItIs) else argument

@@ -45,7 +45,7 @@ def carry_state(
     known = {id(old) for old, _ in copies}
     # Containers were noted after what they hold; their flag is set first, since it
     # spreads to everything inside.
-    for old, (new, _) in reversed(copies):
+    for old, (new, *_) in reversed(copies):
         if not isinstance(old, keras.layers.Layer) or new is None:
             continue
         if new.trainable != old.trainable:

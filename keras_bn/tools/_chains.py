@@ -65,7 +65,7 @@ class Chains(Plan):
     def _check(self, graph: Graph, node: Any) -> None:
         super()._check(graph, node)
         if len(node.input_tensors) > 1:
-            raise Inexact("it is called with a mask of its own")
+            raise Inexact("it is called with a mask or weights of its own")
         self._norm = node
 
     def _passed(self, step: Any, affine: Affine, node: Any) -> Affine:

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple
 
 import keras
@@ -32,10 +33,13 @@ class Replacement(NamedTuple):
             a copy of the old one.
         then: What follows it, called on the result alone: layers, or functions
             that make one, a new one for each call of a layer that is shared.
+        add: Makes the layer that adds a `residual` that the old one was called with,
+            before `then`; None where the new one is called with it.
     """
 
     layer: Layer | None
     then: tuple[Layer | Callable[[], Layer], ...] = ()
+    add: Callable[[], Layer] | None = None
 
 
 Replace = Callable[[Layer], Replacement | None]
@@ -98,7 +102,7 @@ class _Copier:
             if isinstance(layer, keras.layers.InputLayer):
                 layers.append(_from_config(layer))
                 continue
-            first, then = self.copy(layer)
+            first, then, _ = self.copy(layer)
             layers += [_made(one) for one in (first, *then) if one is not None]
         cls = type(model)
         if cls.__init__ is not keras.Sequential.__init__:
@@ -146,7 +150,7 @@ class _Copier:
             self.copies.setdefault(id(old), (old, Replacement(new)))
             self._replace_inside(old, new, path)
             return new
-        first, then = self.copy(old)
+        first, then, _ = self.copy(old)
         if first is None or then:
             raise ValueError(
                 f"The layer '{path}' needs an activation layer after it, which cannot "
@@ -158,14 +162,29 @@ class _Copier:
         return first
 
 
+def adder(layer: Layer) -> Callable[[], Layer]:
+    """As `add` of a `Replacement` for `layer`."""
+    numbers = count()
+
+    def add() -> Layer:
+        number = next(numbers)
+        name = f"{layer.name}_add" + (f"_{number}" if number else "")
+        return keras.layers.Add(name=name, dtype=layer.dtype_policy)
+
+    return add
+
+
 def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
     """Calls what stands in the place of a layer as the layer was called."""
+    residual = None if copies.add is None else kwargs.pop("residual", None)
     if copies.layer is None:
         outputs = args[0] if args else next(iter(kwargs.values()))
     else:
         if "mask" in kwargs and not _takes_mask(copies.layer):
             del kwargs["mask"]
         outputs = copies.layer(*args, **kwargs)
+    if copies.add is not None and residual is not None:
+        outputs = copies.add()([outputs, residual])
     for layer in copies.then:
         outputs = _made(layer)(outputs)
     return outputs

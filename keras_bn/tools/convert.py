@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_bn.layers import BatchNormalization
 from keras_bn.tools._carry import carry_compile
-from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
     check_overrides,
@@ -25,6 +25,7 @@ from keras_bn.tools._walk import (
     array,
     assign_copy,
     batch_norms,
+    called_with,
     float64,
     is_plain_batch_norm,
 )
@@ -71,6 +72,9 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     norm from `to="group"` as well, since a group of one channel would be 0. Layer norm
     over all positions and channels is `to="group", groups=1`.
 
+    A residual that a layer is called with is added by a layer of its own, as is the
+    activation, where the target has no such argument.
+
     Layers are found in Functional and Sequential models at any depth, in wrappers
     such as `TimeDistributed`, and in public attributes (or lists, tuples and
     dictionaries there) of classes of your own whose `get_config()` gives the
@@ -99,7 +103,8 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         ValueError: `to` is unknown; the model is not built, has no batch norm or is
             quantized; a layer that the target class cannot express, or that cannot be
             replaced where it is (for `"group"`: of several axes, or that a mask
-            reaches); `groups` that do not divide the channels of a layer.
+            reaches; for all but `"keras_bn"`: called with `weights`); `groups` that do
+            not divide the channels of a layer.
 
     Warns:
         UserWarning: There is nothing to convert; the compile state, or the class of
@@ -145,9 +150,12 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
             return None
+        if target is not BatchNormalization:
+            _check_calls(layer, to)
         if of_samples:
             _check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
-            return Replacement(sample_norm(layer, to, overrides), _then(layer))
+            norm = sample_norm(layer, to, overrides)
+            return Replacement(norm, _then(layer), adder(layer))
         return _converted(layer, target, overrides)
 
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
@@ -207,7 +215,17 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             "arguments here; override them, as in `convert(..., synchronized=False)`. "
             f"Received: {reason}"
         ) from error
-    return Replacement(new, then)
+    add = None if target is BatchNormalization else adder(layer)
+    return Replacement(new, then, add)
+
+
+def _check_calls(layer: Layer, to: str) -> None:
+    """Refuses weights, in graphs that can be read."""
+    if any(called_with(node, "weights") for node in layer._inbound_nodes):
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: it is called with `weights`, "
+            f'which only keras_bn\'s BatchNormalization takes. Received: to="{to}"'
+        )
 
 
 def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._plan import Folding, Plan, folded_weights
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._residual import with_sums
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
 from keras_bn.tools.convert import activation_layer
@@ -72,6 +73,8 @@ def fold(model: Any, explain: bool = False) -> Any:
     a tensor, layers called twice or with `training=True`, a convolution after it that
     pads with zeros. `explain=True` says why, layer by layer.
 
+    A residual that a batch norm is called with is added by a layer of its own first.
+
     A model of `quantize_aware` gets the rounded kernels that it was trained with, and
     activations that are not rounded: those are left to the exporter.
 
@@ -118,6 +121,11 @@ def fold(model: Any, explain: bool = False) -> Any:
         )
     if is_quantize_aware(model):
         copy, report = fold(without_rounding(model), explain=True)
+        carry_compile(model, copy, slots=False)
+        return (copy, report) if explain else copy
+    plain = with_sums(model)
+    if plain is not model:
+        copy, report = fold(plain, explain=True)
         carry_compile(model, copy, slots=False)
         return (copy, report) if explain else copy
     plan = Plan(model)

@@ -11,6 +11,7 @@ import cases
 import frameworks
 import oracle
 from keras_bn.ops import batch_norm_inference, batch_norm_train
+from keras_bn.ops.moving_average import usable
 
 
 class Setting(NamedTuple):
@@ -208,14 +209,19 @@ def test_no_weight_at_all_is_an_empty_batch():
         np.testing.assert_array_equal(frameworks.numpy(part), np.zeros(4))
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    return frameworks.compiled(lambda x, w: batch_norm_train(x, weights=w))
+
+
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_compiled_a_wrong_weight_is_a_nan(bad):
+def test_compiled_a_wrong_weight_is_a_nan_and_moves_no_average(compiled, bad):
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     weights = np.array([1, 1, bad, 1, 1, 1, 1, 1], "float32")
-    function = frameworks.compiled(lambda x, w: batch_norm_train(x, weights=w))
-    y, moments = function(frameworks.tensor(x), frameworks.tensor(weights))
+    y, moments = compiled(frameworks.tensor(x), frameworks.tensor(weights))
     assert np.all(np.isnan(frameworks.numpy(y)))
     assert np.all(np.isnan(frameworks.numpy(moments.mean)))
+    assert not np.any(frameworks.numpy(usable(moments)))
 
 
 def test_weights_of_a_size_that_is_not_known():
