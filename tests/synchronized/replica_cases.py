@@ -21,6 +21,7 @@ class Case(NamedTuple):
     stddev: float = 2.0
     dtype: str = "float32"
     masked: bool = False
+    weighted: bool = False
     axis: int | tuple = -1
     activation: str | None = None
     correction: tuple | None = None  # r and d
@@ -38,7 +39,7 @@ CASES = [
     Case("mean 1000, 7 and 1", (7, 1), mean=1000.0, stddev=1.0),
     Case("bfloat16", dtype="bfloat16"),
     Case("mask", masked=True),
-    Case("mask, 7 and 1", (7, 1), masked=True),
+    Case("weights, 7 and 1", (7, 1), weighted=True),
     Case("channels first", shape=(3, 5, 6), axis=1),
     Case("two axes", shape=(5, 6, 3), axis=(1, 3)),
     Case("relu", activation="relu"),
@@ -75,6 +76,8 @@ def data(case):
     mask = rng.random(shape[:-1]) < 0.6
     # All of the second half's first samples: replicas have different counts.
     mask[: case.sizes[0] // 2] = False
+    if case.weighted:
+        mask = (mask * rng.uniform(0.01, 0.1, mask.shape)).astype("float32")
     return {
         # The last samples are unlike the others: both parts' statistics matter.
         "x": (
@@ -102,6 +105,7 @@ def call(case, x, gamma, beta, mask):
         *(x, gamma, beta),
         axis=case.axis,
         mask=mask if case.masked else None,
+        weights=mask if case.weighted else None,
         activation=case.activation,
         correction=correction,
         synchronized=case.synchronized,
