@@ -1,7 +1,12 @@
 """Batch normalization for Keras 3, the same on TensorFlow, JAX and PyTorch."""
 
 from keras_bn import backend, callbacks, layers, models, ops, tools
-from keras_bn.layers import BatchNormalization, no_update
+from keras_bn.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    DomainBatchNormalization,
+    no_update,
+)
 from keras_bn.tools import (
     convert,
     fold,
@@ -15,6 +20,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormalization",
+    "ConditionalBatchNormalization",
+    "DomainBatchNormalization",
     "__version__",
     "backend",
     "callbacks",

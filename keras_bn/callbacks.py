@@ -11,9 +11,11 @@ from keras_bn.tools._data import check_sizes
 from keras_bn.tools._findings import FAR
 from keras_bn.tools._probe import observable
 from keras_bn.tools._walk import (
+    COUNTS,
     RENORM_STATISTICS,
     STATISTICS,
     array,
+    infers_by_batch,
     normalizes_by_batch,
 )
 from keras_bn.tools.inspect import measure
@@ -117,7 +119,7 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
         saved = [
             (variable, array(variable))
             for layer in observable(self.model).values()
-            for name in (*STATISTICS, *RENORM_STATISTICS)
+            for name in (*STATISTICS, *RENORM_STATISTICS, *COUNTS)
             if (variable := getattr(layer, name, None)) is not None
         ]
         recalibrate(self.model, self._data, **self._arguments)
@@ -137,7 +139,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     as `bn_distance/<layer>`, the largest as `bn_distance`, where `History`,
     `CSVLogger`, `TensorBoard` and `EarlyStopping` see them if they come later in the
     list of callbacks. Frozen layers (`trainable=False` or `freeze_statistics=True`),
-    which training and inference use alike, are left out.
+    which training and inference use alike, are left out, and so are layers whose
+    inference does not use them (`inference_statistics="batch"`).
 
     Args:
         data: Training inputs, as for `keras_bn.inspect`. A few hundred samples do.
@@ -194,7 +197,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         distances, _ = measure(self.model, self._data, self._steps, self._batch_size)
         layers = observable(self.model)
         trained = {
-            p: one for p, one in distances.items() if normalizes_by_batch(layers[p])
+            p: one
+            for p, one in distances.items()
+            if normalizes_by_batch(layers[p]) and not infers_by_batch(layers[p])
         }
         if not trained:  # frozen layers use one set of statistics in both modes
             return

@@ -148,3 +148,34 @@ def ulp(size, dtype):
     """The distance from `size` to the next larger number of the dtype."""
     digits = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[str(dtype)]
     return 2.0 ** (np.floor(np.log2(size)) - digits) if size > 0 else 0.0
+
+
+def moving_statistics(batches, momentum, zero_debias=False, initial=(0.0, 1.0)):
+    """Moving mean and variance after batches of shape (values, channels).
+
+    `momentum` is one number a batch, or None for the moments of all values together. A
+    batch with a NaN in a channel is not there for that channel.
+    """
+    momenta = [None] * len(batches) if momentum is None else momentum
+    channels = []
+    for channel in range(batches[0].shape[1]):
+        seen = [
+            (np.asarray(x[:, channel], "float64"), m)
+            for x, m in zip(batches, momenta, strict=True)
+            if len(x) and np.isfinite(x[:, channel]).all()
+        ]
+        if not seen:
+            channels.append(initial)
+        elif momentum is None:
+            values = np.concatenate([x for x, _ in seen])
+            channels.append((values.mean(), values.var()))
+        else:
+            channels.append(_averaged(seen, zero_debias, initial))
+    return np.array(channels).T
+
+
+def _averaged(seen, zero_debias, initial):
+    average = np.zeros(2) if zero_debias else np.array(initial)
+    for x, m in seen:
+        average = average * m + np.array([x.mean(), x.var()]) * (1 - m)
+    return average / (1 - np.prod([m for _, m in seen])) if zero_debias else average

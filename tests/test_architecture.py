@@ -55,6 +55,8 @@ OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
 PUBLIC = {
     "keras_bn": [
         "BatchNormalization",
+        "ConditionalBatchNormalization",
+        "DomainBatchNormalization",
         "__version__",
         "backend",
         "callbacks",
@@ -75,6 +77,7 @@ PUBLIC = {
         "describe",
         "ensure_shape",
         "kernels",
+        "readable",
         "recomputing",
         "replicas",
         "represents",
@@ -84,7 +87,12 @@ PUBLIC = {
     ],
     "keras_bn.benchmark": ["Timing", "interleaved", "run_case"],
     "keras_bn.callbacks": ["Monitor", "Recalibrate"],
-    "keras_bn.layers": ["BatchNormalization", "no_update"],
+    "keras_bn.layers": [
+        "BatchNormalization",
+        "ConditionalBatchNormalization",
+        "DomainBatchNormalization",
+        "no_update",
+    ],
     "keras_bn.models": [
         "inception_bn",
         "lenet5",

@@ -53,6 +53,7 @@ CONSTRUCTOR = {
             ([0.9], TypeError),
             (1j, TypeError),
         )
+        if (name, value) != ("momentum", None)  # the plain average
     },
     **{
         f"epsilon {value!r}": ({"epsilon": value}, error, EPSILON)
@@ -101,6 +102,57 @@ CONSTRUCTOR = {
         {"freeze_statistics": "no"},
         TypeError,
         "`freeze_statistics` must be True or False.*Received.*'no'",
+    ),
+    "zero_debias string": (
+        {"zero_debias": "no"},
+        TypeError,
+        "`zero_debias` must be True or False.*Received.*'no'",
+    ),
+    "debiased plain average": (
+        {"momentum": None, "zero_debias": True},
+        ValueError,
+        "`zero_debias` must be False where `momentum` is None.*Received: "
+        "momentum=None, zero_debias=True",
+    ),
+    "momentum a schedule above 1": (
+        {"momentum": lambda step: 1.5 + step},
+        ValueError,
+        r"`momentum\(0\)` must be a number in \[0, 1\].*Received: momentum\(0\)=1.5",
+    ),
+    "momentum a schedule of None": (
+        {"momentum": lambda step: None},
+        TypeError,
+        "`momentum` must be a function of the step that gives a number.*gives None",
+    ),
+    "momentum a schedule of several": (
+        {"momentum": lambda step: np.ones(3)},
+        TypeError,
+        r"`momentum\(0\)` must be a number in",
+    ),
+    "renorm_momentum a schedule without renorm": (
+        {"renorm_momentum": lambda step: 0.5},
+        ValueError,
+        "`renorm` must be True where `renorm_momentum` is a schedule.*renorm=False",
+    ),
+    "a scheduled limit without renorm": (
+        {"renorm_clipping": {"rmax": lambda step: 2.0}},
+        ValueError,
+        r"`renorm` must be True where `renorm_clipping\['rmax'\]` is a schedule",
+    ),
+    "a scheduled limit below the other": (
+        {"renorm": True, "renorm_clipping": {"rmax": lambda step: 0.5, "rmin": 1.0}},
+        ValueError,
+        "rmax should be greater than or equal to rmin.*rmax=0.5, rmin=1.0",
+    ),
+    "inference_statistics": (
+        {"inference_statistics": "Batch"},
+        ValueError,
+        '`inference_statistics` must be "moving" or "batch".*Received.*\'Batch\'',
+    ),
+    "frozen statistics and inference by the batch": (
+        {"freeze_statistics": True, "inference_statistics": "batch"},
+        ValueError,
+        "`freeze_statistics`.*must be False where `inference_statistics` is",
     ),
     "accumulation_steps 0": (
         {"accumulation_steps": 0},
@@ -316,6 +368,18 @@ def test_stateless_call_with_other_channels(built, given, options, training):
     x = frameworks.tensor(random(4, given))
     with pytest.raises(ValueError, match=rf"`inputs` must fit.*\(4, {given}\)"):
         layer.stateless_call(*state, x, training=training)
+
+
+def test_settings_that_contradict_each_other_later():
+    layer = keras_bn.BatchNormalization(freeze_statistics=True)
+    match = "`freeze_statistics`.*must be False where `inference_statistics`"
+    with pytest.raises(ValueError, match=match):
+        layer.inference_statistics = "batch"
+    layer.freeze_statistics = False
+    layer.inference_statistics = "batch"
+    with pytest.raises(ValueError, match=match):
+        layer.freeze_statistics = True
+    assert not layer.freeze_statistics
 
 
 def test_momentum_set_later_is_checked():

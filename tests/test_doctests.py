@@ -30,6 +30,8 @@ WITH_EXAMPLES = [
     "keras_bn.callbacks",
     "keras_bn.cli",
     "keras_bn.layers.batch_normalization",
+    "keras_bn.layers.conditional_batch_normalization",
+    "keras_bn.layers.domain_batch_normalization",
     "keras_bn.layers.no_update",
     *(f"keras_bn.models.{name}" for name in keras_bn.models.__all__),
     "keras_bn.ops.batch_norm",

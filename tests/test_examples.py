@@ -10,6 +10,7 @@ import pytest
 
 import _data
 import _report
+import batch_renorm
 import fresh_process
 import keras_bn
 import train
@@ -123,6 +124,18 @@ def test_curve_measures_every_few_steps_and_at_the_end(batches, steps):
     model.fit(data.x_train, data.y_train, batch_size=1, callbacks=[curve], verbose=0)
     assert curve.steps == steps
     assert len(curve.accuracy) == len(steps)
+
+
+def test_batch_renorm_goes_up_its_ramp_across_a_save(capsys):
+    found = batch_renorm.main(["--steps", "16"])
+    assert "batch renorm" in capsys.readouterr().out
+    norm = found["batch renorm"][1].layers[1]
+    assert int(norm.moving_step.value) == 16
+    limits = {
+        key: [float(ramp(np.float32(step))) for step in (0, 2, 4, 6, 10)]
+        for key, ramp in norm.renorm_clipping.items()
+    }
+    assert limits == {"rmax": [1, 1, 1.5, 2, 3], "dmax": [0, 0, 2.5, 5, 5]}
 
 
 @pytest.mark.once

@@ -18,6 +18,10 @@ MESSAGE = (
 NOT_IN_KERAS = {"axis_tuple", "activation", "float16", "synchronized"} | {
     "accumulation",
     "freeze_statistics",
+    "plain_average",
+    "zero_debias",
+    "schedules",
+    "inference_statistics",
 }
 IN_KERAS = [case for case in regenerate.LAYERS if case not in NOT_IN_KERAS]
 

@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "ensure_shape",
     "kernels",
+    "readable",
     "recomputing",
     "replicas",
     "represents",
@@ -86,6 +87,15 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
     return _context is not None and bool(_context.recomputing(update, state))
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a look at the values of `x` costs nothing and asks nothing of a tracer.
+
+    Not where the call is traced or transformed, and not where the values lie on an
+    accelerator, which would have to be waited for.
+    """
+    return _context is None or bool(_context.readable(x))
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:

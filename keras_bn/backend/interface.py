@@ -218,9 +218,13 @@ class Kernels(Protocol):
         """
 
     def moving_average(
-        self, average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+        self,
+        average: Tensor,
+        value: Tensor,
+        momentum: float | Tensor,
+        where: Tensor | bool,
     ) -> Tensor:
         """`average * momentum + value * (1 - momentum)` where `where`, else `average`.
 
-        Both are of one dtype.
+        Both are of one dtype, and so is a momentum that is a tensor.
         """

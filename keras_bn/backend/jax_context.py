@@ -107,6 +107,15 @@ def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return tuple(cast(one) for one in others)
 
 
+def readable(x: Tensor) -> bool:
+    """See `keras_bn.backend.readable`."""
+    return (
+        not isinstance(x, jax.core.Tracer)
+        and x.is_fully_addressable
+        and all(device.platform == "cpu" for device in x.devices())
+    )
+
+
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: JAX decides where it computes."""
     return True

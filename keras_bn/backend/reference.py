@@ -85,7 +85,7 @@ def usable(moments: Moments) -> Tensor | bool:
 
 
 def moving_average(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+    average: Tensor, value: Tensor, momentum: float | Tensor, where: Tensor | bool
 ) -> Tensor:
     """See `Kernels.moving_average`."""
     moved = average * momentum + value * (1.0 - momentum)

@@ -162,6 +162,11 @@ def where_run(on_cpu: Callable[[], Any], elsewhere: Callable[[], Any]) -> Any:
     return tf.switch_case(index, (pinned, elsewhere))
 
 
+def readable(x: Tensor) -> bool:
+    """See `keras_bn.backend.readable`."""
+    return hasattr(x, "numpy") and "device:CPU" in x.device
+
+
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: TensorFlow copies what it needs."""
     return True

@@ -117,6 +117,11 @@ def eager(x: Tensor) -> bool:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def readable(x: Tensor) -> bool:
+    """See `keras_bn.backend.readable`."""
+    return eager(x) and x.device.type == "cpu" and not transformed(x)
+
+
 def exported() -> bool:
     """Whether the call is traced for `torch.export`, `torch.onnx` or `torch.jit`."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()

@@ -262,10 +262,10 @@ ensure_shape = reference.ensure_shape
 
 
 def moving_average(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool
+    average: Tensor, value: Tensor, momentum: float | Tensor, where: Tensor | bool
 ) -> Tensor:
     """See `Kernels.moving_average`."""
-    if _served_on_cuda(average, value):
+    if isinstance(momentum, float) and _served_on_cuda(average, value):
         return torch_cuda.moving_average(average, value, momentum, where)
     return reference.moving_average(average, value, momentum, where)
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
+from keras_bn.layers import schedules
 from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
 from keras_bn.ops import _arguments, _counts, statistics_dtype
@@ -46,7 +47,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             `data_format="channels_first"`), or a list or tuple of integers: one
             statistic for each combination of their positions.
         momentum: Number in [0, 1]: the share of the moving average that is *kept* at
-            each step (PyTorch's `momentum` is the share that is replaced).
+            each step (PyTorch's `momentum` is the share that is replaced). Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another serializable
+            function of the step; see below. Or None, for the plain average: the mean
+            and the variance of all values so far, see below.
         epsilon: Number above 0, added to the variance.
         center: Whether to add `beta`.
         scale: Whether to multiply by `gamma`.
@@ -61,9 +65,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         renorm: Whether to use [Batch Renormalization](https://arxiv.org/abs/1702.03275):
             training then sees the moving statistics too. Inference is the same.
         renorm_clipping: Dictionary with optional keys `"rmax"`, `"rmin"`, `"dmax"` that
-            limit the correction `(r, d)` to [rmin, rmax] and [-dmax, dmax].
-        renorm_momentum: Number in [0, 1]: the share kept by the moving statistics that
-            the correction uses.
+            limit the correction `(r, d)` to [rmin, rmax] and [-dmax, dmax]. Each a
+            number, or a schedule as for `momentum`.
+        renorm_momentum: Number in [0, 1], or a schedule: the share kept by the moving
+            statistics that the correction uses.
         synchronized: Whether the statistics are those of all replicas together: the
             devices or processes that train one model under `tf.distribute`, JAX's
             `shard_map` or `pmap`, or `torch.distributed` (`DistributedDataParallel`).
@@ -78,6 +83,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         freeze_statistics: Whether training, too, normalizes by the moving averages and
             leaves them as they are, while gamma and beta train: for fine-tuning. May
             be set on the layer (before `compile()`, as `trainable`).
+        zero_debias: Whether the moving averages are those of the batches alone, without
+            the initial values; see below.
+        inference_statistics: `"moving"`, or `"batch"`: inference, too, normalizes by
+            the statistics of the batch (those of `mask`, and of all replicas where
+            `synchronized`), and moves nothing. A sample's output then depends on the
+            rest of its batch, and on `batch_size`. May be set on the layer, as
+            `freeze_statistics`, which contradicts it.
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -118,6 +130,34 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     `trainable = False` freezes the layer: gamma and beta are not trained, and it runs
     in inference mode even where `training=True`.
 
+    With `momentum=None`, the moments of all batches so far, merged by their counts n
+    (`keras_bn.ops.merge_moments`): for any split of the same values into batches these
+    are their mean and their biased variance, which has the spread of the batches' means
+    in it. (PyTorch's average, of batches that count alike, has not.) With N the count
+    before and d = mean - moving_mean:
+
+        moving_mean     = moving_mean + d * n / (N + n)
+        moving_variance = (moving_variance * N + variance * n) / (N + n)
+                          + d² * N * n / (N + n)²
+
+    With `zero_debias=True`, averages that start at 0 and are divided by the weight that
+    all batches have in them, 1 - momentum^t after t steps (1 less the product of the
+    momenta, by a schedule). The weights hold what is left after the division, so that
+    inference and other tools read them as always. With W that sum of weights:
+
+        kept = momentum * W_before / W         W = W_before * momentum + 1 - momentum
+        moving_mean = moving_mean * kept + mean * (1 - kept)
+
+    and so for the others; `renorm_momentum` has a W of its own. After one step they are
+    the batch's statistics. Before it, with `momentum=None` too, they are what the
+    initializers say. Counts and weights are kept channel by channel, and saved.
+
+    A schedule is called with the number of updates so far, a float32 scalar tensor that
+    starts at 0 (with `accumulation_steps`, in optimizer's steps), and gives a number or
+    a scalar tensor: write functions in `keras.ops`, and register them by
+    `keras.saving.register_keras_serializable()`. What it gives at step 0 is checked;
+    later a momentum is clipped to [0, 1], and where rmax is below rmin, rmax counts.
+
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
 
@@ -135,7 +175,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def __init__(
         self,
         axis: int | list[int] | tuple[int, ...] = -1,
-        momentum: float = 0.99,
+        momentum: float | schedules.Schedule | None = 0.99,
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
@@ -148,19 +188,23 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         renorm: bool = False,
-        renorm_clipping: dict[str, float] | None = None,
-        renorm_momentum: float = 0.99,
+        renorm_clipping: dict[str, float | schedules.Schedule] | None = None,
+        renorm_momentum: float | schedules.Schedule = 0.99,
         synchronized: bool = False,
         *,
         activation: Any = None,
         accumulation_steps: int = 1,
         freeze_statistics: bool = False,
+        zero_debias: bool = False,
+        inference_statistics: str = "moving",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         _arguments.float_policy(self.dtype_policy)
         self.axis = _arguments.integer_axis(axis)
-        self.momentum = _arguments.momentum_in_range("momentum", momentum)
+        self.momentum = (
+            None if momentum is None else schedules.momentum("momentum", momentum)
+        )
         self.epsilon = _arguments.positive_epsilon(epsilon)
         self.center = center
         self.scale = scale
@@ -175,19 +219,18 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.renorm = renorm
         # Like Keras, keep what a layer without renorm was given, unread.
         self.renorm_clipping = (
-            _arguments.renorm_limits(renorm_clipping) if renorm else renorm_clipping
+            schedules.limits(renorm_clipping) if renorm else renorm_clipping
         )
-        self.renorm_momentum = _arguments.momentum_in_range(
-            "renorm_momentum", renorm_momentum
-        )
+        self.renorm_momentum = schedules.momentum("renorm_momentum", renorm_momentum)
         self.synchronized = _arguments.boolean("synchronized", synchronized)
         self.activation = activations.get(activation)
         self.accumulation_steps = _arguments.positive_integer(
             "accumulation_steps", accumulation_steps
         )
-        self.freeze_statistics = _arguments.boolean(
-            "freeze_statistics", freeze_statistics
-        )
+        self.zero_debias = _arguments.boolean("zero_debias", zero_debias)
+        self.inference_statistics = inference_statistics
+        self.freeze_statistics = freeze_statistics
+        self._refuse_contradictions()
         self.supports_masking = True
         self._convert_input_args = False  # see `__call__`
 
@@ -198,26 +241,95 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self._parameter_shape: Any = None
         self._warned_of_single_samples = False
 
+    @property
+    def freeze_statistics(self) -> bool:
+        """Whether training normalizes by the moving averages; see the class."""
+        return self._freeze_statistics
+
+    @freeze_statistics.setter
+    def freeze_statistics(self, value: bool) -> None:
+        value = _arguments.boolean("freeze_statistics", value)
+        _refuse_both(value, self.inference_statistics)
+        self._freeze_statistics = value
+
+    @property
+    def inference_statistics(self) -> str:
+        """What inference normalizes by, `"moving"` or `"batch"`; see the class."""
+        return self._inference_statistics
+
+    @inference_statistics.setter
+    def inference_statistics(self, value: str) -> None:
+        if value not in ("moving", "batch"):
+            raise ValueError(
+                'Argument `inference_statistics` must be "moving" or "batch". '
+                f"Received: inference_statistics={value!r}"
+            )
+        _refuse_both(getattr(self, "_freeze_statistics", False), value)
+        self._inference_statistics = value
+
+    def _refuse_contradictions(self) -> None:
+        if self.momentum is None and self.zero_debias:
+            raise ValueError(
+                "Argument `zero_debias` must be False where `momentum` is None: the "
+                "plain average has no initial value in it. Received: momentum=None, "
+                "zero_debias=True"
+            )
+        unread = self.renorm_clipping if isinstance(self.renorm_clipping, dict) else {}
+        settings = {"renorm_momentum": self.renorm_momentum} | {
+            f"renorm_clipping[{key!r}]": value for key, value in unread.items()
+        }
+        for name, value in settings.items():
+            if callable(value) and not self.renorm:
+                raise ValueError(
+                    f"Argument `renorm` must be True where `{name}` is a schedule. "
+                    f"Received: renorm={self.renorm!r}, {name}={value!r}"
+                )
+
+    def reset_statistics(self) -> None:
+        """Gives the moving statistics their initial values again.
+
+        With them renorm's, what is accumulated, counts, weights, and the step that
+        schedules go by. Gamma and beta stay. A layer that is not built has nothing to
+        reset.
+
+        Raises:
+            ValueError: On JAX within a function that is traced, where new values could
+                not get out; call it outside.
+
+        Example:
+
+        >>> import keras_bn, numpy as np
+        >>> layer = keras_bn.BatchNormalization(momentum=None)
+        >>> y = layer(np.array([[2.0], [4.0]], "float32"), training=True)
+        >>> float(layer.moving_mean[0])
+        3.0
+        >>> layer.reset_statistics()
+        >>> float(layer.moving_mean[0]), float(layer.moving_count[0])
+        (0.0, 0.0)
+        """
+        if self.built:
+            self._statistics().reset()
+
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
         axes = _arguments.resolve_axes(self.axis, input_shape)
         shape = axes.parameter_shape(tuple(input_shape))
         self._parameter_shape = shape
         if self.scale:
-            self.gamma = self._add_parameter("gamma", shape)
+            self.gamma = self._add_parameter("gamma", shape, self.gamma_initializer)
         if self.center:
-            self.beta = self._add_parameter("beta", shape)
+            self.beta = self._add_parameter("beta", shape, self.beta_initializer)
         self._statistics().create(shape)
         self.input_spec = keras.InputSpec(
             ndim=len(input_shape),
             axes={axis: input_shape[axis] for axis in axes.features},
         )
 
-    def _add_parameter(self, name: str, shape: Shape) -> Any:
+    def _add_parameter(self, name: str, shape: Shape, initializer: Any) -> Any:
         return self.add_weight(
             shape=shape,
             name=name,
-            initializer=getattr(self, f"{name}_initializer"),
+            initializer=initializer,
             regularizer=getattr(self, f"{name}_regularizer"),
             constraint=getattr(self, f"{name}_constraint"),
             autocast=False,
@@ -347,11 +459,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         check_shapes(shape, given.axes, mask, weights, residual)
         residual = given.residual(residual)
         training = _arguments.boolean_training(training)
-        if training and self.trainable and not self.freeze_statistics:
+        training = training and self.trainable and not self.freeze_statistics
+        if training or self.inference_statistics == "batch":
             if given.axes.samples(shape) == 1:
-                self._warn_of_single_samples(shape)
+                self._warn_of_single_samples(shape, training)
             counts = given.counts(mask, weights)
-            y = self._train(given, counts, statistics, residual)
+            y = self._by_batch(given, counts, statistics, training, residual)
         else:
             y = infer(
                 given,
@@ -378,27 +491,40 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """What the kernels apply to the output of gamma and beta."""
         return self.activation
 
-    def _train(
-        self, given: Prepared, counts: Any, statistics: MovingStatistics, residual: Any
+    def _by_batch(
+        self,
+        given: Prepared,
+        counts: Any,
+        statistics: MovingStatistics,
+        training: bool,
+        residual: Any,
     ) -> Any:
-        correction = statistics.renorm_correction if self.renorm else None
+        """The output by the batch's statistics, which in training move `statistics`."""
+        corrected = training and self.renorm
+        correction = statistics.renorm_correction if corrected else None
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
         y, moments = train(
             *(given, gamma, beta, self.epsilon, counts, correction),
             *(self._fused_activation, self.synchronized, residual),
         )
-        statistics.update(moments)
+        if training:
+            statistics.update(moments)
         return y
 
-    def _warn_of_single_samples(self, shape: Shape) -> None:
+    def _warn_of_single_samples(self, shape: Shape, training: bool) -> None:
         if self._warned_of_single_samples:
             return
         self._warned_of_single_samples = True
+        mode, instead = (
+            ("training mode", "inference mode")
+            if training
+            else ('inference by inference_statistics="batch"', 'set it to "moving"')
+        )
         warnings.warn(
-            f"Layer '{self.name}' was called in training mode on inputs of shape "
+            f"Layer '{self.name}' was called in {mode} on inputs of shape "
             f"{shape}, with one sample per channel: the output is beta whatever the "
-            "input, and no gradient flows back. Use a larger batch, or inference mode.",
+            f"input, and no gradient flows back. Use a larger batch, or {instead}.",
             UserWarning,
             stacklevel=2,
         )
@@ -407,14 +533,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """The constructor's arguments, serialized, under the names that Keras uses."""
         config = {
             "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis,
-            "momentum": self.momentum,
+            "momentum": schedules.serialized(self.momentum),
             "epsilon": self.epsilon,
             "center": self.center,
             "scale": self.scale,
             "synchronized": self.synchronized,
             "renorm": self.renorm,
-            "renorm_clipping": self.renorm_clipping,
-            "renorm_momentum": self.renorm_momentum,
+            "renorm_clipping": schedules.serialized(self.renorm_clipping),
+            "renorm_momentum": schedules.serialized(self.renorm_momentum),
         }
         for module, kind, names in (
             (initializers, "initializer", _INITIALIZED),
@@ -431,7 +557,20 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             config["accumulation_steps"] = self.accumulation_steps
         if self.freeze_statistics:
             config["freeze_statistics"] = True
+        if self.zero_debias:
+            config["zero_debias"] = True
+        if self.inference_statistics != "moving":
+            config["inference_statistics"] = self.inference_statistics
         return {**super().get_config(), **config}
 
 
 _INITIALIZED = ("beta", "gamma", "moving_mean", "moving_variance")
+
+
+def _refuse_both(freeze_statistics: bool, inference_statistics: str) -> None:
+    if freeze_statistics and inference_statistics == "batch":
+        raise ValueError(
+            "Argument `freeze_statistics`, with which training normalizes by the "
+            'moving averages, must be False where `inference_statistics` is "batch". '
+            "Received: freeze_statistics=True, inference_statistics='batch'"
+        )

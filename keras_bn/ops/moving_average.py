@@ -1,6 +1,6 @@
 """The exponential moving average of the batch statistics."""
 
-from keras import backend
+from keras import backend, ops
 
 from keras_bn.backend import kernels
 from keras_bn.backend import recomputing as recomputing
@@ -10,7 +10,10 @@ from keras_bn.ops._arguments import momentum_in_range
 
 
 def moving_average(
-    average: Tensor, value: Tensor, momentum: float, where: Tensor | bool = True
+    average: Tensor,
+    value: Tensor,
+    momentum: float | Tensor,
+    where: Tensor | bool = True,
 ) -> Tensor:
     """One step of the exponential moving average.
 
@@ -20,7 +23,8 @@ def moving_average(
         average: The average so far, float32 or wider.
         value: The new value, of the shape of `average`.
         momentum: The share of the old average that is kept, in [0, 1]. PyTorch's
-            `momentum` is the opposite: the share that is replaced.
+            `momentum` is the opposite: the share that is replaced. A tensor that
+            broadcasts to `average` is taken as it is.
         where: Boolean tensor that broadcasts to `average`: where it is False, the old
             average is kept unchanged. See `usable`.
 
@@ -37,9 +41,13 @@ def moving_average(
     >>> float(moving_average(np.float32(10.0), np.float32(20.0), momentum=0.9))
     11.0
     """
-    momentum = momentum_in_range("momentum", momentum)
     average = as_tensor(average)
-    value = as_tensor(value, backend.standardize_dtype(average.dtype))
+    dtype = backend.standardize_dtype(average.dtype)
+    value = as_tensor(value, dtype)
+    if ops.is_tensor(momentum):
+        momentum = as_tensor(momentum, dtype)
+    else:
+        momentum = momentum_in_range("momentum", momentum)
     return kernels().moving_average(average, value, momentum, where)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from keras import ops
 
@@ -16,7 +17,7 @@ def renorm_correction(
     renorm_stddev: Tensor,
     *,
     epsilon: float = 1e-3,
-    clipping: Mapping[str, float] | None = None,
+    clipping: Mapping[str, float | Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The correction `(r, d)` that makes a training batch see moving statistics.
 
@@ -32,7 +33,8 @@ def renorm_correction(
         renorm_mean: Moving mean.
         renorm_stddev: Moving standard deviation, `sqrt(epsilon)` at the least.
         epsilon: Added to the variance; greater than 0.
-        clipping: Limits under the optional keys `"rmax"`, `"rmin"` and `"dmax"`.
+        clipping: Limits under the optional keys `"rmax"`, `"rmin"` and `"dmax"`. Scalar
+            tensors, whose values may not be known yet, are taken as they are.
 
     Returns:
         `(r, d)`, of the shape of `mean`, for `batch_norm_train(correction=...)`.
@@ -54,19 +56,20 @@ def renorm_correction(
     (1.5, 1.0)
     """
     epsilon = positive_epsilon(epsilon)
-    limits = renorm_limits(clipping)
+    limits = _limits(clipping)
     mean = ops.convert_to_tensor(mean)
 
     def tensor(value: Tensor) -> Tensor:
         return ops.convert_to_tensor(value, dtype=mean.dtype)
 
-    def constant(value: float) -> Tensor:
+    def constant(value: float | Tensor) -> Tensor:
         # On torch, `ops.clip` would round a number to float32, and `ops.full` send it
         # to the device.
         return ops.ones_like(mean) * value
 
     def limit(key: str, otherwise: float) -> Tensor:
-        return constant(limits.get(key, otherwise))
+        given = limits.get(key, otherwise)
+        return constant(tensor(given) if ops.is_tensor(given) else given)
 
     # The moving deviation may start at 0 (a zeros initializer): never divide by it.
     stddev = ops.clip(tensor(renorm_stddev), constant(epsilon**0.5), constant(math.inf))
@@ -74,3 +77,10 @@ def renorm_correction(
     d = (mean - tensor(renorm_mean)) / stddev
     r = ops.clip(r, limit("rmin", -math.inf), limit("rmax", math.inf))
     return r, ops.clip(d, -limit("dmax", math.inf), limit("dmax", math.inf))
+
+
+def _limits(clipping: Mapping[str, float | Tensor] | None) -> dict[str, Any]:
+    if not isinstance(clipping, Mapping):
+        return {**renorm_limits(clipping)}
+    unread = {key: one for key, one in clipping.items() if ops.is_tensor(one)}
+    return {**renorm_limits({**clipping, **dict.fromkeys(unread)}), **unread}

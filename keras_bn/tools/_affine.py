@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_bn.tools._walk import Layer, float64
+from keras_bn.tools._walk import Layer, float64, infers_by_batch
 
 Shape = tuple[int | None, ...]
 
@@ -38,8 +38,13 @@ def affine_of(layer: Layer, rank: int) -> Affine:
         offset = beta - moving_mean * scale
 
     Raises:
-        Inexact: Its statistics are not finite, or differ from sample to sample.
+        Inexact: Its statistics are not finite, or differ from sample to sample, or are
+            those of the batch.
     """
+    if infers_by_batch(layer):
+        raise Inexact(
+            'it infers by inference_statistics="batch": no scale and offset are fixed'
+        )
     variance = float64(layer.moving_variance)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = 1.0 / np.sqrt(variance + layer.epsilon)

@@ -8,12 +8,15 @@ import numpy as np
 
 from keras_bn.tools import _linear
 from keras_bn.tools._affine import Inexact
+from keras_bn.tools._averaging import remaining
 from keras_bn.tools._plan import graphs_of
 from keras_bn.tools._walk import (
     Layer,
     activation_of,
+    at_initial_values,
     called_in_training,
     float64,
+    infers_by_batch,
     is_batch_norm,
     normalizes_by_batch,
 )
@@ -86,7 +89,7 @@ def _not_finite(facts: Facts) -> Result:
 
 
 def _never_updated(facts: Facts) -> Result:
-    if not at_initial_values(facts.layer):
+    if infers_by_batch(facts.layer) or not at_initial_values(facts.layer):
         return None
     if facts.distance is not None and facts.distance < FAR:
         return None  # the initial values happen to be right
@@ -97,30 +100,20 @@ def _never_updated(facts: Facts) -> Result:
     )
 
 
-def at_initial_values(layer: Layer) -> bool:
-    """Whether the moving statistics are what their initializers gave."""
-    for name in ("moving_mean", "moving_variance"):
-        weight = getattr(layer, name)
-        initializer = getattr(layer, f"{name}_initializer")
-        fixed = (keras.initializers.Zeros, keras.initializers.Ones)
-        if not isinstance(initializer, (*fixed, keras.initializers.Constant)):
-            return False
-        initial = initializer(weight.shape, dtype=weight.dtype)
-        if np.any(float64(weight) != float64(initial)):
-            return False
-    return True
-
-
 def _lag(facts: Facts) -> Result:
     layer, updates = facts.layer, facts.updates
-    if not updates or not normalizes_by_batch(layer) or not 0 < layer.momentum < 1:
+    if not updates or not normalizes_by_batch(layer) or infers_by_batch(layer):
         return None
-    remaining = layer.momentum**updates
-    if remaining <= REMAINING or (facts.distance is not None and facts.distance < FAR):
+    initial = remaining(layer, updates)
+    if not REMAINING < initial < 1:
         return None
+    if facts.distance is not None and facts.distance < FAR:
+        return None
+    scheduled = callable(layer.momentum)
+    momentum = "a scheduled momentum" if scheduled else f"momentum {layer.momentum:g}"
     return (
         "warning",
-        f"after {updates} steps with momentum {layer.momentum:g}, {remaining:.0%} of "
+        f"after {updates} steps with {momentum}, {initial:.0%} of "
         "the moving statistics are still their initial values",
         f"recalibrate, or train with momentum {REMAINING ** (1 / updates):.2g} or less",
     )
@@ -129,6 +122,8 @@ def _lag(facts: Facts) -> Result:
 def _far(facts: Facts) -> Result:
     if facts.distance is None or facts.distance < FAR:
         return None
+    if np.isfinite(facts.distance) and infers_by_batch(facts.layer):
+        return None  # nobody uses the moving ones
     if not np.isfinite(facts.distance):
         return (
             "error",
@@ -220,6 +215,17 @@ def _always_training(facts: Facts) -> Result:
     )
 
 
+def _batch_inference(facts: Facts) -> Result:
+    if not infers_by_batch(facts.layer):
+        return None
+    return (
+        "note",
+        'inference is by inference_statistics="batch": an output depends on the rest '
+        "of its batch, and the moving statistics are not used",
+        'keep batches as large and as mixed as in training, or set it to "moving"',
+    )
+
+
 _CHECKS: dict[str, Callable[[Facts], Result]] = {
     "not-finite": _not_finite,
     "never-updated": _never_updated,
@@ -230,6 +236,7 @@ _CHECKS: dict[str, Callable[[Facts], Result]] = {
     "exploded": _exploded,
     "bias": _bias,
     "always-training": _always_training,
+    "batch-inference": _batch_inference,
 }
 
 

@@ -23,7 +23,8 @@ class LayerReport(NamedTuple):
         kind: `keras_bn` or `keras`, or the name of a subclass, then the options on.
         axis: The feature axis, or axes.
         channels: How many statistics it keeps.
-        momentum: The share of the moving average that is kept.
+        momentum: The share of the moving average that is kept, by a schedule that of
+            the next update; None for the plain average of all batches.
         epsilon: Added to the variance.
         trainable: Whether it trains; a frozen layer is in inference mode always.
         updates: How many updates it can have had: the optimizer's steps, 0 if the
@@ -38,7 +39,7 @@ class LayerReport(NamedTuple):
     kind: str
     axis: int | list[int]
     channels: int
-    momentum: float
+    momentum: float | None
     epsilon: float
     trainable: bool
     updates: int | None
@@ -146,7 +147,7 @@ def _cells(row: LayerReport) -> tuple[str, ...]:
         row.kind,
         str(row.axis),
         str(row.channels),
-        f"{row.momentum:g}",
+        "none" if row.momentum is None else f"{row.momentum:g}",
         "?" if row.updates is None else str(row.updates),
         _range(row.stddev),
         "-" if row.gamma is None else _range(row.gamma),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.tools._averaging import made_of_data, momentum_now
 from keras_bn.tools._walk import RENORM_STATISTICS, Layer, float64
 from keras_bn.tools.convert import set_renorm_statistics
 
@@ -33,6 +34,8 @@ class RunningMoments:
     (2.0, 1.0)
     """
 
+    weight = 1.0
+
     def __init__(self) -> None:
         self.count: Any = np.float64(0)
         self.mean: Any = np.float64(0)
@@ -53,30 +56,64 @@ class RunningMoments:
         self.count = total
 
     @property
+    def total(self) -> Any:
+        """How many values are in the moments."""
+        return self.count
+
+    @property
     def variance(self) -> np.ndarray:
         """The biased (population) variance; 0 where nothing was counted."""
         return self._deviations / np.maximum(self.count, 1e-300)  # type: ignore[no-any-return]
 
 
 class RunningAverage:
-    """The exponential moving average that training would keep, in float64.
+    """The moving average that training would keep, in float64.
 
     average = average * momentum + batch * (1 - momentum)
+
+    A schedule's momentum is that of the layer's step; with `zero_debias` the share that
+    is kept is as the layer says, and with `momentum=None` all batches are merged.
+
+    Attributes:
+        count: How many values were taken in here.
+        mean: The average of their means.
+        variance: That of their variances.
+        total: How many values are in the average, where it counts them.
+        weight: The sum of the weights that batches have in it; 1 where nobody asks.
     """
 
     def __init__(self, layer: Layer) -> None:
-        self._momentum = float(layer.momentum)
+        self._momentum = momentum_now(layer)
+        self.weight: Any = 1.0
+        if getattr(layer, "moving_weight", None) is not None:
+            self.weight = float64(layer.moving_weight)
         self.count: Any = np.float64(0)
         self.mean = float64(layer.moving_mean)
         self.variance = float64(layer.moving_variance)
+        self._merged = RunningMoments()
+        if self._momentum is None:
+            self._merged.add(float64(layer.moving_count), self.mean, self.variance)
+
+    @property
+    def total(self) -> Any:
+        """See the class."""
+        return self._merged.count
 
     def add(self, count: Any, mean: np.ndarray, variance: np.ndarray) -> None:
         """Takes in one batch; its channels without a value change nothing."""
         count = np.asarray(count, "float64")
-        share = np.where(count > 0, 1 - self._momentum, 0.0)
+        self.count = self.count + count
+        if self._momentum is None:
+            self._merged.add(count, mean, variance)
+            known = self._merged.count > 0
+            self.mean = np.where(known, self._merged.mean, self.mean)
+            self.variance = np.where(known, self._merged.variance, self.variance)
+            return
+        taken = np.where(count > 0, 1 - self._momentum, 0.0)
+        self.weight = self.weight + (1 - self.weight) * taken
+        share = taken / np.where(self.weight > 0, self.weight, 1)
         self.mean = self.mean + (mean - self.mean) * share
         self.variance = self.variance + (variance - self.variance) * share
-        self.count = self.count + count
 
 
 def distance(
@@ -120,9 +157,10 @@ def distance_from(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> float
     return distance(mean, variance, *moving, layer.epsilon)
 
 
-def set_statistics(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Writes moving statistics, and those of renorm to match."""
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(variance)
+def set_statistics(layer: Layer, found: RunningMoments | RunningAverage) -> None:
+    """Writes moving statistics, those of renorm to match, and what they are made of."""
+    layer.moving_mean.assign(found.mean)
+    layer.moving_variance.assign(found.variance)
     if getattr(layer, RENORM_STATISTICS[0], None) is not None:
         set_renorm_statistics(layer)
+    made_of_data(layer, found.total, found.weight)

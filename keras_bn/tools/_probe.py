@@ -15,6 +15,7 @@ from keras_bn.tools._walk import (
     batch_norms,
     computes_plainly,
     float64,
+    infers_by_batch,
     normalizes_by_batch,
 )
 
@@ -91,6 +92,7 @@ class _Observer:
         ]
         # A call with training=True written into the model ignores its mode.
         by_batch = self._by_batch or (training and normalizes_by_batch(layer))
+        by_batch = by_batch or infers_by_batch(layer)
         if by_batch or self._see is not None:
             y, moments = batch_norm_train(
                 inputs,

@@ -14,6 +14,8 @@ Layer = Any
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
+COUNTS = ("moving_count", "moving_weight", "renorm_weight")
+"""What the averages are made of, where a layer keeps that."""
 
 
 def is_batch_norm(layer: Layer) -> bool:
@@ -29,6 +31,11 @@ def is_plain_batch_norm(layer: Layer) -> bool:
 def normalizes_by_batch(layer: Layer) -> bool:
     """Whether `layer` uses, and averages, the statistics of the batch in training."""
     return bool(layer.trainable) and not getattr(layer, "freeze_statistics", False)
+
+
+def infers_by_batch(layer: Layer) -> bool:
+    """Whether `layer` uses the statistics of the batch in inference, and moves none."""
+    return getattr(layer, "inference_statistics", "moving") == "batch"
 
 
 def computes_plainly(layer: Layer) -> bool:
@@ -178,3 +185,17 @@ def assign_copy(target: Any, source: Any) -> None:
 def float64(weight: Any) -> np.ndarray:
     """A copy of `weight` in float64."""
     return array(weight, "float64")
+
+
+def at_initial_values(layer: Layer) -> bool:
+    """Whether the moving statistics are what their initializers gave."""
+    for name in ("moving_mean", "moving_variance"):
+        weight = getattr(layer, name)
+        initializer = getattr(layer, f"{name}_initializer")
+        fixed = (keras.initializers.Zeros, keras.initializers.Ones)
+        if not isinstance(initializer, (*fixed, keras.initializers.Constant)):
+            return False
+        initial = initializer(weight.shape, dtype=weight.dtype)
+        if np.any(float64(weight) != float64(initial)):
+            return False
+    return True

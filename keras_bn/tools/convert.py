@@ -2,12 +2,14 @@
 
 import inspect
 import warnings
+from numbers import Real
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_bn.layers import BatchNormalization
+from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
@@ -18,6 +20,7 @@ from keras_bn.tools._sample_norm import (
     warn_of_dropped,
 )
 from keras_bn.tools._walk import (
+    COUNTS,
     RENORM_STATISTICS,
     STATISTICS,
     Layer,
@@ -42,6 +45,8 @@ WEIGHTS = (
     *STATISTICS,
     *RENORM_STATISTICS,
     *(f"accumulated_{part}" for part in ACCUMULATED),
+    *COUNTS,
+    "moving_step",
 )
 
 
@@ -90,9 +95,11 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             `GroupNormalization`, `"layer"` for `LayerNormalization`.
         **overrides: Arguments of that class to set in every layer, such as
             `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
-            have start at its moving statistics. `groups` is, where it is not given,
-            the largest divisor of the channels up to 32 whose groups have two
-            channels or more.
+            have start at its moving statistics. With `momentum=None` the next batch
+            replaces averages of which no layer has counted the values; with
+            `zero_debias=True` they are kept, unless they are the initial ones;
+            schedules start at step 0. `groups` is, where it is not given, the largest
+            divisor of the channels up to 32 whose groups have two channels or more.
 
     Returns:
         The new model.
@@ -204,6 +211,7 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
         del config[name]
     if target is keras.layers.BatchNormalization:
         config["axis"] = _single_axis(layer)
+        _check_numbers(layer, config)
     _check_nothing_is_lost(layer, config)
     try:
         new = target.from_config(config)  # type: ignore[attr-defined]
@@ -265,6 +273,24 @@ def _single_axis(layer: Layer) -> int:
     return int(axis[0])
 
 
+def _check_numbers(layer: Layer, config: dict[str, Any]) -> None:
+    """Refuses what Keras's layer would take without a word, and fail on in training."""
+    limits = (config["renorm_clipping"] or {}) if config["renorm"] else {}
+    settings = {name: config[name] for name in ("momentum", "renorm_momentum")} | {
+        f"renorm_clipping[{key!r}]": value
+        for key, value in limits.items()
+        if value is not None
+    }
+    for name, value in settings.items():
+        if not isinstance(value, Real):
+            raise ValueError(
+                f"Layer '{layer.name}' cannot be converted: in Keras's "
+                f"BatchNormalization `{name}` is a number, neither None nor a "
+                "schedule; override it, as in `convert(..., momentum=0.99)`. Received: "
+                f"{name}={value!r}"
+            )
+
+
 def copy_batch_norm(old: Layer, new: Layer) -> None:
     """Gives `new` the weights of `old`; statistics that it lacked start at its own."""
     for name in WEIGHTS:
@@ -274,6 +300,7 @@ def copy_batch_norm(old: Layer, new: Layer) -> None:
             target.trainable = source.trainable
     if new.renorm and not old.renorm:
         set_renorm_statistics(new)
+    carry_weights(old, new)
 
 
 def set_renorm_statistics(layer: Layer) -> None:

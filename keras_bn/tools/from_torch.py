@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import Layer, array, batch_norms, is_plain_batch_norm
@@ -104,6 +105,7 @@ def from_torch(
             getattr(new, name).trainable = getattr(old, name).trainable
         if new.renorm:
             set_renorm_statistics(new)
+        made_of_data(new)
 
     copy = rebuild(model, replace, fill)
     carry_compile(model, copy, slots=False)

@@ -7,9 +7,9 @@ import numpy as np
 from keras import tree
 
 from keras_bn.tools import _data
+from keras_bn.tools._averaging import momentum_now
 from keras_bn.tools._findings import (
     Facts,
-    at_initial_values,
     findings_of,
     from_graphs,
 )
@@ -18,8 +18,10 @@ from keras_bn.tools._moments import RunningMoments, distance_from
 from keras_bn.tools._probe import observable, observed
 from keras_bn.tools._walk import (
     Layer,
+    at_initial_values,
     batch_norms,
     float64,
+    infers_by_batch,
     is_plain_batch_norm,
     normalizes_by_batch,
 )
@@ -155,7 +157,7 @@ def _row(facts: Facts) -> LayerReport:
         _kind(layer),
         layer.axis if isinstance(layer.axis, int) else list(layer.axis),
         int(variance.size),
-        float(layer.momentum),
+        momentum_now(layer),
         float(layer.epsilon),
         bool(layer.trainable),
         0 if at_initial_values(layer) else facts.updates,
@@ -170,6 +172,8 @@ def _kind(layer: Layer) -> str:
     if is_plain_batch_norm(layer):
         name = type(layer).__module__.split(".")[0]
     options = [one for one in ("renorm", "synchronized") if getattr(layer, one, False)]
+    if infers_by_batch(layer):
+        options.append("batch at inference")
     if not layer.trainable:
         options.append("frozen")
     elif not normalizes_by_batch(layer):

@@ -93,7 +93,9 @@ def recalibrate(
         variance * n = variance_a * n_a + variance_b * n_b + d² * n_a * n_b / n
 
     With `method="ema"`, the moving average that training keeps, continued over the
-    data from where it stands.
+    data from where it stands (by the momentum of its step, where that is a schedule).
+    What the averages are made of, where a layer keeps that (`momentum=None`,
+    `zero_debias=True`), is set to match.
 
     One pass serves all layers. Each layer then sees inputs that the layers before it
     normalized by the statistics of the *batch*, as in training, not by the new moving
@@ -270,7 +272,7 @@ def _estimate(
             weight = prior * found[path].count / run.samples
             found[path].add(weight, *_statistics(layer))
     for path, layer in layers.items():
-        set_statistics(layer, found[path].mean, found[path].variance)
+        set_statistics(layer, found[path])
     return counts
 
 

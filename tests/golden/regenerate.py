@@ -32,6 +32,17 @@ LAYERS = {
     "synchronized": {"synchronized": True},
     "accumulation": {"accumulation_steps": 4},
     "freeze_statistics": {"freeze_statistics": True},
+    "plain_average": {"momentum": None},
+    "zero_debias": {"zero_debias": True, "renorm": True},
+    "schedules": {
+        "momentum": keras.optimizers.schedules.CosineDecay(0.5, 100, alpha=0.01),
+        "renorm": True,
+        "renorm_clipping": {
+            "rmax": keras.optimizers.schedules.PolynomialDecay(1.0, 100, 3.0),
+            "dmax": 5.0,
+        },
+    },
+    "inference_statistics": {"inference_statistics": "batch"},
     "mixed_bfloat16": {"dtype": "mixed_bfloat16", "renorm": True},
     "float16": {"dtype": "float16", "renorm": True},
     "every_argument_of_keras": {

@@ -58,6 +58,13 @@ def test_a_step_at_momentum_1_keeps_the_average_bit_by_bit():
     np.testing.assert_array_equal(frameworks.numpy(result), average)
 
 
+def test_momentum_may_be_a_tensor_of_any_float_dtype():
+    momentum = frameworks.tensor([0.5, 0.0, 1.0], "float16")
+    average, value = np.float32([1, 2, 3]), np.float32([3, 4, 5])
+    result = frameworks.numpy(moving_average(average, value, momentum))
+    assert (result.dtype, result.tolist()) == ("float32", [2.0, 4.0, 3.0])
+
+
 USABLE = {
     "finite": (4.0, 1.0, 1.0, True),
     "one sample": (1.0, 1.0, 0.0, True),

@@ -33,6 +33,15 @@ def correction(clipping, dtype="float32"):
     return frameworks.numpy(r), frameworks.numpy(d)
 
 
+def test_limits_may_be_tensors():
+    """They are told apart from unknown keys, and as wide as the mean."""
+    limits = LIMITS["all"]
+    tensors = {key: frameworks.tensor(one, "float32") for key, one in limits.items()}
+    np.testing.assert_array_equal(correction(tensors), correction(limits))
+    with pytest.raises(ValueError, match="invalid keys"):
+        correction({"rmix": tensors["rmax"]})
+
+
 def limit(clipping, key, otherwise):
     value = (clipping or {}).get(key)
     return otherwise if value is None else value
