@@ -10,10 +10,13 @@ from keras_bn.layers import (
 from keras_bn.tools import (
     convert,
     fold,
+    from_flax,
+    from_haiku,
     from_torch,
     inspect,
     quantize_aware,
     recalibrate,
+    to_torch,
 )
 
 __version__ = "0.1.0"
@@ -27,6 +30,8 @@ __all__ = [
     "callbacks",
     "convert",
     "fold",
+    "from_flax",
+    "from_haiku",
     "from_torch",
     "inspect",
     "layers",
@@ -35,5 +40,6 @@ __all__ = [
     "ops",
     "quantize_aware",
     "recalibrate",
+    "to_torch",
     "tools",
 ]

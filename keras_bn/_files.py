@@ -142,3 +142,16 @@ def write(path: Path, force: bool, save: Callable[[Any], None]) -> None:
             os.replace(whole, path)
     except (OSError, ValueError, ImportError) as error:
         raise Failure(UNWRITTEN, f"{path} could not be written: {error}") from error
+
+
+def served(tool: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """What a tool returns; its errors become failures of the command."""
+    try:
+        return tool(*arguments, **settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise Failure(UNREADABLE, str(error)) from error
+    except Exception as error:
+        # Of the backend, or of a layer of the user's: what Python exits with, 1, would
+        # say that `inspect` has found something.
+        message = f"the model fails: {type(error).__name__}: {error}"
+        raise Failure(UNREADABLE, message) from error

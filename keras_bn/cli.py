@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_bn import tools
+from keras_bn import _exchange, tools
 from keras_bn._files import (
     DONE,
     FOUND,
@@ -21,6 +21,7 @@ from keras_bn._files import (
     check_output,
     load,
     load_data,
+    served,
     write,
     write_model,
 )
@@ -155,7 +156,7 @@ def _inspect(options: argparse.Namespace) -> int:
     model = load(options.model)
     data = None if options.data is None else load_data(options.data, model)
     settings = {"steps": options.steps, "batch_size": options.batch_size}
-    report = _served(tools.inspect, model, data, **settings)
+    report = served(tools.inspect, model, data, **settings)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     if options.plot is not None:
         write(options.plot, options.force, report.plot)
@@ -169,7 +170,7 @@ def _add_fold(parser: argparse.ArgumentParser) -> None:
 
 def _fold(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
-    model, report = _served(tools.fold, load(options.model), explain=True)
+    model, report = served(tools.fold, load(options.model), explain=True)
     write_model(options.output, options.force, model)
     print(report)
     return DONE
@@ -180,9 +181,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     parser.add_argument(
         "--to",
-        choices=("keras_bn", "keras", "group", "layer"),
+        choices=("keras_bn", "keras", "group", "layer", "domain"),
         default="keras_bn",
-        help="whose batch norm, or group or layer norm in its place",
+        help="whose batch norm, or group or layer norm in its place, or a batch norm "
+        "for each of several domains (--set domains=2; back by --set domain=0)",
     )
     parser.add_argument(
         "--set",
@@ -199,7 +201,7 @@ def _convert(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
     overrides = dict(_setting(text) for text in options.overrides)
     model = load(options.model)
-    model = _served(tools.convert, model, to=options.to, **overrides)
+    model = served(tools.convert, model, to=options.to, **overrides)
     write_model(options.output, options.force, model)
     return DONE
 
@@ -239,7 +241,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     names = ("steps", "method", "prior", "batch_size", "layer_by_layer")
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
     settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
-    report = _served(tools.recalibrate, model, data, **settings)
+    report = served(tools.recalibrate, model, data, **settings)
     write_model(options.output, options.force, model)
     print(report)
     return DONE
@@ -266,6 +268,7 @@ COMMANDS = (
         _add_recalibrate,
         _recalibrate,
     ),
+    Command(_exchange.NAME, _exchange.HELP, _exchange.add_arguments, _exchange.run),
 )
 
 
@@ -277,15 +280,3 @@ def _import(name: str) -> None:
         raise Failure(USAGE, f"--import {name}: {error}") from error
     finally:
         sys.path.pop(0)
-
-
-def _served(tool: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    try:
-        return tool(*arguments, **settings)
-    except (ValueError, TypeError) as error:
-        raise Failure(UNREADABLE, str(error)) from error
-    except Exception as error:
-        # Of the backend, or of a layer of the user's: what Python exits with, 1, would
-        # say that `inspect` has found something.
-        message = f"the model fails: {type(error).__name__}: {error}"
-        raise Failure(UNREADABLE, message) from error

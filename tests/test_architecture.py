@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "backend": set(),
     "tools": {"layers", "ops"},
     "callbacks": {"tools"},
-    "cli": {"tools", "benchmark", "_files"},
+    "cli": {"tools", "benchmark", "_files", "_exchange"},
+    "_exchange": {"tools", "_files"},
     "_files": {"tools"},
     "__main__": {"cli"},
     # Its report names the version of the package; it trains a whole model.
@@ -45,12 +46,21 @@ OUTSIDE = {
         for part in ("", "_statistics", "_tiles")
     },
     "keras_bn.benchmark": {"matplotlib", "rich"},
+    "keras_bn.tools._checkpoint": {"torch", "safetensors"},
+    "keras_bn.tools.from_flax": {"flax"},
     "keras_bn.tools._plot": {"matplotlib"},
     "keras_bn.tools._table": {"rich"},
     "keras_bn.tools._inspection": {"rich"},
 }
 # Flax's layer is one of those that the benchmark compares ours with.
 OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
+
+# What knows the formats and the names of other libraries, whatever the backend.
+FORMATS = {
+    "keras_bn._exchange",
+    *(f"keras_bn.tools.{name}" for name in ("_checkpoint", "_names", "from_torch")),
+    "keras_bn.tools.to_torch",
+}
 
 PUBLIC = {
     "keras_bn": [
@@ -62,6 +72,8 @@ PUBLIC = {
         "callbacks",
         "convert",
         "fold",
+        "from_flax",
+        "from_haiku",
         "from_torch",
         "inspect",
         "layers",
@@ -70,17 +82,20 @@ PUBLIC = {
         "ops",
         "quantize_aware",
         "recalibrate",
+        "to_torch",
         "tools",
     ],
     "keras_bn.backend": [
         "Service",
         "describe",
         "ensure_shape",
+        "group_ranks",
         "kernels",
         "readable",
         "recomputing",
         "replicas",
         "represents",
+        "require_own_weights",
         "require_represented",
         "same_device",
         "timing",
@@ -116,14 +131,22 @@ PUBLIC = {
         "Folding",
         "Inspection",
         "LayerReport",
+        "Matching",
+        "Pair",
         "Recalibrated",
         "RecalibrationReport",
         "convert",
         "fold",
+        "from_flax",
+        "from_haiku",
         "from_torch",
         "inspect",
+        "match_flax",
+        "match_haiku",
+        "match_torch",
         "quantize_aware",
         "recalibrate",
+        "to_torch",
     ],
 }
 
@@ -230,11 +253,10 @@ def backend_name(module):
 
 def framework_names(module):
     """Outside keras_bn/backend/ no code and no message names a framework."""
-    # A file format is read there, whatever the backend.
-    if module.part == "backend" or module.name == "keras_bn.tools.from_torch":
+    if module.part == "backend" or module.name in FORMATS:
         return
     for text in (*module.strings, *module.names):
-        if not text.endswith("from_torch") and re.search(
+        if not re.search("(from|match|to)_torch$", text) and re.search(
             r"tensorflow|\bjax|torch", text, re.IGNORECASE
         ):
             yield f"names a framework: {text!r}"

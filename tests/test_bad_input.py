@@ -98,6 +98,30 @@ CONSTRUCTOR = {
         TypeError,
         "`synchronized` must be True or False.*Received: synchronized='data'",
     ),
+    **{
+        f"replica_groups {value!r}": (
+            {"synchronized": True, "replica_groups": value},
+            error,
+            f"`replica_groups` must .*{match}.*Received: replica_groups=",
+        )
+        for value, error, match in (
+            (3, TypeError, "list of lists"),
+            ([0, 1], TypeError, "list of lists"),
+            ([["0"]], TypeError, "list of lists"),
+            ([[0], "data"], TypeError, "list of lists"),
+            ({0: 1}, TypeError, "list of lists"),
+            ([], ValueError, "at least one group"),
+            ([[0], []], ValueError, "at least one replica"),
+            ([[0, -1]], ValueError, "from 0"),
+            ([[0, 1], [1]], ValueError, "not have a replica or an axis twice"),
+            (["data", "data"], ValueError, "twice"),
+        )
+    },
+    "replica_groups alone": (
+        {"replica_groups": [[0, 1]]},
+        ValueError,
+        "`replica_groups` needs synchronized=True.*Received: synchronized=False",
+    ),
     "freeze_statistics string": (
         {"freeze_statistics": "no"},
         TypeError,

@@ -59,6 +59,17 @@ def test_convert_there_and_back(folder):
     )
 
 
+def test_convert_to_domains_and_back(folder):
+    given = ["--to", "domain", "--set", "domains=2"]
+    assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
+    assert _load("o.keras").inputs[1].name == "domain"
+    assert cli.main(["convert", "o.keras", "k.keras", "--set", "domain=1"]) == 0
+    x = images(3, 4)
+    np.testing.assert_allclose(
+        numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x)), atol=1e-5
+    )
+
+
 @pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
 def test_convert_to_layer_norm(folder):
     assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
@@ -141,6 +152,67 @@ def test_inspect(folder, capsys):
 def test_inspect_exit_code_tells_of_errors(folder):
     keras.Sequential([keras.Input((4,)), L.BatchNormalization()]).save("new.keras")
     assert cli.main(["inspect", "new.keras"]) == 1
+
+
+@pytest.fixture
+def weights(folder):
+    """A checkpoint of PyTorch's for the model in the folder."""
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    module(torch.as_tensor(images(32, 4)))
+    path = folder / "weights.pth"
+    torch.save({"state_dict": module.state_dict(), "epoch": 3}, path)
+    return module
+
+
+def test_from_torch(folder, weights, capsys):
+    command = ["from-torch", "net.keras", "weights.pth", "out.keras"]
+    before = _names(folder)
+    assert cli.main([*command, "--layers", "all", "--dry-run"]) == 0
+    pairs = capsys.readouterr().out
+    assert pairs.startswith("2 layers matched")
+    assert _names(folder) == before
+    settings = ["--epsilon", "1e-5", "--momentum", "0.1", "--count", "32"]
+    assert cli.main([*command, "--layers", "all", *settings]) == 0
+    assert capsys.readouterr().out == pairs
+    dense, norm, _ = _load("out.keras").layers
+    assert (norm.epsilon, norm.momentum) == (1e-5, 0.9)
+    kernel = weights[0].weight.detach().numpy().T
+    np.testing.assert_array_equal(numpy(dense.kernel), kernel)
+    variance = weights[1].running_var.numpy() * 31 / 32
+    np.testing.assert_allclose(numpy(norm.moving_variance), variance, rtol=1e-6)
+
+
+def test_from_torch_by_a_mapping(folder, weights):
+    command = ["from-torch", "net.keras", "weights.pth", "out.keras"]
+    settings = ["--epsilon", "1e-5", "--key", "state_dict", "--no-strict"]
+    name = _load("net.keras").layers[1].name
+    assert cli.main([*command, *settings, "--map", f"{name}=1"]) == 0
+    mean = weights[1].running_mean.numpy()
+    np.testing.assert_array_equal(numpy(_load("out.keras").layers[1].moving_mean), mean)
+
+
+FROM_TORCH_FAILURES = [
+    (["weights.pth", "taken.keras"], 4, "taken.keras exists: --force"),
+    (["weights.pth", "out.h5"], 2, "must be a .keras file"),
+    (["none.pth", "out.keras"], 3, "the weights' file must exist"),
+    (["text.keras", "out.keras"], 3, "must be a file of tensors"),
+    (["weights.pth", "out.keras"], 3, "`epsilon` must be that of the PyTorch layers"),
+    (["weights.pth", "out.keras", "--key", "ema"], 3, "['state_dict']"),
+    (["weights.pth", "out.keras", "--map", "bn"], 2, "--map must be LAYER=PREFIX"),
+    (["weights.pth", "out.keras", "--map", "bn=0"], 3, "`mapping` must have paths of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), FROM_TORCH_FAILURES)
+def test_from_torch_failures(folder, weights, arguments, code, message, capsys):
+    before = _names(folder)
+    assert cli.main(["from-torch", "net.keras", *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("keras-bn from-torch: ")
+    assert _names(folder) == before
 
 
 FAILURES = [

@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
 
 def test_the_examples_run(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
-    assert len(blocks) == 9
+    assert len(blocks) == 12
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "docs"}
     for block in blocks:

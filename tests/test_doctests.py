@@ -41,9 +41,12 @@ WITH_EXAMPLES = [
     "keras_bn.tools._moments",
     "keras_bn.tools.convert",
     "keras_bn.tools.fold",
+    "keras_bn.tools.from_flax",
+    "keras_bn.tools.from_haiku",
     "keras_bn.tools.from_torch",
     "keras_bn.tools.inspect",
     "keras_bn.tools.recalibrate",
+    "keras_bn.tools.to_torch",
 ]
 
 

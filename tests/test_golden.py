@@ -17,6 +17,8 @@ MESSAGE = (
 # A layer that Keras's own cannot be, or (float16) whose statistics it keeps narrower.
 NOT_IN_KERAS = {"axis_tuple", "activation", "float16", "synchronized"} | {
     "accumulation",
+    "ghost_batches",
+    "replica_groups",
     "freeze_statistics",
     "plain_average",
     "zero_debias",

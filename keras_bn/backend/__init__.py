@@ -4,12 +4,14 @@
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import cast
 
 import keras
 import numpy as np
 
+from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Kernels, Replicas, Service, Tensor
 
 __all__ = [
@@ -17,11 +19,13 @@ __all__ = [
     "concrete",
     "describe",
     "ensure_shape",
+    "group_ranks",
     "kernels",
     "readable",
     "recomputing",
     "replicas",
     "represents",
+    "require_own_weights",
     "require_represented",
     "same_device",
     "timing",
@@ -40,11 +44,17 @@ _KERNEL_FILES = {
 _kernels = importlib.import_module(
     f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
 )
-_context = (
-    importlib.import_module(f"keras_bn.backend.{keras.backend.backend()}_context")
-    if keras.backend.backend() in _KERNEL_FILES
-    else None
-)
+
+
+def _of_framework(subject: str) -> ModuleType | None:
+    name = keras.backend.backend()
+    if name not in _KERNEL_FILES:
+        return None
+    return importlib.import_module(f"keras_bn.backend.{name}_{subject}")
+
+
+_context = _of_framework("context")
+_replicas = _of_framework("replicas")
 
 
 def timing() -> ModuleType:
@@ -63,15 +73,36 @@ def kernels() -> Kernels:
     return cast(Kernels, _kernels)
 
 
-def replicas() -> Replicas | None:
-    """The replicas that the running call is one of, under the engine that is started.
+def replicas(
+    groups: Groups = None,
+    batch: Sequence[Tensor] = (),
+    parameters: Sequence[Tensor] = (),
+) -> Replicas | None:
+    """The replicas that share statistics with the running call; None if it is alone.
 
-    None where it runs alone. See the module of the backend, such as `torch_context`.
+    They are those of the engine that is started, or of this one's group among them. See
+    the module of the backend, such as `torch_replicas`.
+
+    Args:
+        groups: See `keras_bn.backend.groups`.
+        batch: The tensors that each replica has its own part of.
+        parameters: Those that have a value a channel.
 
     Raises:
-        ValueError: The engine that is started cannot serve synchronized statistics.
+        ValueError: The engine that is started cannot serve synchronized statistics, or
+            knows no such groups.
     """
-    return _context.replicas() if _context else None
+    return _replicas.replicas(groups, batch, parameters) if _replicas else None
+
+
+def group_ranks(value: object) -> list[int] | None:
+    """The replicas in a process group of the backend's; None where `value` is none.
+
+    Raises:
+        ValueError: This process is not in it.
+    """
+    known = getattr(_replicas, "group_ranks", None)
+    return known(value) if known else None
 
 
 def recomputing(update: Tensor, state: Tensor) -> bool:
@@ -87,6 +118,17 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
         ValueError: The backend cannot bring an update out of such a pass (JAX).
     """
     return _context is not None and bool(_context.recomputing(update, state))
+
+
+def require_own_weights(layer: keras.Layer) -> None:
+    """Raises where the framework has put other weights in the place of Keras's.
+
+    Raises:
+        ValueError: What Keras would train are not the weights that are trained.
+    """
+    check = getattr(_replicas, "require_own_weights", None)
+    if check:
+        check(layer)
 
 
 def readable(x: Tensor) -> bool:

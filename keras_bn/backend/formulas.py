@@ -113,18 +113,7 @@ def divisor_of(count: Tensor) -> Tensor:
 
 
 def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments:
-    """The moments of all replicas' values together: one gather, then Chan's merge.
-
-    With n the counts, c the centres, r the residuals, v the variances, N = sum(n):
-
-        C = sum(n * c) / N      R = sum(n * (c - C + r)) / N
-        V = sum(n * (v + (c - C + r - R)²)) / N
-
-    Centres are subtracted from each other before anything is squared, and the residuals
-    keep what their rounding lost: sums of x and x² over the replicas would lose all of
-    the variance at mean / std 1e4, a merge of rounded means three digits of it. Source:
-    Chan, Golub and LeVeque, 1979.
-    """
+    """The moments of all replicas' values together: one gather, then `over_rows`."""
     shapes = [tuple(part.shape) for part in centred]
     sizes = [math.prod(shape) for shape in shapes]
     parts = [
@@ -133,15 +122,35 @@ def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments
     rows = replicas.gather(ops.concatenate(parts))
     # Not ops.split, which on torch would send the device the ends, and wait for them.
     ends = itertools.accumulate(sizes)
-    count, centre, residual, variance = (
-        rows[:, end - size : end] for end, size in zip(ends, sizes, strict=True)
+    found = over_rows(
+        CentredMoments(
+            *(rows[:, end - size : end] for end, size in zip(ends, sizes, strict=True))
+        )
+    )
+    return CentredMoments(
+        *(ops.reshape(part, shape) for part, shape in zip(found, shapes, strict=True))
     )
 
+
+def over_rows(rows: CentredMoments) -> CentredMoments:
+    """The moments of all rows (along the first axis) together: Chan's merge.
+
+    With n the counts, c the centres, r the residuals, v the variances, N = sum(n):
+
+        C = sum(n * c) / N      R = sum(n * (c - C + r)) / N
+        V = sum(n * (v + (c - C + r - R)²)) / N
+
+    Centres are subtracted from each other before anything is squared, and the residuals
+    keep what their rounding lost: sums of x and x² over the rows would lose all of the
+    variance at mean / std 1e4, a merge of rounded means three digits of it. Source:
+    Chan, Golub and LeVeque, 1979.
+    """
+    count, centre, residual, variance = rows
     total_count = ops.sum(count, axis=0)
     share = count / divisor_of(total_count)
 
     def mean(values: Tensor) -> Tensor:
-        # A replica without data has a mean of 0, which may be far from all others.
+        # A row without data has a mean of 0, which may be far from all others.
         return ops.sum(
             ops.where(count > 0, share * values, ops.zeros_like(values)), axis=0
         )
@@ -150,10 +159,7 @@ def over_replicas(centred: CentredMoments, replicas: Replicas) -> CentredMoments
     offset = centre - common + residual
     remaining = mean(offset)
     spread = mean(variance + ops.square(offset - remaining))
-    found = (total_count, common, remaining, spread)
-    return CentredMoments(
-        *(ops.reshape(part, shape) for part, shape in zip(found, shapes, strict=True))
-    )
+    return CentredMoments(total_count, common, remaining, spread)
 
 
 def affine(

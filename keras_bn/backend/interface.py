@@ -118,12 +118,15 @@ def corrected(
 class Replicas(Protocol):
     """The devices or processes that train one model together, each on its own data.
 
-    Both functions are collectives: every replica calls them, in the same order, also
-    with an empty batch.
+    Or a group of them, the one that this replica is in. Both functions are collectives:
+    every replica calls them, in the same order, also with an empty batch.
     """
 
     def gather(self, values: Tensor) -> Tensor:
-        """The vectors of all replicas, `(replicas, size)`, the same on all of them."""
+        """The vectors of all replicas, `(replicas, size)`, the same on all of them.
+
+        Those of other groups are left out, or zeros: `count` is 0 there.
+        """
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all replicas, the same on all of them."""

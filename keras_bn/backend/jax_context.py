@@ -1,44 +1,14 @@
-"""What JAX says of the running call: its replicas, and whether it is checkpointed.
-
-Replicas are the devices along the manual axes of `shard_map` and `pmap`. Under
-`keras.distribution` and plain `jit` there are none to speak of: arrays are global
-there, and so are statistics of them.
-"""
+"""What JAX says of the running call: whether it is checkpointed, or loses updates."""
 
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import jax
 import keras
 
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.stateless import collects_updates
-
-
-class ManualAxes(NamedTuple):
-    """The devices along these axes of a mesh; see `Replicas`.
-
-    Both results are of the type that does not vary from device to device, so that
-    moving statistics may leave `shard_map` as `PartitionSpec()`.
-    """
-
-    names: tuple[str, ...]
-
-    def gather(self, values: Tensor) -> Tensor:
-        """See `Replicas.gather`."""
-        return jax.lax.all_gather(values, self.names, to="invarying")
-
-    def total(self, values: Tensor) -> Tensor:
-        """See `Replicas.total`."""
-        return jax.lax.psum(values, self.names)
-
-
-def replicas() -> ManualAxes | None:
-    """The replicas that the running function is one of; None if it runs alone."""
-    names = tuple(jax.sharding.get_abstract_mesh().manual_axes)
-    return ManualAxes(names) if names else None
 
 
 def recomputing(update: Tensor, state: Tensor) -> bool:
@@ -90,21 +60,6 @@ def _collects_updates_within(file: str) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """`others`, each typed as varying over the manual axes that `x` varies over.
-
-    Autodiff adds up over the devices what flows back through the cast; without it a
-    written-out gradient would have to know what `shard_map` was told to check.
-    """
-    varying = jax.typeof(x).mat.varying
-
-    def cast(one: Tensor) -> Tensor:
-        missing = tuple(sorted(varying - jax.typeof(one).mat.varying))
-        return jax.lax.pcast(one, missing, to="varying") if missing else one
-
-    return tuple(cast(one) for one in others)
 
 
 def readable(x: Tensor) -> bool:

@@ -35,8 +35,8 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
-from keras_bn.backend.jax_context import ManualAxes, vary_alike
 from keras_bn.backend.jax_linear import linear
+from keras_bn.backend.jax_replicas import ManualAxes, vary_alike, vary_over
 
 # Up to mean² = 9 variances, E[x²] - mean² costs the variance ten roundings at most.
 _PLAIN_WITHIN = 3.0**2
@@ -83,6 +83,7 @@ def train(
     shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    x = vary_over(replicas, x)
     if correction is not None:
         # XLA finds that these moments and those of _train are the same computation.
         moments = _moments(jax.lax.stop_gradient(x), axes, mask, replicas).bookkeeping()

@@ -1,12 +1,9 @@
-"""What TensorFlow says of the running call: replicas, repetition, XLA, device.
-
-Replicas are those of the `tf.distribute` strategy that runs the call.
-"""
+"""What TensorFlow says of the running call: repetition, XLA, tapes, device."""
 
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,50 +13,6 @@ from tensorflow.python.ops import control_flow_util
 
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.stateless import collects_updates
-
-
-class StrategyReplicas(NamedTuple):
-    """The replicas of a strategy; see `Replicas`."""
-
-    context: tf.distribute.ReplicaContext
-
-    def gather(self, values: Tensor) -> Tensor:
-        """See `Replicas.gather`.
-
-        Each replica adds its row to rows of zeros: one collective. TensorFlow's own
-        `all_gather` takes two, because shapes might differ.
-        """
-        context = self.context
-        index = context.replica_id_in_sync_group
-        row = tf.one_hot(index, context.num_replicas_in_sync, dtype=values.dtype)
-        # Not a product: zero times a NaN is a NaN in every row.
-        values = tf.where(tf.cast(row[:, tf.newaxis], tf.bool), values, 0)
-        return self.total(values)
-
-    def total(self, values: Tensor) -> Tensor:
-        """See `Replicas.total`."""
-        return self.context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def replicas() -> StrategyReplicas | None:
-    """The replicas that the running function is one of; None if it runs alone.
-
-    Raises:
-        ValueError: A strategy whose replicas do not run in step.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or not tf.distribute.has_strategy():
-        return None
-    strategy = context.strategy
-    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        raise ValueError(
-            "Argument `synchronized` must be False under tf.distribute's "
-            f"{type(strategy).__name__}: its workers do not run in step, so that they "
-            "have no batch in common. Received: synchronized=True"
-        )
-    if context.num_replicas_in_sync == 1:
-        return None
-    return StrategyReplicas(context)
 
 
 def recomputing(update: Tensor, state: Tensor) -> bool:

@@ -27,13 +27,10 @@ from keras_bn.backend.interface import (
     corrected,
 )
 from keras_bn.backend.torch_activations import activate_
-from keras_bn.backend.torch_context import (
-    eager,
-    transformed,
-    warn_outside_of_ddp,
-)
+from keras_bn.backend.torch_context import eager, transformed
 from keras_bn.backend.torch_cpu import NativeParts, SmallParts
 from keras_bn.backend.torch_parts import FormulaParts, TrainingParts
+from keras_bn.backend.torch_replicas import warn_outside_of_ddp
 
 # Elements below which the native operators take longer to start their threads than a
 # few plain ones take to do the work.

@@ -10,9 +10,15 @@ from keras import activations, backend, constraints, initializers, ops, regulari
 from keras_bn.layers import schedules
 from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, _counts, statistics_dtype
+from keras_bn.ops import _arguments, _counts, _replica_groups, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
-from keras_bn.ops.moving_average import same_device
+from keras_bn.ops.ghost_batches import (
+    fewest_samples,
+    ghost_batch_size,
+    refuse_samples_as_features,
+    train_ghost_batches,
+)
+from keras_bn.ops.moving_average import require_own_weights, same_device
 
 Shape = tuple[int | None, ...]
 
@@ -80,6 +86,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             by the moments of all these batches merged. Give it the
             `gradient_accumulation_steps` of the optimizer. Each batch is still
             normalized by its own statistics.
+        virtual_batch_size: Integer: "ghost batches". In training each group of so many
+            samples (of axis 0, one after the other; what is left over is a group too)
+            is normalized by its own mean and variance, for the regularization of
+            small batches at the speed of large ones. The moving averages take in the
+            moments of the whole batch: those of the groups, merged. Inference is the
+            same. With `synchronized`, groups stay within their replica, and only the
+            moving averages are of all replicas. Not together with `renorm`, which
+            takes out of each batch what groups put in. See
+            [Hoffer et al., 2017](https://arxiv.org/abs/1705.08741).
         freeze_statistics: Whether training, too, normalizes by the moving averages and
             leaves them as they are, while gamma and beta train: for fine-tuning. May
             be set on the layer (before `compile()`, as `trainable`).
@@ -90,6 +105,12 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             `synchronized`), and moves nothing. A sample's output then depends on the
             rest of its batch, and on `batch_size`. May be set on the layer, as
             `freeze_statistics`, which contradicts it.
+        replica_groups: Which replicas take their statistics together, with
+            `synchronized=True`; all of them if None. A list of lists of replica
+            indices, such as `[[0, 1], [2, 3]]`; on JAX also the name of a manual axis
+            or a list of names, on PyTorch a `torch.distributed.ProcessGroup`, which is
+            saved as its ranks. See `keras_bn.ops.batch_norm_train`. The moving
+            statistics are each group's own; on TensorFlow the average of all.
         **kwargs: Keyword arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -118,10 +139,11 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             whose size is unknown; a mask, weights or a residual that do not fit;
             weights that are negative, infinite or NaN (where they have no values yet,
             in a compiled step, the output is NaN, and the moving statistics stay as
-            they are); float64 where the backend
-            does not compute in it; `synchronized` under an engine that cannot serve
-            it; training inside `keras.remat` on JAX, which lets no update out. A call
-            that raises leaves every weight as it was.
+            they are); float64 where the backend does not compute in it;
+            `synchronized` under an engine that cannot serve it; `replica_groups` that
+            are not groups of the replicas that run; training inside `keras.remat` on
+            JAX, which lets no update out. A call that raises leaves every weight as it
+            was.
 
     Warns:
         UserWarning: Once per layer, when it trains on one sample per channel: a value
@@ -194,9 +216,11 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         *,
         activation: Any = None,
         accumulation_steps: int = 1,
+        virtual_batch_size: int | None = None,
         freeze_statistics: bool = False,
         zero_debias: bool = False,
         inference_statistics: str = "moving",
+        replica_groups: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -227,9 +251,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.accumulation_steps = _arguments.positive_integer(
             "accumulation_steps", accumulation_steps
         )
+        self.virtual_batch_size = ghost_batch_size(
+            virtual_batch_size, self.axis, renorm
+        )
         self.zero_debias = _arguments.boolean("zero_debias", zero_debias)
         self.inference_statistics = inference_statistics
         self.freeze_statistics = freeze_statistics
+        self.replica_groups = _replica_groups.replica_groups(
+            replica_groups, self.synchronized
+        )
         self._refuse_contradictions()
         self.supports_masking = True
         self._convert_input_args = False  # see `__call__`
@@ -313,6 +343,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
         axes = _arguments.resolve_axes(self.axis, input_shape)
+        if self.virtual_batch_size is not None and 0 in axes.features:
+            refuse_samples_as_features(self.axis, self.virtual_batch_size)
         shape = axes.parameter_shape(tuple(input_shape))
         self._parameter_shape = shape
         if self.scale:
@@ -447,6 +479,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
         weights, residual = map(as_it_was, (weights, residual))
+        require_own_weights(self)
         built = self._parameter_shape
         given = prepare(
             *(inputs, self.axis, "inputs", statistics_dtype(self.compute_dtype)),
@@ -461,7 +494,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         training = _arguments.boolean_training(training)
         training = training and self.trainable and not self.freeze_statistics
         if training or self.inference_statistics == "batch":
-            if given.axes.samples(shape) == 1:
+            size = self.virtual_batch_size if training else None
+            if fewest_samples(given, size) == 1:
                 self._warn_of_single_samples(shape, training)
             counts = given.counts(mask, weights)
             y = self._by_batch(given, counts, statistics, training, residual)
@@ -504,10 +538,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         correction = statistics.renorm_correction if corrected else None
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
-        y, moments = train(
-            *(given, gamma, beta, self.epsilon, counts, correction),
-            *(self._fused_activation, self.synchronized, residual),
-        )
+        parameters = (given, gamma, beta, self.epsilon, counts)
+        ending = (self._fused_activation, self.synchronized, self.replica_groups)
+        size = self.virtual_batch_size if training else None
+        if size is None:
+            y, moments = train(*parameters, correction, *ending, residual)
+        else:
+            y, moments = train_ghost_batches(*parameters, size, *ending, residual)
         if training:
             statistics.update(moments)
         return y
@@ -521,10 +558,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             if training
             else ('inference by inference_statistics="batch"', 'set it to "moving"')
         )
+        size = self.virtual_batch_size if training else None
+        of_a_group = "" if size is None else f" in a group (virtual_batch_size={size})"
         warnings.warn(
             f"Layer '{self.name}' was called in {mode} on inputs of shape "
-            f"{shape}, with one sample per channel: the output is beta whatever the "
-            f"input, and no gradient flows back. Use a larger batch, or {instead}.",
+            f"{shape}, with one sample per channel{of_a_group}: the output is beta "
+            "whatever the input, and no gradient flows back. Use a larger batch, or "
+            f"{instead}.",
             UserWarning,
             stacklevel=2,
         )
@@ -555,12 +595,16 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             config["activation"] = activations.serialize(self.activation)
         if self.accumulation_steps > 1:
             config["accumulation_steps"] = self.accumulation_steps
+        if self.virtual_batch_size is not None:
+            config["virtual_batch_size"] = self.virtual_batch_size
         if self.freeze_statistics:
             config["freeze_statistics"] = True
         if self.zero_debias:
             config["zero_debias"] = True
         if self.inference_statistics != "moving":
             config["inference_statistics"] = self.inference_statistics
+        if self.replica_groups is not None:
+            config["replica_groups"] = _replica_groups.serialized(self.replica_groups)
         return {**super().get_config(), **config}
 
 

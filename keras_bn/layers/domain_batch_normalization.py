@@ -138,10 +138,13 @@ class DomainBatchNormalization(BatchNormalization):
         training = _arguments.boolean_training(training)
         by_batch = training or self.inference_statistics == "batch"
         # Replicas whose domains differ must not take part in the same statistics.
-        apart = by_batch and self.synchronized and replicas() is not None
+        apart = by_batch and self.synchronized and self._has_replicas(inputs)
         if apart or not (isinstance(domain, int) or len(domain.shape) == 0):
             return self._by_domain(inputs, domain, training, mask)
         return self._normalize(inputs, training, mask, self._statistics(domain))
+
+    def _has_replicas(self, inputs: Any) -> bool:
+        return replicas(self.replica_groups, (inputs,)) is not None
 
     def _check_domain(self, domain: Any, inputs: Any) -> None:
         if isinstance(domain, int) or not len(domain.shape):

@@ -40,6 +40,7 @@ class MovingStatistics:
     def add(self, name: str, shape: Shape, initializer: Any) -> None:
         """Creates the weight `name`."""
         layer = self._layer
+        same = layer.synchronized and layer.replica_groups is None
         whole = name == STEP
         # Replicas that have the same statistics write the same; others' are averaged,
         # where the engine (tf.distribute) can. They count the same steps.
@@ -53,7 +54,7 @@ class MovingStatistics:
             dtype="int32" if whole else statistics_dtype(layer.variable_dtype),
             trainable=False,
             autocast=False,
-            aggregation="none" if layer.synchronized else shared,
+            aggregation="none" if same else shared,
         )
         setattr(layer, name, weight)
 

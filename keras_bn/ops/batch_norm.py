@@ -9,6 +9,7 @@ from keras.src.backend import get_keras_mask
 from keras_bn.backend import ensure_shape, kernels
 from keras_bn.backend import replicas as replicas
 from keras_bn.backend.activations import fusible
+from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import (
     Axes,
     Correction,
@@ -18,6 +19,7 @@ from keras_bn.backend.interface import (
 )
 from keras_bn.backend.interface import as_tensor as as_tensor
 from keras_bn.ops import _arguments, _counts
+from keras_bn.ops._replica_groups import replica_groups as checked_groups
 
 Activation = str | Callable[[Tensor], Tensor] | None
 
@@ -35,6 +37,7 @@ def batch_norm_train(
     correction: Correction | None = None,
     activation: Activation = None,
     synchronized: bool = False,
+    replica_groups: Any = None,
 ) -> tuple[Tensor, Moments]:
     """Normalizes `x` by the statistics of this very batch.
 
@@ -76,6 +79,15 @@ def batch_norm_train(
             or `pmap`, or `torch.distributed`. Each replica must make the call, also on
             an empty batch. The gradient for `x` is that of the sum of their losses;
             those for gamma and beta are of this replica's `y`, as everywhere.
+        replica_groups: Which replicas take their statistics together, with
+            `synchronized=True`; all of them if None. A list of lists of replica
+            indices, each replica in one of them: ranks on PyTorch,
+            `replica_id_in_sync_group` on TensorFlow, positions along the manual axes
+            on JAX (of several axes, the last one counts fastest). On JAX also the name
+            of a manual axis, or a list of names: the replicas along these, which
+            leaves out an axis that shards the channels. On PyTorch also a
+            `torch.distributed.ProcessGroup`. One process without an engine does not
+            read it.
 
     Returns:
         A tuple `(y, moments)`: `y` of the shape of `x` and its dtype (float32 for
@@ -90,7 +102,11 @@ def batch_norm_train(
         ValueError: `axis` out of range, named twice, or of unknown size; `epsilon` not
             above 0; `mask`, `weights`, `residual`, `gamma` or `beta` of a wrong shape;
             weights that are negative, infinite or NaN; float64 where the backend does
-            not compute in it; an engine that cannot synchronize.
+            not compute in it; an engine that cannot synchronize;
+            `replica_groups` without `synchronized`, or with a replica missing, twice
+            or unknown; None of them on JAX, where there are several manual axes, or
+            gamma or beta varies along the only one: it may shard the channels, whose
+            statistics must not be mixed.
 
     Where weights have no values yet (a compiled function), a negative or infinite one
     cannot raise: its channels of `y` and of the moments are NaN then, as with a NaN.
@@ -116,7 +132,8 @@ def batch_norm_train(
     beta = given.parameter("beta", beta, 0)
     return train(
         *(given, gamma, beta, epsilon, counts, correction),
-        *(activations.get(activation), synchronized, residual),
+        *(activations.get(activation), synchronized),
+        *(checked_groups(replica_groups, synchronized), residual),
     )
 
 
@@ -268,11 +285,15 @@ def train(
     correction: Correction | None,
     activation: Callable[[Tensor], Tensor],
     synchronized: bool,
+    groups: Groups = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """`batch_norm_train` of checked arguments."""
     fused = fusible(activation)
-    group = replicas() if synchronized else None
+    group = None
+    if synchronized:
+        batch = (given.x,) if counts is None else (given.x, counts)
+        group = replicas(groups, batch, (gamma, beta))
     y, moments = kernels().train(
         *(given.x, gamma, beta, given.axes, epsilon, counts, correction, fused, group),
         shortcut=residual,

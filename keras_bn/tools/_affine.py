@@ -123,7 +123,7 @@ def _elementwise(
     return affine
 
 
-def _uniform(affine: Affine, layer: Layer) -> Affine:
+def uniform(affine: Affine, layer: Layer) -> Affine:
     """`affine`, if it is the same at every position of a channel."""
     axis = 0 if getattr(layer, "data_format", None) == "channels_first" else -1
     for values in affine:
@@ -137,12 +137,39 @@ def _uniform(affine: Affine, layer: Layer) -> Affine:
 def _moved(
     affine: Affine, layer: Layer, inputs: Shape, outputs: Shape, back: bool
 ) -> Affine:
-    """The layer drops, repeats or averages positions of a channel."""
-    if getattr(layer, "padding", "valid") == "same":
-        raise Inexact(f"'{layer.name}' averages padding in")
-    if getattr(layer, "interpolation", "nearest") != "nearest":
-        raise Inexact(f"'{layer.name}' interpolates")
-    return _uniform(affine, layer)
+    """The layer drops, repeats or averages positions of a channel.
+
+    What it averages has weights that add up to 1 at the borders too: average pooling
+    leaves padding out of the count or repeats the border, and so does interpolation.
+    """
+    return uniform(affine, layer)
+
+
+def _rescaled(
+    affine: Affine, layer: Layer, inputs: Shape, outputs: Shape, back: bool
+) -> Affine:
+    rank = len(inputs)
+    factor, shift = (
+        np.reshape(one, (1,) * (rank - np.ndim(one)) + np.shape(one))
+        for one in (float64(layer.scale), float64(layer.offset))
+    )
+    return across_line(affine, factor, shift, back, layer.name)
+
+
+def across_line(
+    affine: Affine, factor: np.ndarray, shift: np.ndarray, back: bool, name: str
+) -> Affine:
+    """`affine` on the other side of `factor * x + shift`.
+
+    factor * (a x + b) + shift = scale * (factor * x + shift) + offset, with `a` and `b`
+    before it, `scale` and `offset` after it.
+    """
+    scale, offset = affine
+    if not back:
+        return Affine(scale, factor * offset + shift - scale * shift)
+    if not np.all(factor):
+        raise Inexact(f"'{name}' multiplies by zero")
+    return Affine(scale, (scale * shift + offset - shift) / factor)
 
 
 def _padded(
@@ -150,7 +177,7 @@ def _padded(
 ) -> Affine:
     if np.any(affine.offset):
         raise Inexact(f"'{layer.name}' pads with zeros, which it would shift")
-    return _uniform(affine, layer)
+    return uniform(affine, layer)
 
 
 def _maximum(
@@ -158,7 +185,7 @@ def _maximum(
 ) -> Affine:
     if np.any(affine.scale < 0):
         raise Inexact(f"'{layer.name}' takes maxima, and a scale is negative")
-    return _uniform(affine, layer)
+    return uniform(affine, layer)
 
 
 def _globally(rule: Any) -> Any:
@@ -265,6 +292,7 @@ _RULES: dict[type, Any] = {
         _globally(_maximum),
     ),
     _LAYERS.Permute: _permuted,
+    _LAYERS.Rescaling: _rescaled,
     _LAYERS.Flatten: _reshaped,
     _LAYERS.Reshape: _reshaped,
 }

@@ -9,8 +9,10 @@ import numpy as np
 
 from keras_bn.tools import _affine, _linear
 from keras_bn.tools._affine import Affine, Inexact
-from keras_bn.tools._plan import Graph, Plan, graphs_of
-from keras_bn.tools._walk import Layer, has_graph, sublayers
+from keras_bn.tools._graph import Graph
+from keras_bn.tools._plan import Plan, Take
+from keras_bn.tools._reached import Reached
+from keras_bn.tools._walk import Layer, has_graph, is_batch_norm, sublayers
 
 
 class Chain(NamedTuple):
@@ -30,7 +32,48 @@ class Chain(NamedTuple):
         return [node.operation for node in self.nodes]
 
 
-class Chains(Plan):
+class ChainPlan(Plan):
+    """What goes into one linear layer along one way of layers in a graph."""
+
+    def _reach(self, model: Any, opaque: dict[type, str] | None) -> Reached:
+        return Reached(model, opaque, inside=False)
+
+    def _check(self, graph: Graph, node: Any) -> None:
+        super()._check(graph, node)
+        if not is_batch_norm(node.operation):
+            raise Inexact("it is called by a wrapper")
+
+    def _takes(self, layer: Layer) -> bool:
+        return _linear.is_linear(layer)
+
+    def _users(self, graph: Graph, tensor: Any) -> list[Any]:
+        user = graph.only_user(tensor)
+        return [] if user is None else [user]
+
+    def _through(self, source: Any, affine: Affine, go: Any) -> list[Take]:
+        raise _in_the_way(source.operation)
+
+    def _joined(self, affine: Affine, node: Any, tensor: Any) -> Affine:
+        raise _in_the_way(node.operation)
+
+    def _taken(
+        self, graph: Graph, norm: Any, node: Any, affine: Affine, after: bool
+    ) -> Take:
+        if not _linear.is_linear(node.operation):
+            raise _in_the_way(node.operation)
+        return super()._taken(graph, norm, node, affine, after)
+
+    def _passed(self, affine: Affine, node: Any, back: bool) -> Affine:
+        if not _affine.is_passable(node.operation):
+            raise _in_the_way(node.operation)
+        return super()._passed(affine, node, back)
+
+
+def _in_the_way(operation: Any) -> Inexact:
+    return Inexact(f"'{operation.name}' ({type(operation).__name__}) is in the way")
+
+
+class Chains(ChainPlan):
     """What `fold` would fold, whatever values the weights come to have.
 
     Attributes:
@@ -39,10 +82,9 @@ class Chains(Plan):
 
     def __init__(self, model: Any) -> None:
         self._linked: dict[int, list[Any]] = defaultdict(list)
-        self._norm: Any = None
         super().__init__(model)
         self.chains: dict[int, Chain] = {}
-        self.every = graphs_of(model)
+        self.every = self.reached.graphs
         held = _held(self.every)
         for graph in self.every:
             for node in graph.nodes:
@@ -51,12 +93,12 @@ class Chains(Plan):
                     norms = self._linked[id(layer)]
                     self.chains[id(layer)] = Chain(graph, _chain(graph, node, norms))
 
-    def _affine_of(self, layer: Layer, rank: int) -> Affine:
+    def _affine_of(self, layer: Layer, rank: int, node: Any) -> Affine:
         """Another number for each channel: equal ones would pass where others do not.
 
         Of the real ones only the signs count, which few trained weights change.
         """
-        real = super()._affine_of(layer, rank)
+        real = super()._affine_of(layer, rank, node)
         shape = layer.moving_variance.shape
         values = np.linspace(1.0, 1.5, int(np.prod(shape))).reshape(shape)
         distinct = _affine.laid_out(values, layer.axis, rank)
@@ -66,17 +108,17 @@ class Chains(Plan):
         super()._check(graph, node)
         if len(node.input_tensors) > 1:
             raise Inexact("it is called with a mask or weights of its own")
-        self._norm = node
 
-    def _passed(self, step: Any, affine: Affine, node: Any) -> Affine:
+    def _passed(self, affine: Affine, node: Any, back: bool) -> Affine:
         layer = node.operation
         if self._calls[id(layer)] > 1:
             raise Inexact(f"'{layer.name}' is called {self._calls[id(layer)]} times")
-        return super()._passed(step, affine, node)
+        return super()._passed(affine, node, back)
 
-    def _take(self, fold: Any, node: Any, affine: Affine, shape: Any) -> None:
-        super()._take(fold, node, affine, shape)
-        self._linked[id(node.operation)].append(self._norm)
+    def _take(self, graph: Graph, node: Any, takes: list[Take]) -> None:
+        super()._take(graph, node, takes)
+        (take,) = takes
+        self._linked[id(take.layer)].append(node)
 
 
 def _held(every: list[Graph]) -> set[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from keras_bn.tools import _linear
 from keras_bn.tools._affine import Inexact
 from keras_bn.tools._averaging import remaining
-from keras_bn.tools._plan import graphs_of
+from keras_bn.tools._graph import graphs_of
 from keras_bn.tools._walk import (
     Layer,
     activation_of,

@@ -3,13 +3,15 @@
 Pure arithmetic in float64 NumPy; one class a family of layers, one row a layer class.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import keras
 import numpy as np
 
 from keras_bn.tools._affine import Inexact
 from keras_bn.tools._walk import Layer, float64
+
+Shape = tuple[int | None, ...]
 
 
 class Weights(NamedTuple):
@@ -78,7 +80,10 @@ class _Transposed:
         return scale
 
     def response(self, layer: Layer, w: Weights, offset: np.ndarray) -> np.ndarray:
-        raise Inexact(f"'{layer.name}' adds up fewer shifted values at the borders")
+        if any(size != 1 for size in (*layer.kernel_size, *layer.strides)):
+            raise Inexact(f"'{layer.name}' adds up fewer shifted values at the borders")
+        total: np.ndarray = _total(w.kernels["kernel"], 2) @ offset
+        return total
 
     def channel_axes(self, name: str) -> tuple[int, ...]:
         return (-2,)
@@ -201,7 +206,11 @@ def fold_after(
 
 
 def fold_before(
-    layer: Layer, weights: Weights, scale: np.ndarray, offset: np.ndarray
+    layer: Layer,
+    weights: Weights,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    inputs: Shape = (),
 ) -> Weights:
     """The weights with which `layer` computes `layer(scale * x + offset)`.
 
@@ -210,6 +219,7 @@ def fold_before(
         weights: Its weights.
         scale: One number per input channel.
         offset: One number per input channel.
+        inputs: The shape of x, where it is known.
 
     Raises:
         Inexact: No weights do: the layer pads with zeros, which are not shifted.
@@ -217,9 +227,25 @@ def fold_before(
     family = FAMILIES[type(layer)]
     bias = weights.bias
     if np.any(offset):
-        padding: Any = getattr(layer, "padding", "valid")
-        if padding != "valid":
-            raise Inexact(f"'{layer.name}' pads with zeros (padding={padding!r})")
         bias = bias + family.response(layer, weights, offset)
+        if pads(layer, inputs):
+            raise Inexact(f"'{layer.name}' pads with zeros (padding={layer.padding!r})")
     factor = family.scaled_before(layer, weights, scale)
     return weights.times(family.kernels[0], factor, bias)
+
+
+def pads(layer: Layer, inputs: Shape) -> bool:
+    """Whether `layer` puts zeros around an input of this shape, or might."""
+    padding = getattr(layer, "padding", "valid")
+    if padding == "valid":
+        return False
+    rates = zip(layer.kernel_size, layer.dilation_rate, strict=True)
+    spans = [(size - 1) * rate + 1 for size, rate in rates]
+    first = layer.data_format == "channels_first"
+    spatial = (inputs[2:] if first else inputs[1:-1]) or (None,) * len(spans)
+    if padding == "causal":
+        return any(span > 1 for span in spans)
+    return any(
+        span > 1 and (size is None or (-(-size // step) - 1) * step + span > size)
+        for size, span, step in zip(spatial, spans, layer.strides, strict=True)
+    )

@@ -1,25 +1,29 @@
 """Decides, layer by layer, into what each batch norm of a model can be folded."""
 
-from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_bn.tools import _affine, _linear
+from keras_bn.tools import _affine, _merges, _operations
 from keras_bn.tools._affine import Affine, Inexact
+from keras_bn.tools._graph import Graph
 from keras_bn.tools._linear import Weights
+from keras_bn.tools._reached import Reached
+from keras_bn.tools._takers import is_taker, taker
 from keras_bn.tools._walk import (
     Layer,
     activation_of,
     batch_norms,
     called_in_training,
     computes_plainly,
-    graphs,
     is_batch_norm,
-    nodes,
     sublayers,
+    why_not_plainly,
 )
+
+Shape = tuple[int | None, ...]
 
 
 class Folding(NamedTuple):
@@ -27,7 +31,8 @@ class Folding(NamedTuple):
 
     Attributes:
         layer: Its path in the model.
-        into: The path of the layer that took it in; None where it stays.
+        into: The path of the layer that took it in, several with commas between them;
+            None where it stays.
         reason: Why it stays; the empty string where it was folded.
     """
 
@@ -36,70 +41,24 @@ class Folding(NamedTuple):
     reason: str
 
 
-class Graph:
-    """Who makes and who uses each tensor of one functional graph."""
+class Take(NamedTuple):
+    """What one layer is to take in.
 
-    def __init__(self, prefix: str, graph: Any, in_training: bool) -> None:
-        self.prefix = prefix
-        self.model = graph
-        self.in_training = in_training
-        self.nodes = nodes(graph)
-        self.outputs = {id(tensor) for tensor in graph.outputs}
-        self.producers = {id(t): node for node in self.nodes for t in node.outputs}
-        self.users: dict[int, list[Any]] = defaultdict(list)
-        for node in self.nodes:
-            for tensor in node.input_tensors:
-                self.users[id(tensor)].append(node)
+    Attributes:
+        node: The call.
+        layer: The layer, which a wrapper may call.
+        after: Whether it is to do `affine` to its output; otherwise to its input.
+        affine: Scale and offset.
+        inputs: The shape that the layer is called on.
+        outputs: The shape that it gives.
+    """
 
-    def only_user(self, tensor: Any) -> Any:
-        """The one call that `tensor` goes to.
-
-        Raises:
-            Inexact: There are several, or it is an output of the model as well.
-        """
-        names = [f"'{node.operation.name}'" for node in self.users[id(tensor)]]
-        if id(tensor) in self.outputs:
-            names.append("the model's output")
-        if len(names) > 1:
-            source = self.producers.get(id(tensor))
-            name = source.operation.name if source else "the input"
-            raise Inexact(f"what '{name}' gives is used by {' and '.join(names)}")
-        return self.users[id(tensor)][0] if self.users[id(tensor)] else None
-
-    def producer(self, tensor: Any) -> Any:
-        """The call that makes `tensor`, for its only user.
-
-        Raises:
-            Inexact: There is another user, or the tensor comes from outside.
-        """
-        self.only_user(tensor)
-        if id(tensor) not in self.producers:
-            raise Inexact("nothing comes before it in its model")
-        return self.producers[id(tensor)]
-
-
-def graphs_of(model: Any) -> list[Graph]:
-    """The graphs in `model`, and whether one is always run in training mode."""
-    every = graphs(model)
-    training: set[int] = set()
-    for _, graph in every:  # an outer graph comes before those in it
-        for node in nodes(graph):
-            if id(graph) in training or called_in_training(node):
-                inner = node.operation
-                training.add(id(getattr(inner, "_functional", None) or inner))
-    return [Graph(prefix, graph, id(graph) in training) for prefix, graph in every]
-
-
-def times_called(model: Any, every: list[Graph]) -> Counter[int]:
-    """How often each layer, by id, is called in the graphs or held out of them."""
-    count: Counter[int] = Counter()
-    for graph in every:
-        for node in graph.nodes:
-            operation = node.operation
-            count[id(operation)] += 1
-            if isinstance(operation, keras.Layer) and not graphs(operation):
-                count.update(id(layer) for _, layer in sublayers(operation))
-    return count
+    node: Any
+    layer: Layer
+    after: bool
+    affine: Affine
+    inputs: Shape
+    outputs: Shape
 
 
 class Plan:
@@ -107,131 +66,246 @@ class Plan:
 
     Attributes:
         foldings: One row a batch norm layer, in the order of the model.
-        steps: What linear layers take in, by id: functions of `_linear`, and their
-            scale and offset. No weights, which would be more copies of the model.
+        steps: What layers take in, by id. No weights, which would be more copies of
+            the model.
         activations: Activations that linear layers take over, by id.
         removed: By id, the activation left in the place of a folded batch norm.
+        reached: The graphs, and the calls in them.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.steps: dict[int, list[tuple[Any, np.ndarray, np.ndarray]]] = {}
+    def __init__(self, model: Any, opaque: dict[type, str] | None = None) -> None:
+        self.steps: dict[int, list[Take]] = {}
         self.activations: dict[int, Any] = {}
         self.removed: dict[int, Any] = {}
-        every = graphs_of(model)
-        self._calls = times_called(model, every)
-        rows: dict[int, tuple[str | None, str]] = {}
-        for graph in every:
-            for node in graph.nodes:
-                if is_batch_norm(node.operation):
-                    rows[id(node.operation)] = self._fold(graph, node)
-        outside = (None, "it is called inside a class whose calls are not in a graph")
+        self.reached = self._reach(model, opaque)
+        self._calls = self.reached.calls
+        self._paths = {id(layer): path for path, layer in sublayers(model)}
+        rows = self._fold_all()
+        outside = "it is called inside a class whose calls are not in a graph"
+        why_not = self.reached.why_not
         self.foldings = [
-            Folding(path, *rows.get(id(layer), outside))
+            Folding(path, *rows.get(id(layer), (None, why_not.get(id(layer), outside))))
             for path, layer in batch_norms(model).items()
         ]
 
-    def _fold(self, graph: Graph, node: Any) -> tuple[str | None, str]:
+    def _reach(self, model: Any, opaque: dict[type, str] | None) -> Reached:
+        return Reached(model, opaque)
+
+    def _fold_all(self) -> dict[int, tuple[str | None, str]]:
+        """Folds what it can, until nothing more goes: one may free another's way."""
+        pending = [
+            (graph, node)
+            for graph in self.reached.graphs
+            for node in graph.nodes
+            if is_batch_norm(_called(node))
+        ]
+        rows: dict[int, tuple[str | None, str]] = {}
+        for last_resort in (False, True):
+            count = -1
+            while count != len(pending):
+                count = len(pending)
+                left = []
+                for graph, node in pending:
+                    into, reason = self._fold(graph, node, last_resort)
+                    rows[id(_called(node))] = into, reason
+                    if into is None:
+                        left.append((graph, node))
+                pending = left
+        return rows
+
+    def _fold(
+        self, graph: Graph, node: Any, last_resort: bool
+    ) -> tuple[str | None, str]:
         """Where the batch norm of this call went, and why if nowhere."""
-        layer = node.operation
+        layer = _called(node)
         try:
             self._check(graph, node)
-            affine = self._affine_of(layer, len(node.outputs[0].shape) - 1)
+            affine = self._affine_of(layer, len(node.outputs[0].shape) - 1, node)
         except Inexact as error:
             return None, str(error)
         reasons = []
-        for fold in (self._fold_back, self._fold_ahead):
+        for direction in (self._back, self._ahead):
             try:
-                return graph.prefix + fold(graph, node, affine), ""
+                takes = direction(graph, node, affine, last_resort)
+                self._take(graph, node, takes)
             except Inexact as error:
                 reasons.append(str(error))
+                continue
+            return ", ".join(self._paths[id(take.layer)] for take in takes), ""
         return None, "before: {}; after: {}".format(*reasons)
 
-    def _affine_of(self, layer: Layer, rank: int) -> Affine:
-        return _affine.affine_of(layer, rank)
+    def _affine_of(self, layer: Layer, rank: int, node: Any) -> Affine:
+        wrapped = layer is not node.operation
+        affine = _affine.affine_of(layer, rank - wrapped)
+        for take in self.steps.get(id(layer), ()):  # another norm, as a last resort
+            scale, offset = take.affine
+            affine = Affine(affine.scale * scale, affine.offset * scale + offset)
+        return affine.apply(lambda one: one[np.newaxis]) if wrapped else affine
 
     def _check(self, graph: Graph, node: Any) -> None:
-        layer = node.operation
+        layer = _called(node)
         if graph.in_training or called_in_training(node):
             raise Inexact("it is called with training=True")
         if not computes_plainly(layer):
-            raise Inexact(
-                f"its class {type(layer).__name__} may compute something else"
-            )
+            raise Inexact(why_not_plainly(layer))
+        for name, value in node.arguments.kwargs.items():
+            # Neither a mask nor weights make a difference in inference.
+            known = name in ("inputs", "mask", "training", "weights")
+            if not known and value is not None:
+                raise Inexact(f"it is called with `{name}`")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")
+        self._check_read(layer)
 
-    def _fold_back(self, graph: Graph, node: Any, affine: Affine) -> str:
-        """Into the linear layer before it."""
-        layer, adjacent = node.operation, True
-        source = graph.producer(node.input_tensors[0])
-        while not _linear.is_linear(source.operation):
-            affine = self._passed(_affine.before, affine, source)
-            adjacent = adjacent and id(source.operation) in self.removed
-            source = graph.producer(source.input_tensors[0])
-        linear = source.operation
-        self._check_linear(layer, linear)
-        if activation_of(linear) or id(linear) in self.activations:
-            raise Inexact(f"'{linear.name}' has an activation")
-        self._take(_linear.fold_after, source, affine, source.outputs[0].shape)
-        activation = activation_of(layer)
-        if activation is not None and adjacent:
-            self.activations[id(linear)] = activation
-            activation = None
-        self.removed[id(layer)] = activation
-        return str(linear.name)
+    def _check_read(self, layer: Layer) -> None:
+        if any(id(variable) in self.reached.read for variable in layer.variables):
+            raise Inexact(f"something else reads the weights of '{layer.name}'")
 
-    def _fold_ahead(self, graph: Graph, node: Any, affine: Affine) -> str:
-        """Into the linear layer after it."""
-        layer = node.operation
-        if activation_of(layer) is not None:
+    def _back(
+        self, graph: Graph, node: Any, affine: Affine, last_resort: bool
+    ) -> list[Take]:
+        """What the layers before the batch norm must take in."""
+
+        def go(tensor: Any, affine: Affine) -> list[Take]:
+            source = graph.producer(tensor)
+            if id(source.operation) in self.removed:
+                if self.removed[id(source.operation)] is not None:
+                    raise Inexact(f"'{source.operation.name}' has an activation")
+                return go(source.input_tensors[0], affine)
+            layer = _called(source)
+            if self._takes(layer) and (last_resort or not is_batch_norm(layer)):
+                return [self._taken(graph, node, source, affine, after=True)]
+            if _merges.joins(source):
+                return self._through(source, affine, go)
+            return go(source.input_tensors[0], self._passed(affine, source, back=True))
+
+        return go(node.input_tensors[0], affine)
+
+    def _through(
+        self, source: Any, affine: Affine, go: Callable[[Any, Affine], list[Take]]
+    ) -> list[Take]:
+        """What the layers before a call that joins tensors must take in."""
+        parts, offset, signs = _merges.split(affine, source)
+        inputs = source.input_tensors
+        takes = [go(*pair) for pair in zip(inputs, parts, strict=True)]
+        if np.any(offset):
+            for i, sign in enumerate(signs):
+                try:
+                    takes[i] = go(inputs[i], parts[i]._replace(offset=sign * offset))
+                    break
+                except Inexact:
+                    if i + 1 == len(signs):
+                        raise
+        return [take for one in takes for take in one]
+
+    def _ahead(
+        self, graph: Graph, node: Any, affine: Affine, last_resort: bool
+    ) -> list[Take]:
+        """What the layers after the batch norm must take in, all that there are."""
+        if activation_of(_called(node)) is not None:
             raise Inexact("it has an activation")
-        user = graph.only_user(node.outputs[0])
-        while user is not None and not _linear.is_linear(user.operation):
-            affine = self._passed(_affine.after, affine, user)
-            user = graph.only_user(user.outputs[0])
-        if user is None:
-            raise Inexact("the model ends")
-        self._check_linear(layer, user.operation)
-        self._take(_linear.fold_before, user, affine, user.input_tensors[0].shape)
-        self.removed[id(layer)] = None
-        return str(user.operation.name)
 
-    def _passed(self, step: Any, affine: Affine, node: Any) -> Affine:
-        """`affine` on the other side of a layer that is not linear."""
-        layer = node.operation
-        if id(layer) in self.removed and self.removed[id(layer)] is None:
-            return affine
-        if not _affine.is_passable(layer) or called_in_training(node):
-            raise Inexact(f"'{layer.name}' ({type(layer).__name__}) is in the way")
-        shapes = (node.input_tensors[0].shape, node.outputs[0].shape)
-        return step(affine, layer, *shapes)  # type: ignore[no-any-return]
+        def go(tensor: Any, affine: Affine) -> list[Take]:
+            users = self._users(graph, tensor)
+            if not users:
+                raise Inexact("the model ends")
+            return [take for user in users for take in into(user, tensor, affine)]
 
-    def _check_linear(self, layer: Layer, linear: Layer) -> None:
-        if self._calls[id(linear)] > 1:
-            raise Inexact(f"'{linear.name}' is called {self._calls[id(linear)]} times")
-        if layer.compute_dtype != linear.compute_dtype:
-            raise Inexact(f"'{linear.name}' computes in {linear.compute_dtype}")
+        def into(user: Any, tensor: Any, affine: Affine) -> list[Take]:
+            if self.removed.get(id(user.operation), self) is None:
+                return go(user.outputs[0], affine)
+            layer = _called(user)
+            if self._takes(layer) and not is_batch_norm(layer):
+                return [self._taken(graph, node, user, affine, after=False)]
+            if len(user.input_tensors) > 1:
+                return go(user.outputs[0], self._joined(affine, user, tensor))
+            return go(user.outputs[0], self._passed(affine, user, back=False))
 
-    def _take(self, fold: Any, node: Any, affine: Affine, shape: Any) -> None:
-        """Gives the linear layer of this call its new weights."""
-        linear = node.operation
-        axis = _linear.channel_axis(linear, len(shape) - 1)
-        vectors = [_affine.channel_vector(v, axis, shape[1:][axis]) for v in affine]
-        steps = [*self.steps.get(id(linear), []), (fold, *vectors)]
-        weights = folded_weights(linear, steps)
-        with np.errstate(over="ignore"):
-            for one in (*weights.kernels.values(), weights.bias):
-                cast = keras.ops.cast(one, linear.variable_dtype)
-                if not np.isfinite(keras.ops.convert_to_numpy(cast).astype("f4")).all():
-                    raise Inexact(f"its weights do not fit {linear.variable_dtype}")
-        self.steps[id(linear)] = steps
+        return go(node.outputs[0], affine)
+
+    def _takes(self, layer: Layer) -> bool:
+        return is_taker(layer)
+
+    def _passed(self, affine: Affine, node: Any, back: bool) -> Affine:
+        return _operations.passed(affine, node, back)
+
+    def _joined(self, affine: Affine, node: Any, tensor: Any) -> Affine:
+        return _merges.joined(affine, node, tensor)
+
+    def _users(self, graph: Graph, tensor: Any) -> list[Any]:
+        """The calls that `tensor` goes to, if it goes nowhere else."""
+        users = list({id(one): one for one in graph.users[id(tensor)]}.values())
+        if users and id(tensor) in graph.outputs:
+            raise Inexact(graph.used_by(tensor))
+        return users
+
+    def _taken(
+        self, graph: Graph, norm: Any, node: Any, affine: Affine, after: bool
+    ) -> Take:
+        """Checks that the layer of a call may get other weights."""
+        layer, other = _called(node), _called(norm)
+        if self._calls[id(layer)] > 1:
+            raise Inexact(f"'{layer.name}' is called {self._calls[id(layer)]} times")
+        if other.compute_dtype != layer.compute_dtype:
+            raise Inexact(f"'{layer.name}' computes in {layer.compute_dtype}")
+        if after and (activation_of(layer) or id(layer) in self.activations):
+            raise Inexact(f"'{layer.name}' has an activation")
+        if is_batch_norm(layer):
+            self._check(graph, node)
+        self._check_read(layer)
+        shapes = [node.input_tensors[0].shape, node.outputs[0].shape]
+        if layer is not node.operation:
+            affine = _operations.one_step(affine, node.operation.name)
+            shapes = [(*shape[:1], *shape[2:]) for shape in shapes]
+        return Take(node, layer, after, affine, *shapes)
+
+    def _take(self, graph: Graph, node: Any, takes: list[Take]) -> None:
+        """Gives the layers their new weights, or none of them."""
+        every = dict(self.steps)
+        for take in takes:
+            steps = every[id(take.layer)] = [*every.get(id(take.layer), []), take]
+            _check_fits(take.layer, folded_weights(take.layer, steps))
+        activation = activation_of(_called(node))
+        if activation is not None and self._can_activate(graph, node, takes):
+            self.activations[id(takes[0].layer)] = activation
+            activation = None
+        self.steps = every
+        self.removed[id(node.operation)] = activation
+
+    def _can_activate(self, graph: Graph, node: Any, takes: list[Take]) -> bool:
+        """Whether one layer took the norm in, and nothing stands between them."""
+        take = takes[0]
+        if len(takes) > 1 or not take.after or not hasattr(take.layer, "activation"):
+            return False
+        source = graph.producers[id(node.input_tensors[0])]
+        while source is not take.node and id(source.operation) in self.removed:
+            source = graph.producers[id(source.input_tensors[0])]
+        return source is take.node
 
 
-def folded_weights(
-    linear: Layer, steps: list[tuple[Any, np.ndarray, np.ndarray]]
-) -> Weights:
-    """The weights of a linear layer after these steps of a plan."""
-    weights = _linear.read_weights(linear)
-    for fold, scale, offset in steps:
-        weights = fold(linear, weights, scale, offset)
+def _called(node: Any) -> Any:
+    """The layer that a call goes to; that in it, of one that goes step by step."""
+    operation = node.operation
+    if type(operation) is keras.layers.TimeDistributed:
+        return operation.layer
+    return operation
+
+
+def _check_fits(layer: Layer, weights: Weights) -> None:
+    with np.errstate(over="ignore"):
+        for one in (*weights.kernels.values(), weights.bias):
+            cast = keras.ops.cast(one, layer.variable_dtype)
+            if not np.isfinite(keras.ops.convert_to_numpy(cast).astype("f4")).all():
+                raise Inexact(f"its weights do not fit {layer.variable_dtype}")
+
+
+def folded_weights(layer: Layer, steps: list[Take]) -> Weights:
+    """The weights of a layer after these steps of a plan."""
+    how = taker(layer)
+    weights = how.read(layer, steps[0].outputs)
+    for take in steps:
+        if take.after:
+            weights = how.after(layer, weights, take.affine, take.outputs)
+        else:
+            weights = how.before(layer, weights, take.affine, take.inputs)
     return weights

@@ -100,6 +100,7 @@ class _Observer:
                 mask=mask,
                 weights=as_it_was(weights),
                 synchronized=bool(getattr(layer, "synchronized", False)),
+                replica_groups=getattr(layer, "replica_groups", None),
                 **settings,
             )
             if self._see is not None:

@@ -42,6 +42,18 @@ class Replacement(NamedTuple):
     add: Callable[[], Layer] | None = None
 
 
+class OutOfReach(ValueError):
+    """A layer cannot be replaced where it is held.
+
+    Attributes:
+        owner: The layer that holds it.
+    """
+
+    def __init__(self, message: str, owner: Layer) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
 Replace = Callable[[Layer], Replacement | None]
 """Says what to put in the place of a layer; None to copy it as it is."""
 
@@ -136,10 +148,13 @@ class _Copier:
         left = {id(layer) for _, layer in sublayers(new)}
         for name, layer in sublayers(old):
             if self._replace(layer) and not self._arrived(layer, left):
-                raise ValueError(_out_of_reach(old, f"{path}.{name}", layer))
+                raise OutOfReach(_out_of_reach(old, f"{path}.{name}", layer), old)
 
     def _arrived(self, layer: Layer, present: set[int]) -> bool:
-        return id(layer) in self.copies and id(self.copies[id(layer)][1][0]) in present
+        if id(layer) not in self.copies:
+            return False
+        copy = self.copies[id(layer)][1].layer
+        return copy is None or id(copy) in present
 
     def _layer_inside(self, old: Any, new: Layer, owner: Layer, path: str) -> Layer:
         if not isinstance(old, keras.layers.Layer):

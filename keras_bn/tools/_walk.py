@@ -7,7 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.layers import BatchNormalization
+from keras_bn.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    DomainBatchNormalization,
+)
 
 Layer = Any
 """A `keras.layers.Layer`, or an operation of a functional model's graph."""
@@ -39,9 +43,39 @@ def infers_by_batch(layer: Layer) -> bool:
 
 
 def computes_plainly(layer: Layer) -> bool:
-    """Whether `layer` is a batch norm whose `call` is not a subclass's own."""
-    call = getattr(type(layer), "call", None)
-    return call in (BatchNormalization.call, keras.layers.BatchNormalization.call)
+    """Whether `layer` is a batch norm, and nothing of a subclass runs in its `call`."""
+    ours = isinstance(layer, BatchNormalization)
+    base = BatchNormalization if ours else keras.layers.BatchNormalization
+    return is_batch_norm(layer) and all(
+        getattr(type(layer), name) is getattr(base, name) for name in _RUN[base]
+    )
+
+
+_RUN = {
+    BatchNormalization: (
+        *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
+        *("_fused_activation", "_statistics"),
+    ),
+    keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
+}
+"""What runs when a batch norm is called."""
+
+
+def is_domain_norm(layer: Layer) -> bool:
+    """Whether `layer` keeps statistics for each of several domains."""
+    return isinstance(layer, DomainBatchNormalization)
+
+
+def why_not_plainly(layer: Layer) -> str:
+    """Why a batch norm that does not compute plainly has no place where one must."""
+    if is_domain_norm(layer):
+        return (
+            "it has statistics for each domain: take one out by `convert(model, "
+            "domain=...)`"
+        )
+    if isinstance(layer, ConditionalBatchNormalization):
+        return "its gamma and beta are other ones for each sample"
+    return f"its class {type(layer).__name__} may compute something else"
 
 
 def is_sequential(layer: Layer) -> bool:
@@ -132,7 +166,8 @@ def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
 def graphs(model: Layer) -> list[tuple[str, Any]]:
     """Each functional graph in `model` and its prefix of paths, outer ones first."""
     inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
-    return [(p, _graph(layer)) for p, layer in [("", model), *inner] if _graph(layer)]
+    every = [(p, graph_in(layer)) for p, layer in [("", model), *inner]]
+    return [(p, graph) for p, graph in every if graph]
 
 
 def has_graph(layer: Layer) -> bool:
@@ -140,7 +175,7 @@ def has_graph(layer: Layer) -> bool:
     return is_sequential(layer) or is_functional(layer)
 
 
-def _graph(layer: Layer) -> Any:
+def graph_in(layer: Layer) -> Any:
     """The functional graph of `layer`; None where it has none (a subclassed model)."""
     # A built Sequential holds the Functional that it runs.
     layer = layer._functional if is_sequential(layer) else layer

@@ -2,15 +2,21 @@
 
 import inspect
 import warnings
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_bn.layers import BatchNormalization
+from keras_bn.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    DomainBatchNormalization,
+)
 from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
@@ -30,12 +36,15 @@ from keras_bn.tools._walk import (
     batch_norms,
     called_with,
     float64,
+    is_domain_norm,
     is_plain_batch_norm,
+    why_not_plainly,
 )
 
 TARGETS: dict[str, Any] = {
     "keras_bn": BatchNormalization,
     "keras": keras.layers.BatchNormalization,
+    "domain": DomainBatchNormalization,
     **SAMPLE_NORMS,
 }
 ACCUMULATED = ("count", "mean", "variance", "steps")
@@ -50,7 +59,9 @@ WEIGHTS = (
 )
 
 
-def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
+def convert(
+    model: Any, to: str = "keras_bn", *, domain: int | None = None, **overrides: Any
+) -> Any:
     """A copy of `model` with every batch normalization layer of the chosen class.
 
     The copy has the names, weights, random states, `trainable` flags and, where the
@@ -77,6 +88,12 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     norm from `to="group"` as well, since a group of one channel would be 0. Layer norm
     over all positions and channels is `to="group", groups=1`.
 
+    `to="domain"` gives each of `domains=k` domains the weights and statistics of the
+    layer, in a `keras_bn.DomainBatchNormalization`. The model gets another input for
+    it, the last, with the name "domain" and one integer a sample; a Sequential model
+    becomes a functional one. `domain=d` is the way back, of one domain: plain layers
+    with its weights, and no input for it. Either way the optimizer is a fresh one.
+
     A residual that a layer is called with is added by a layer of its own, as is the
     activation, where the target has no such argument.
 
@@ -92,7 +109,9 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
         model: A built Keras model.
         to: The class to use: `"keras_bn"` for `keras_bn.BatchNormalization`; of
             `keras.layers`, `"keras"` for `BatchNormalization`, `"group"` for
-            `GroupNormalization`, `"layer"` for `LayerNormalization`.
+            `GroupNormalization`, `"layer"` for `LayerNormalization`; `"domain"` for
+            `keras_bn.DomainBatchNormalization`, which needs `domains=k`.
+        domain: The domain to take out of layers that have several.
         **overrides: Arguments of that class to set in every layer, such as
             `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
             have start at its moving statistics. With `momentum=None` the next batch
@@ -107,11 +126,13 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     Raises:
         TypeError: `model` is not a Keras model; an override that the class does not
             take.
-        ValueError: `to` is unknown; the model is not built, has no batch norm or is
-            quantized; a layer that the target class cannot express, or that cannot be
-            replaced where it is (for `"group"`: of several axes, or that a mask
-            reaches; for all but `"keras_bn"`: called with `weights`); `groups` that do
-            not divide the channels of a layer.
+        ValueError: `to` is unknown, or does not go with `domain`; the model is not
+            built, has no batch norm or is quantized; a layer that the target class
+            cannot express, or that cannot be replaced where it is (for `"group"`: of
+            several axes, or that a mask reaches; for `"domain"`, in a class whose
+            `call` passes no domain on; for all but `"keras_bn"`, called with
+            `weights`); `groups` that do not divide the channels of a layer; a `domain`
+            out of range.
 
     Warns:
         UserWarning: There is nothing to convert; the compile state, or the class of
@@ -139,13 +160,15 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             f"Argument `to` must be one of {sorted(TARGETS)}. Received: to={to!r}"
         )
     target = TARGETS[to]
+    norms = batch_norms(model)
+    if domain is not None:
+        return _of_one_domain(model, to, domain, overrides)
     _check_overrides(target, overrides)
     of_samples = to in SAMPLE_NORMS
-    norms = batch_norms(model)
-    if not overrides and all(
-        type(layer) is target or not is_plain_batch_norm(layer)
-        for layer in norms.values()
-    ):
+    if to not in ("keras_bn", "domain"):
+        _check_is_expressed(norms, to)
+    plain = [layer for layer in norms.values() if is_plain_batch_norm(layer)]
+    if not plain or (not overrides and all(type(layer) is target for layer in plain)):
         warnings.warn(
             f"Nothing to convert in model '{model.name}': each of its {len(norms)} "
             f"batch normalization layers is of {to} already, or a subclass whose "
@@ -165,6 +188,10 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
             return Replacement(norm, _then(layer), adder(layer))
         return _converted(layer, target, overrides)
 
+    if to == "domain" and plain:
+        copy = with_domains(model, partial(_domain_layer, overrides), copy_batch_norm)
+        carry_compile(model, copy, slots=False)
+        return copy
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
     carry_compile(model, copy)
     if of_samples:
@@ -172,8 +199,43 @@ def convert(model: Any, to: str = "keras_bn", **overrides: Any) -> Any:
     return copy
 
 
+def _of_one_domain(model: Any, to: str, domain: int, overrides: dict[str, Any]) -> Any:
+    """The model with one domain of its layers, then converted as any other."""
+    if to == "domain" or not any(map(is_domain_norm, batch_norms(model).values())):
+        raise ValueError(
+            "Argument `domain` must be None unless one domain is taken out of a model "
+            "with DomainBatchNormalization layers; how many there are to be is "
+            f"`domains`. Received: domain={domain!r}, to={to!r} and model "
+            f"'{model.name}'"
+        )
+    copy = without_domains(model, domain)
+    carry_compile(model, copy, slots=False)
+    return convert(copy, to, **overrides) if to != "keras_bn" or overrides else copy
+
+
+def _domain_layer(overrides: dict[str, Any], layer: Layer) -> Layer:
+    """What does for each of several domains what `layer` does."""
+    own = _arguments_of(DomainBatchNormalization) - _arguments_of(BatchNormalization)
+    others = {name: value for name, value in overrides.items() if name not in own}
+    plain: Any = _converted(layer, BatchNormalization, others).layer
+    given = {name: value for name, value in overrides.items() if name in own}
+    return DomainBatchNormalization.from_config({**plain.get_config(), **given})
+
+
+def _check_is_expressed(norms: dict[str, Layer], to: str) -> None:
+    """Refuses layers of this package that the target has nothing for."""
+    for path, layer in norms.items():
+        if isinstance(layer, (DomainBatchNormalization, ConditionalBatchNormalization)):
+            raise ValueError(
+                f"Layer '{path}' cannot be converted: {why_not_plainly(layer)}. "
+                f"Received: to={to!r} and a {type(layer).__name__}"
+            )
+
+
 def _arguments_of(target: type) -> set[str]:
     names = set(inspect.signature(target.__init__).parameters)  # type: ignore[misc]
+    if target is DomainBatchNormalization:
+        names |= _arguments_of(BatchNormalization)
     return names - {"self", "kwargs"}
 
 
@@ -189,6 +251,11 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
             )
     if target in SAMPLE_NORMS.values():
         check_overrides(overrides)
+    if target is DomainBatchNormalization and "domains" not in overrides:
+        raise ValueError(
+            'Argument `domains` must be given with to="domain": how many there are. '
+            f"Received: {overrides}"
+        )
     # Keras wraps what a constructor raises within `from_config` in other words.
     target(**overrides)
 
@@ -292,11 +359,14 @@ def _check_numbers(layer: Layer, config: dict[str, Any]) -> None:
 
 
 def copy_batch_norm(old: Layer, new: Layer) -> None:
-    """Gives `new` the weights of `old`; statistics that it lacked start at its own."""
+    """Gives `new` the weights of `old`; statistics that it lacked start at its own.
+
+    A layer for several domains gets them for each.
+    """
     for name in WEIGHTS:
         source, target = getattr(old, name, None), getattr(new, name, None)
         if source is not None and target is not None:
-            assign_copy(target, source)
+            target.assign(np.array(np.broadcast_to(array(source), target.shape)))
             target.trainable = source.trainable
     if new.renorm and not old.renorm:
         set_renorm_statistics(new)

@@ -1,15 +1,20 @@
 """Batch normalization multiplied into the layers around it, for inference."""
 
+import warnings
 from typing import Any
 
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import Fill, carry_compile
+from keras_bn.tools._chains import ChainPlan
+from keras_bn.tools._folded import Folded
+from keras_bn.tools._lasting import base_class
 from keras_bn.tools._plan import Folding, Plan, folded_weights
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
-from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
 from keras_bn.tools._residual import with_sums
 from keras_bn.tools._table import Table
-from keras_bn.tools._walk import Layer, batch_norms, has_graph
-from keras_bn.tools.convert import activation_layer
+from keras_bn.tools._takers import taker
+from keras_bn.tools._walk import Layer, batch_norms, has_graph, is_batch_norm
+from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
 
 class FoldReport(Table):
@@ -63,15 +68,27 @@ def fold(model: Any, explain: bool = False) -> Any:
     float64, the result in the dtype of the layer's weights. Outputs agree with those
     of `model` to the rounding of that dtype.
 
-    Linear layers are Dense, Conv1D/2D/3D, DepthwiseConv1D/2D, SeparableConv1D/2D and
-    Conv1D/2D/3DTranspose. Batch norm also passes through layers that only drop or move
-    values, wherever that is exact: dropouts, Identity, Reshape, Flatten, Permute,
-    cropping, average pooling without padding, maximum pooling if no scale is negative,
-    zero padding if there is no offset.
+    Linear layers are Dense, EinsumDense, Conv1D/2D/3D, DepthwiseConv1D/2D,
+    SeparableConv1D/2D and Conv1D/2D/3DTranspose. Before it, Embedding and layers that
+    end in gamma and beta of their own (LayerNormalization, GroupNormalization, a batch
+    norm that has to stay) take it in as well.
 
-    What cannot be folded stays as it is: an activation in between, several users of
-    a tensor, layers called twice or with `training=True`, a convolution after it that
-    pads with zeros. `explain=True` says why, layer by layer.
+    Batch norm also passes through what only drops, moves or averages values, wherever
+    that is exact: dropouts, Identity, Reshape, Flatten, Permute, cropping, upsampling,
+    average pooling, maximum pooling if no scale is negative, zero padding if there is
+    no offset; sums and products with constants, transposes, means and reshapes of
+    `keras.ops`. Where tensors are joined before it (Concatenate, Add, Subtract,
+    Average), or several layers read it, all of the layers there take their share, or
+    none does.
+
+    A layer of a class that is not Keras's is followed: its `call` is run on symbolic
+    tensors, and the batch norms that it calls are folded into the layers that it calls.
+    There a layer that hands its input on takes the place of the norm.
+
+    What cannot be folded stays as it is: an activation in between, other users of a
+    tensor, layers called twice or with `training=True`, a convolution after it that
+    pads with zeros, a `call` that cannot be followed. `explain=True` says why, layer by
+    layer.
 
     A residual that a batch norm is called with is added by a layer of its own first.
 
@@ -93,7 +110,8 @@ def fold(model: Any, explain: bool = False) -> Any:
             model, whose order of layers is not known.
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: The compile state, or the class of the model, cannot be carried;
+            nothing could be folded, and no report was asked for.
 
     Reference:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2.
@@ -120,40 +138,71 @@ def fold(model: Any, explain: bool = False) -> Any:
             f"{type(model).__name__}"
         )
     if is_quantize_aware(model):
-        copy, report = fold(without_rounding(model), explain=True)
-        carry_compile(model, copy, slots=False)
-        return (copy, report) if explain else copy
-    plain = with_sums(model)
-    if plain is not model:
-        copy, report = fold(plain, explain=True)
-        carry_compile(model, copy, slots=False)
-        return (copy, report) if explain else copy
-    plan = Plan(model)
+        copy, plan = _folded(without_rounding(model), ChainPlan)
+    else:
+        copy, plan = _folded(with_sums(model), Plan)
+    carry_compile(model, copy, slots=False)
+    report = FoldReport(plan.foldings)
+    if explain:
+        return copy, report
+    if not report.folded:
+        warnings.warn(
+            f"None of the {len(report.left)} batch normalization layers of model "
+            f"'{model.name}' could be folded: the copy computes the same, no faster. "
+            f"The first, '{report.left[0].layer}', stays because: "
+            f"{report.left[0].reason}. `explain=True` gives the reasons of all.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return copy
 
+
+def _folded(model: Any, planned: type[Plan]) -> tuple[Any, Plan]:
+    """The copy, and the plan that it follows."""
+    opaque: dict[type, str] = {}
+    while True:
+        plan = planned(model, opaque)
+        try:
+            return rebuild(model, *_of_plan(plan)), plan
+        except OutOfReach as error:
+            # Without its class, what is left may still go.
+            cls = base_class(error.owner)
+            if cls in opaque:
+                raise
+            opaque[cls] = (
+                f"it is called inside '{error.owner.name}' ({cls.__name__}), which "
+                "holds layers where no others can be put"
+            )
+
+
+def _of_plan(plan: Plan) -> tuple[Replace, Fill]:
     def replace(layer: Layer) -> Replacement | None:
         if id(layer) in plan.removed:
             activation = plan.removed[id(layer)]
+            if id(layer) in plan.reached.owners:  # somebody's code calls it
+                return Replacement(
+                    Folded(activation, name=layer.name, dtype=layer.dtype_policy)
+                )
             if activation is None:
                 return Replacement(None)
             return Replacement(None, (activation_layer(layer, activation),))
         if id(layer) in plan.steps:
-            return Replacement(_folded_layer(layer, plan.activations.get(id(layer))))
+            return Replacement(_taking(layer, plan.activations.get(id(layer))))
         return None
 
     def fill(old: Layer, new: Layer) -> None:
-        weights = folded_weights(old, plan.steps[id(old)])
-        for name, kernel in weights.kernels.items():
-            getattr(new, name).assign(kernel)
-        new.bias.assign(weights.bias)
+        if id(old) in plan.removed:
+            return
+        if is_batch_norm(old):
+            copy_batch_norm(old, new)
+        taker(old).fill(new, folded_weights(old, plan.steps[id(old)]))
 
-    copy = rebuild(model, replace, fill)
-    carry_compile(model, copy, slots=False)
-    return (copy, FoldReport(plan.foldings)) if explain else copy
+    return replace, fill
 
 
-def _folded_layer(layer: Layer, activation: Any) -> Layer:
-    """A layer like `layer`, with a bias."""
-    config = {**layer.get_config(), "use_bias": True}
+def _taking(layer: Layer, activation: Any) -> Layer:
+    """A layer like `layer`, with all the weights that an affine needs."""
+    config = {**layer.get_config(), **taker(layer).config(layer)}
     # The kernel that was read has the low-rank update in it.
     for name in ("lora_rank", "lora_alpha"):
         config.pop(name, None)

@@ -69,6 +69,27 @@ def test_the_mask_that_keras_passes_on_counts_too(residual):
     assert getattr(y, "_keras_mask", None) is not None
 
 
+def test_ghost_batches_take_their_part_of_both():
+    settings = {"momentum": 0.5, "activation": "relu"}
+    ghosts = keras_bn.BatchNormalization(virtual_batch_size=4, **settings)
+    x, residual = normal(6, 3), normal(6, 3, seed=1) - 3
+    weights = np.array([1, 3, 0, 2, 1, 2], "float32")
+    y = ghosts(x, training=True, weights=weights, residual=residual)
+    parts = [
+        keras_bn.BatchNormalization(**settings)(
+            x[part], training=True, weights=weights[part], residual=residual[part]
+        )
+        for part in (slice(4), slice(4, 6))
+    ]
+    expected = np.concatenate([frameworks.numpy(one) for one in parts])
+    np.testing.assert_allclose(frameworks.numpy(y), expected, atol=1e-5)
+    whole = oracle.forward(x, weight=oracle.weights(weights, x, -1))
+    found = statistics(ghosts)
+    np.testing.assert_allclose(found[0], 0.5 * whole.mean.ravel(), rtol=1e-5)
+    right = 0.5 + 0.5 * whole.variance.ravel()
+    np.testing.assert_allclose(found[1], right, rtol=1e-5)
+
+
 def network(activation="relu"):
     """Inputs, weights and a block with a shortcut."""
     inputs, weights = keras.Input((6, 6, 3), name="x"), keras.Input((6, 6), name="w")

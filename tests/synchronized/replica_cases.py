@@ -9,6 +9,8 @@ import numpy as np
 import keras_bn
 
 REPLICAS = 2
+GROUP_REPLICAS = 4
+PROCESSES = {"torch": REPLICAS}.get(keras.backend.backend(), 1)
 
 
 class Case(NamedTuple):
@@ -26,6 +28,8 @@ class Case(NamedTuple):
     activation: str | None = None
     correction: tuple | None = None  # r and d
     synchronized: bool = True
+    groups: list | None = None  # who takes statistics together
+    named: str | None = None  # the same by the name of an axis
     mutated: bool = False  # the backward pass does not add up over the replicas
     way: str = ""  # of running it, where an engine has several
 
@@ -57,6 +61,46 @@ WAYS = {
 }[keras.backend.backend()]
 WAY_CASES = [Case(way, way=way) for way in WAYS]
 EVERY_CASE = [*CASES, *WAY_CASES, MUTATED, LOCAL_CASE]
+
+PAIRS = [[0, 1], [2, 3]]
+GROUP_CASES = [
+    Case("pairs", (2, 2, 2, 2), groups=PAIRS),
+    Case("crossed, uneven parts", (3, 1, 0, 4), groups=[[0, 3], [2, 1]]),
+    Case(
+        "uneven, masked",
+        *((3, 1, 2, 2), (5, 6, 3), 1000.0, 1.0),
+        masked=True,
+        groups=[[0, 2, 3], [1]],
+    ),
+    Case("all in one", (2, 2, 2, 2), shape=(3,), groups=[[1, 0, 3, 2]]),
+    Case("renorm", (2, 2, 2, 2), groups=PAIRS, correction=(1.5, 0.3)),
+    *{
+        "jax": [
+            Case("pmap", (2, 2, 2, 2), groups=PAIRS, way="pmap"),
+            *(
+                Case(
+                    f"{way}axis {name}", (2, 2, 2, 2), way=way, groups=found, named=name
+                )
+                for way in ("", "shard_map, unchecked ")
+                for name, found in (("data", [[0, 2], [1, 3]]), ("model", PAIRS))
+            ),
+        ],
+        "tensorflow": [Case("eager", (2, 2, 2, 2), groups=PAIRS, way="eager")],
+        "torch": [
+            Case("torch.compile", (2, 2, 2, 2), groups=PAIRS, way="torch.compile"),
+            Case("process group", (2, 2, 2, 2), groups=PAIRS, way="process group"),
+        ],
+    }[keras.backend.backend()],
+]
+# What the engine that runs refuses, and how the error names it.
+REFUSED = {
+    "missing": (
+        [[0], [2, 1]],
+        r"replicas here are \[0, 1, 2, 3\]. Received.*without replica 3",
+    ),
+    "unknown": ([[0, 1], [2, 3, 4]], "Received.*with replica 4"),
+    "axis": ("rows", r"Received: replica_groups=\['rows'\]"),
+}
 
 
 def ends(sizes):
@@ -91,8 +135,8 @@ def data(case):
     }
 
 
-def call(case, x, gamma, beta, mask):
-    """The call of one replica."""
+def call(case, x, gamma, beta, mask, groups=None):
+    """The call of one replica; `groups`, where the engine has its own."""
     correction = None
     if case.correction is not None:
         r, d = case.correction
@@ -109,6 +153,7 @@ def call(case, x, gamma, beta, mask):
         activation=case.activation,
         correction=correction,
         synchronized=case.synchronized,
+        replica_groups=groups or case.named or case.groups,
     )
 
 
@@ -126,6 +171,8 @@ TRAININGS = [
     Training("plain"),
     Training("renorm", settings={"renorm": True}),
     Training("accumulation", settings={"accumulation_steps": 3}),
+    # Groups of the whole batch that lie within one replica each.
+    Training("ghost batches", settings={"virtual_batch_size": 2}),
     Training("bfloat16", dtype="mixed_bfloat16"),
     # In two processes of PyTorch's, `fit` of Keras trains two models.
     *([] if keras.backend.backend() == "torch" else [Training("fit", by_fit=True)]),
@@ -191,6 +238,37 @@ def recalibrated(parts, rank):
 def data_to_recalibrate():
     """Images whose halves differ."""
     return np.concatenate(batches()[0][:2])
+
+
+def grouped_layer(groups=PAIRS):
+    """A layer whose moving statistics are the last batch's, and a batch."""
+    layer = keras_bn.BatchNormalization(
+        momentum=0.0, synchronized=True, replica_groups=groups
+    )
+    layer.build((None, 3))
+    return layer, data(Case("", (2, 2, 2, 2), shape=(3,)))["x"]
+
+
+def synchronized(x, groups=None):
+    """x normalized by the statistics of all replicas, or of a group."""
+    return keras_bn.ops.batch_norm_train(x, synchronized=True, replica_groups=groups)[0]
+
+
+def refusal(name, attempt):
+    """What `attempt` raises, for the results."""
+    try:
+        attempt()
+    except ValueError as error:
+        return {f"refused {name}": np.array(str(error))}
+    return {}
+
+
+def refusals(attempt):
+    """What `attempt` says to each of the groups that it must refuse."""
+    found = {}
+    for name, (groups, _) in REFUSED.items():
+        found |= refusal(name, lambda groups=groups: attempt(groups))
+    return found
 
 
 def loss(predicted, expected):

@@ -12,6 +12,9 @@ engine = __import__(f"replicas_{keras.backend.backend()}")
 
 def main(folder, caught):
     """Writes `<rank>.npz` for each replica of this process, and `alone.npz`."""
+    more = run_groups(folder)
+    if more:  # a process that was only for these
+        return
     trainings = (*cases.TRAININGS, cases.LOCAL)
     alone = {one.name: engine.train(one, alone=True)[0] for one in trainings}
     engine.start()
@@ -24,7 +27,7 @@ def main(folder, caught):
             found[rank][f"train {training.name}"] = weights
     counts = engine.collectives()
     mine = min(rank for rank in found if found[rank])
-    parts = engine.PROCESSES
+    parts = cases.PROCESSES
     found[mine]["recalibrated"] = cases.recalibrated(parts, mine if parts > 1 else 0)
     engine.stop()
     counts["warnings"] = sum("outside" in str(one.message) for one in caught)
@@ -34,6 +37,19 @@ def main(folder, caught):
     if found.get(0):
         np.savez(f"{folder}/alone.npz", **alone)
         np.savez(f"{folder}/collectives.npz", **counts)
+
+
+def run_groups(folder):
+    """Writes `group <rank>.npz` for each of four replicas of this process."""
+    more = engine.start_groups(folder)
+    found = engine.grouped()
+    for case in cases.GROUP_CASES:
+        for rank, results in engine.operation(case).items():
+            found[rank] |= {f"{case.name}/{k}": v for k, v in results.items()}
+    engine.stop()
+    for rank, results in found.items():
+        np.savez(f"{folder}/group {rank}.npz", **results)
+    return more
 
 
 if __name__ == "__main__":

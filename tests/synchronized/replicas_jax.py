@@ -1,5 +1,7 @@
 """Two devices under `jax.shard_map`, in one process."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -7,12 +9,33 @@ import numpy as np
 import replica_cases as cases
 from jax.sharding import AxisType, PartitionSpec
 
-from keras_bn.backend import jax_context
+from keras_bn.backend import jax_replicas
 
-PROCESSES = 1
-jax.config.update("jax_num_cpu_devices", cases.REPLICAS)
-MESH = jax.make_mesh((cases.REPLICAS,), ("data",), axis_types=(AxisType.Auto,))
+jax.config.update("jax_num_cpu_devices", cases.GROUP_REPLICAS)
+
+
+def _mesh(*sizes):
+    return jax.make_mesh(
+        sizes,
+        ("data", "model")[: len(sizes)],
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=jax.devices()[: np.prod(sizes)],
+    )
+
+
+MESH, GROUPS, SQUARE = _mesh(cases.REPLICAS), _mesh(cases.GROUP_REPLICAS), _mesh(2, 2)
 SPLIT, SAME = PartitionSpec("data"), PartitionSpec()
+
+
+def _mesh_of(case):
+    if len(case.sizes) == cases.REPLICAS:
+        return MESH
+    return SQUARE if case.named else GROUPS
+
+
+def start_groups(folder):
+    """All replicas are in this process, which goes on with the other cases."""
+    return False
 
 
 def start():
@@ -47,40 +70,48 @@ def _evenly(case, arrays):
 
 
 def _step(case):
+    checked = case.synchronized and not case.way
+    grouped = case.groups is not None
+    # The layer would take gamma's variation for that of other channels.
+    named = "data" if checked and not grouped else None
+
     def step(x, dy, mask, gamma, beta):
         # The cast's transpose would add up the gradients of gamma and beta.
-        gamma, beta = jax_context.vary_alike(x, gamma, beta)
+        gamma, beta = jax_replicas.vary_alike(x, gamma, beta)
         y, pull_back, moments = jax.vjp(
-            lambda *inputs: cases.call(case, *inputs, mask),
+            lambda *inputs: cases.call(case, *inputs, mask, named),
             x,
             gamma,
             beta,
             has_aux=True,
         )
         dx, dgamma, dbeta = pull_back(dy)
+        if grouped:
+            moments = [one[None] for one in moments]
         return y, dx, dgamma[None], dbeta[None], tuple(moments)
 
     if case.way.startswith("pmap"):
-        return _by_pmap(step, "data" if "named" in case.way else None)
-    checked = case.synchronized and "unchecked" not in case.way
+        return _by_pmap(case, step, "data" if "named" in case.way else None)
+    mesh = _mesh_of(case)
+    split = PartitionSpec(mesh.axis_names)
     return jax.jit(
         jax.shard_map(
             step,
-            mesh=MESH,
-            in_specs=(SPLIT, SPLIT, SPLIT, SAME, SAME),
+            mesh=mesh,
+            in_specs=(split, split, split, SAME, SAME),
             # Checked are the moments, to be the same on all devices.
-            out_specs=(SPLIT, SPLIT, SPLIT, SPLIT, SAME),
+            out_specs=(split, split, split, split, split if grouped else SAME),
             check_vma=checked,
         )
     )
 
 
-def _by_pmap(step, name):
+def _by_pmap(case, step, name):
     """`step` under `jax.pmap`, which wants an axis of its own for the devices."""
 
     def whole(*arrays):
         batch = [
-            np.reshape(one, (cases.REPLICAS, -1, *one.shape[1:])) for one in arrays[:3]
+            np.reshape(one, (len(case.sizes), -1, *one.shape[1:])) for one in arrays[:3]
         ]
         run = jax.pmap(step, axis_name=name, in_axes=(0, 0, 0, None, None))
         *found, moments = run(*batch, *arrays[3:])
@@ -105,15 +136,15 @@ class _Shard:
 def operation(case):
     """Each replica's results of one call, by its rank."""
     served, arrays = _evenly(case, cases.data(case))
-    original = jax_context.ManualAxes.total
+    original = jax_replicas.ManualAxes.total
     if case.mutated:
-        jax_context.ManualAxes.total = lambda self, values: values
+        jax_replicas.ManualAxes.total = lambda self, values: values
     try:
         y, dx, dgamma, dbeta, moments = _step(served)(
             *(arrays[name] for name in ("x", "dy", "mask", "gamma", "beta"))
         )
     finally:
-        jax_context.ManualAxes.total = original
+        jax_replicas.ManualAxes.total = original
     longest = max(case.sizes)
     named = dict(zip(("count", "mean", "variance"), moments, strict=True))
     return {
@@ -129,7 +160,7 @@ def operation(case):
                 for name, one in named.items()
             },
         }
-        for rank in range(cases.REPLICAS)
+        for rank in range(len(case.sizes))
     }
 
 
@@ -178,7 +209,10 @@ def train(training, alone=False):
 
 def _train_by_fit(training):
     """Arrays are global under this engine: the layer has nothing to do."""
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    devices = keras.distribution.list_devices()[: cases.REPLICAS]
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
     try:
         model = cases.network(training)
         cases.fit(model)
@@ -191,6 +225,42 @@ def _train_by_fit(training):
         )
         for rank in range(cases.REPLICAS)
     }
+
+
+def grouped():
+    """What else four replicas find, by rank."""
+    layer, x = cases.grouped_layer()
+    given = [one.value for one in layer.trainable_variables]
+    others = [one.value for one in layer.non_trainable_variables]
+
+    def step(x):
+        _, moved = layer.stateless_call(given, others, x, training=True)
+        return [one[None] for one in moved]
+
+    def mapped(function, mesh=GROUPS, checked=True, inputs=SPLIT):
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=inputs, out_specs=inputs, check_vma=checked
+        )
+
+    moved = jax.jit(mapped(step))(x)
+    found = {
+        rank: {"layer": np.stack([one[rank] for one in moved])}
+        for rank in range(cases.GROUP_REPLICAS)
+    }
+    found[0] |= cases.refusals(
+        lambda groups: jax.eval_shape(
+            mapped(lambda x: cases.synchronized(x, groups)), x
+        )
+    )
+    channels = PartitionSpec("data", "model")
+    for name, attempt in {
+        "axes": mapped(cases.synchronized, SQUARE, inputs=channels),
+        "axes, unchecked": mapped(cases.synchronized, SQUARE, False, inputs=channels),
+    }.items():
+        found[0] |= cases.refusal(
+            name, functools.partial(jax.eval_shape, attempt, x[:, :2])
+        )
+    return found
 
 
 def collectives():

@@ -1,16 +1,28 @@
 """Two logical devices under `tf.distribute.MirroredStrategy`, in one process."""
 
+import numpy as np
 import replica_cases as cases
 import tensorflow as tf
 
-from keras_bn.backend import tensorflow_context
+from keras_bn.backend import tensorflow_replicas
 
-PROCESSES = 1
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * cases.REPLICAS,
+    [tf.config.LogicalDeviceConfiguration()] * cases.GROUP_REPLICAS,
 )
 STRATEGY = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+# TensorFlow has this for tests: another strategy's collectives need keys of their own.
+tf.distribute.MirroredStrategy._collective_key_base = 1000
+GROUPS = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2", "CPU:3"])
+
+
+def _strategy(sizes):
+    return STRATEGY if len(sizes) == cases.REPLICAS else GROUPS
+
+
+def start_groups(folder):
+    """All replicas are in this process, which goes on with the other cases."""
+    return False
 
 
 def start():
@@ -29,11 +41,11 @@ def _parts(arrays, sizes):
         begin, end = ends[context.replica_id_in_sync_group]
         return tuple(tf.convert_to_tensor(one[begin:end]) for one in arrays)
 
-    return STRATEGY.experimental_distribute_values_from_function(part)
+    return _strategy(sizes).experimental_distribute_values_from_function(part)
 
 
-def _by_rank(values):
-    return dict(enumerate(STRATEGY.experimental_local_results(values)))
+def _by_rank(values, strategy=STRATEGY):
+    return dict(enumerate(strategy.experimental_local_results(values)))
 
 
 def _step(case, arrays):
@@ -55,23 +67,38 @@ def operation(case):
     """Each replica's results of one call, by its rank."""
     arrays = cases.data(case)
     parts = _parts([arrays[n] for n in ("x", "dy", "mask")], case.sizes)
-    original = tensorflow_context.StrategyReplicas.total
+    strategy = _strategy(case.sizes)
+    original = tensorflow_replicas.StrategyReplicas.total
     if case.mutated:
-        # The rows of the forward pass are summed too; those have two axes.
-        tensorflow_context.StrategyReplicas.total = lambda self, values: (
-            values
-            if values.shape[0] == 2 and values.shape[1] == 3
-            else original(self, values)
-        )
+        tensorflow_replicas.StrategyReplicas.total = lambda self, values: values
     try:
-        results = STRATEGY.run(_step(case, arrays), args=parts)
+        results = strategy.run(_step(case, arrays), args=parts)
     finally:
-        tensorflow_context.StrategyReplicas.total = original
-    found = {n: _by_rank(one) for n, one in zip(NAMES, results, strict=True)}
+        tensorflow_replicas.StrategyReplicas.total = original
+    found = {n: _by_rank(one, strategy) for n, one in zip(NAMES, results, strict=True)}
     return {
         rank: {n: tf.cast(one[rank], "float64").numpy() for n, one in found.items()}
-        for rank in range(cases.REPLICAS)
+        for rank in range(len(case.sizes))
     }
+
+
+def grouped():
+    """What else four replicas find, by rank."""
+    with GROUPS.scope():
+        layer, x = cases.grouped_layer()
+    parts = _parts((x,), (2, 2, 2, 2))
+    GROUPS.run(tf.function(lambda x: layer(x, training=True)), args=parts)
+    moved = [_by_rank(one.value, GROUPS) for one in layer.non_trainable_variables]
+    found = {
+        rank: {"layer": np.stack([one[rank].numpy() for one in moved])}
+        for rank in range(cases.GROUP_REPLICAS)
+    }
+    found[0] |= cases.refusals(
+        lambda groups: GROUPS.run(
+            tf.function(lambda x: cases.synchronized(x, groups)), args=parts
+        )
+    )
+    return found
 
 
 def train(training, alone=False):

@@ -1,16 +1,25 @@
 """Two processes of `torch.distributed` with gloo, and `DistributedDataParallel`."""
 
+import os
+import sys
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import keras
+import numpy as np
 import replica_cases as cases
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from keras_bn.backend import torch_context
+from keras_bn.backend import torch_replicas
 
-PROCESSES = cases.REPLICAS
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
+from _sharded import Sharded
 
 
 def start():
@@ -20,17 +29,88 @@ def start():
 
 def stop():
     dist.destroy_process_group()
+    if "child" in _OTHER:
+        _, status = os.waitpid(_OTHER.pop("child"), 0)
+        assert status == 0
+
+
+_OTHER = {}
+
+
+def start_groups(folder):
+    """Joins three others, of which every second one is this process, forked.
+
+    Whether it is the one that was made for this, and is to end then.
+    """
+    child = os.fork()
+    rank = int(os.environ["RANK"]) + cases.REPLICAS * (child == 0)
+    if child:
+        _OTHER["child"] = child
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/processes",
+        rank=rank,
+        world_size=cases.GROUP_REPLICAS,
+        timeout=timedelta(seconds=60),
+    )
+    return child == 0
+
+
+def grouped():
+    """What else four processes find: this one's, by rank."""
+    rank = dist.get_rank()
+    found = {
+        f"train {name}": _train_sharded(
+            init_device_mesh("cpu", sizes, mesh_dim_names=("replicas", "shards")[-n:])
+        )
+        for name, sizes, n in (("FSDP", (4,), 1), ("HSDP", (2, 2), 2))
+    }
+    layer, x = cases.grouped_layer()
+    x = torch.as_tensor(x[2 * rank : 2 * rank + 2])
+    layer(x, training=True)
+    found["layer"] = np.stack(
+        [one.value.numpy() for one in layer.non_trainable_variables]
+    )
+    found |= cases.refusals(lambda groups: cases.synchronized(x, groups))
+    if rank == 3:
+        alone = [[0, 1, 2]]
+        found |= cases.refusal("this one", lambda: cases.synchronized(x, alone))
+    sharded = fully_shard(torch.nn.Sequential(layer))
+    found |= cases.refusal("replaced weights", lambda: sharded[0](x))
+    return {rank: found}
+
+
+def _train_sharded(mesh):
+    """The weights after the steps, with weights that FSDP has sharded over `mesh`."""
+    model = cases.network(cases.TRAININGS[0])
+    module = fully_shard(Sharded(model), mesh=mesh)
+    assert all(isinstance(one, DTensor) for one in module.parameters())
+    optimizer = torch.optim.SGD(module.parameters(), lr=cases.RATE)
+    replicas, size = mesh.size(), cases.BATCH // mesh.size()
+    part = slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # gradients are averaged here
+        for x, y in zip(*cases.batches(), strict=True):
+            optimizer.zero_grad()
+            error = cases.loss(
+                module(torch.as_tensor(x[part])), torch.as_tensor(y[part])
+            )
+            (replicas * error).backward()
+            optimizer.step()
+    module.write_back()
+    torch_replicas._within_fsdp = False
+    return cases.state(model)
 
 
 @contextmanager
 def _total_of(function):
     """With another sum over the replicas in the backward pass."""
-    original = torch_context.ProcessGroup.total
-    torch_context.ProcessGroup.total = function
+    original = torch_replicas.ProcessGroup.total
+    torch_replicas.ProcessGroup.total = function
     try:
         yield
     finally:
-        torch_context.ProcessGroup.total = original
+        torch_replicas.ProcessGroup.total = original
 
 
 def operation(case):
@@ -44,11 +124,13 @@ def operation(case):
         for name, one in cases.data(case).items()
     }
     leaves = [tensors[name].requires_grad_() for name in ("x", "gamma", "beta")]
-    call = cases.call
-    if case.way:
+    call, groups = cases.call, None
+    if case.way == "process group":
+        groups, _ = dist.new_subgroups_by_enumeration(case.groups)
+    elif case.way:
         call = torch.compile(call, backend="aot_eager", fullgraph=True)
-    y, moments = call(case, *leaves, tensors["mask"])
-    wrong = torch_context.ProcessGroup.total
+    y, moments = call(case, *leaves, tensors["mask"], groups)
+    wrong = torch_replicas.ProcessGroup.total
     if case.mutated:
         wrong = lambda _, values: values  # noqa: E731
     with _total_of(wrong):

@@ -1,11 +1,5 @@
 """Two replicas, each with its part of a batch, against one with the whole."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -14,69 +8,7 @@ import replica_cases as cases
 import oracle
 
 BACKEND = keras.backend.backend()
-PROCESSES = {"torch": cases.REPLICAS}.get(BACKEND, 1)
-TIMEOUT = 300
 STATISTICS = 2 * 3  # moving mean and variance of three channels
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def run_together(arguments, count, **variables):
-    """Runs `python *arguments` in `count` processes that know of each other."""
-    everyone = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "WORLD_SIZE": str(count),
-        **variables,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env={**everyone, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(outputs)
-    return outputs
-
-
-class Found:
-    """What the replicas found, by rank, and what one process did."""
-
-    def __init__(self, folder, outputs):
-        self.replicas = [
-            dict(np.load(folder / f"{rank}.npz")) for rank in range(cases.REPLICAS)
-        ]
-        self.alone = dict(np.load(folder / "alone.npz"))
-        self.collectives = {
-            k: int(v) for k, v in np.load(folder / "collectives.npz").items()
-        }
-        self.outputs = outputs
-
-    def of(self, case, name):
-        return [one[f"{case.name}/{name}"] for one in self.replicas]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    worker = Path(__file__).with_name("replica_worker.py")
-    return Found(folder, run_together([worker, folder], PROCESSES))
 
 
 SYNCHRONIZED = [*cases.CASES, *cases.WAY_CASES]
@@ -212,7 +144,7 @@ def test_recalibrate_takes_the_data_of_all_processes(found):
     x = cases.data_to_recalibrate()
     convolution = cases.network(cases.TRAININGS[0]).layers[0]
     inputs = keras.ops.convert_to_numpy(convolution(x)).astype("float64")
-    for replica in found.replicas[:PROCESSES]:
+    for replica in found.replicas[: cases.PROCESSES]:
         mean, variance = replica["recalibrated"]
         np.testing.assert_allclose(mean, inputs.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(variance, inputs.var((0, 1, 2)), rtol=1e-6)

@@ -103,39 +103,172 @@ def test_a_module_brings_its_own_settings():
             r"`epsilon` must be.*'stem_bn' has 0.001",
         ),
         ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
-        ({}, {"size": 4}, {}, ValueError, r"'stem.bn.weight' of shape \(3,\).*\(4,\)"),
+        (
+            {},
+            {"size": 4},
+            {},
+            ValueError,
+            r"'stem_bn' is a norm of size 3, 'stem.bn' a norm of size 4",
+        ),
+        (
+            {},
+            {"size": 4},
+            {"mapping": {"stem_bn": "stem.bn", "head_bn": "head.bn"}},
+            ValueError,
+            r"'stem.bn.weight' of shape \(3,\).*\(4,\)",
+        ),
         (
             {},
             {"prefixes": ["one"]},
             {},
             ValueError,
-            r"`mapping` must be given.*2 in the",
+            r"`mapping` must be given.*2 layers.*1 prefixes",
         ),
-        ({}, {"prefixes": ["stem.bn", "b"]}, {}, ValueError, r"only some names match"),
-        ({}, {"prefixes": []}, {}, ValueError, r"must have batch norm statistics"),
+        ({}, {"prefixes": ["stem.bn", "b"]}, {}, ValueError, r"nothing says the order"),
+        ({}, {"prefixes": []}, {}, ValueError, r"must hold weights of layers"),
         (
             {},
             {},
             {"mapping": {"x": "stem.bn"}},
             ValueError,
-            r"paths of batch norm.*'x'",
+            r"paths of layers that take weights.*'x'",
         ),
         ({}, {}, {"mapping": {"stem_bn": "x"}}, ValueError, r"prefixes of .*'x'"),
         (
             {},
-            {},
+            {"prefixes": ["stem.bn", "one", "two"]},
             {"mapping": {"stem_bn": "stem.bn"}},
             ValueError,
-            r"without \['head_bn'\]",
+            r"1 layers, \['head_bn'\], and 2 prefixes",
         ),
+        ({}, {}, {"layers": "convolutions"}, ValueError, r"`layers` must be one of"),
+        ({}, {}, {"flatten": "rows"}, ValueError, r"`flatten` must be one of"),
+        ({}, {}, {"count": 1}, ValueError, r"`count` must be a whole number above 1"),
+        (
+            {},
+            {},
+            {"count": {"stem_bn": 9}},
+            ValueError,
+            r"`count`.*None for layer 'head_bn'",
+        ),
+        ({}, {}, {"key": "ema"}, ValueError, r"`key` must be one under .*\[\].*'ema'"),
         ({"scale": False}, {}, {}, ValueError, r"must have scale=True"),
     ],
 )
 def test_bad_input(model, state, arguments, error, message):
+    model = _model(**model)
+    before = weights_of(model)
     with pytest.raises(error, match=message):
-        keras_bn.from_torch(_model(**model), _state(**state), **arguments)
+        keras_bn.from_torch(model, _state(**state), **arguments)
+    assert weights_of(model) == before
 
 
 def test_not_a_state_dict():
     with pytest.raises(TypeError, match="`state_dict` must be a PyTorch state dict"):
         keras_bn.from_torch(_model(), [1, 2])
+
+
+def test_a_bare_norm_and_a_mapping_of_a_part():
+    state = {"running_mean": np.ones(3), "running_var": np.full(3, 2.0)}
+    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
+    ours = keras_bn.from_torch(model, state, epsilon=1e-5)
+    np.testing.assert_array_equal(ours.layers[0].moving_variance, np.full(3, 2.0))
+    state = _state(("one.bn", "head.bn"))
+    ours = keras_bn.from_torch(_model(), state, {"stem_bn": "one.bn"})
+    _check(ours.get_layer("stem_bn"), state, "one.bn")
+    _check(ours.get_layer("head_bn"), state, "head.bn")
+
+
+def test_pytorch_averages_the_unbiased_variance():
+    import torch
+
+    x = images(6, 3)
+    norm = torch.nn.BatchNorm1d(3, momentum=1.0)
+    norm(torch.as_tensor(x))
+    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
+    as_it_is = keras_bn.from_torch(model, norm).layers[0]
+    np.testing.assert_allclose(
+        numpy(as_it_is.moving_variance), x.var(0, ddof=1), rtol=1e-5
+    )
+    for count in (6, {"batch_normalization": 6}):
+        model.layers[0].name = "batch_normalization"
+        biased = keras_bn.from_torch(model, norm, count=count).layers[0]
+        np.testing.assert_allclose(numpy(biased.moving_variance), x.var(0), rtol=1e-5)
+
+
+def _frozen(epsilon):
+    """A norm as detection models have it: buffers only, no momentum, maybe no eps."""
+    import torch
+
+    class FrozenBatchNorm2d(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for i, name in enumerate(("weight", "bias", "running_mean", "running_var")):
+                self.register_buffer(name, torch.arange(1.0, 4.0) + i)
+            if epsilon is not None:
+                self.eps = epsilon
+
+    return FrozenBatchNorm2d()
+
+
+def test_frozen_norms():
+    import torch
+
+    module = torch.nn.Sequential(_frozen(1e-2), torch.nn.ReLU(), _frozen(1e-2))
+    ours = keras_bn.from_torch(_model(epsilon=1e-3), module)
+    assert [one.epsilon for one in ours.layers[::2]] == [1e-2, 1e-2]
+    assert ours.layers[0].momentum == _model().layers[0].momentum
+    assert numpy(ours.layers[0].gamma).tolist() == [1, 2, 3]
+    with pytest.raises(
+        ValueError, match="`epsilon` must be that of the PyTorch layers"
+    ):
+        keras_bn.from_torch(
+            _model(epsilon=1e-3), torch.nn.Sequential(*[_frozen(None)] * 2)
+        )
+
+
+def test_instance_norm_is_not_batch_norm():
+    import torch
+
+    module = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(3), torch.nn.InstanceNorm1d(3, track_running_stats=True)
+    )
+    message = r"(?s)2 layers, 1 prefixes.*instance normalization.*\['1'\]"
+    with pytest.raises(ValueError, match=message):
+        keras_bn.from_torch(_model(), module)
+    with pytest.raises(ValueError, match=r"none in 0 layers\nLeft out.*instance"):
+        keras_bn.from_torch(_model(), module[1:])
+
+
+def test_the_pairs_are_shown():
+    matching = keras_bn.tools.match_torch(_model(), _state(("x.stem.bn", "x.head.bn")))
+    assert matching.mapping == {"stem_bn": "x.stem.bn", "head_bn": "x.head.bn"}
+    assert [(pair.size, pair.by) for pair in matching.pairs] == [((3,), "name")] * 2
+    assert "2 layers matched" in str(matching)
+    assert "x.head.bn" in str(matching)
+
+
+class _Inside:
+    """Where checkpoints of the usual training scripts have the weights."""
+
+    def __getitem__(self, name):
+        state = _state()
+        return {
+            "state_dict": {"epoch": 3, "state_dict": state, "optimizer": {"state": {}}},
+            "deep": {"model": {"module": state}, "loss": 0.1},
+            "ema": {"model": _state(("stem.bn", "b", "c")), "ema": state},
+        }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("state_dict", None), ("deep", None), ("deep", "model.module"), ("ema", "ema")],
+)
+def test_checkpoints(name, key):
+    ours = keras_bn.from_torch(_model(), _Inside()[name], key=key)
+    _check(ours.get_layer("stem_bn"), _state(), "stem.bn")
+
+
+def test_a_checkpoint_of_two_models_wants_a_key():
+    with pytest.raises(ValueError, match=r"`key` must say.*\['model', 'ema'\]"):
+        keras_bn.from_torch(_model(), _Inside()["ema"])

@@ -10,7 +10,8 @@ import pytest
 import frameworks
 import keras_bn
 import oracle_quantized
-from cases_tools import FOLDS, images, numpy, randomize, weights_of
+from cases_fold import FOLDS
+from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import QuantizedLinear
 
@@ -61,12 +62,14 @@ def test_fold_agrees_with_what_is_trained(case):
         row.into is None for row in keras_bn.fold(model, explain=True)[1].rows
     ]
     x = images(3, *case.shape)
-    folded = keras_bn.fold(trained)
+    folded, _ = keras_bn.fold(trained, explain=True)
     exact, received, deployed = (_run(one, x) for one in (model, trained, folded))
     largest = np.abs(exact).max()
     assert 0 < np.abs(received - exact).max() < 0.05 * largest
     assert np.abs(deployed - received).max() <= 2e-6 * largest
-    assert len(_parts(folded, Norm)) == len(_parts(keras_bn.fold(model), Norm))
+    assert len(_parts(folded, Norm)) == len(
+        _parts(keras_bn.fold(model, explain=True)[0], Norm)
+    )
     assert not _parts(folded, (QuantizedLinear, FakeQuantize))
 
 

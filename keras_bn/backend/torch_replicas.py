@@ -1,0 +1,191 @@
+"""The replicas on PyTorch: the processes of `torch.distributed`."""
+
+import functools
+import sys
+import warnings
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from keras_bn.backend import groups as grouping
+from keras_bn.backend.groups import Groups
+from keras_bn.backend.interface import Tensor
+from keras_bn.backend.torch_context import in_backward_pass
+
+Indices = tuple[tuple[int, ...], ...]
+
+
+class ProcessGroup(NamedTuple):
+    """The processes of a group, None being all of them; see `Replicas`."""
+
+    group: Any
+
+    def gather(self, values: Tensor) -> Tensor:
+        """See `Replicas.gather`."""
+        replicas = dist.get_world_size(self.group)
+        rows = values.new_empty(replicas * values.numel())
+        self._served(dist.all_gather_into_tensor, rows, values.contiguous())
+        return rows.view(replicas, -1)
+
+    def total(self, values: Tensor) -> Tensor:
+        """See `Replicas.total`."""
+        values = values.clone()
+        self._served(dist.all_reduce, values)
+        return values
+
+    def _served(self, collective: Any, *tensors: Any) -> None:
+        device = tensors[-1].device.type
+        engine = dist.get_backend_config(self.group)
+        if f"{device}:" not in engine:
+            raise ValueError(
+                "Argument `synchronized` must be False, or the process group of "
+                "torch.distributed have a backend for the inputs' device. Received: "
+                f"synchronized=True, inputs on {device!r} and a group with {engine!r}"
+            )
+        collective(*tensors, group=self.group)
+
+
+def replicas(groups: Groups, batch: object, parameters: object) -> ProcessGroup | None:
+    """See `keras_bn.backend.replicas`.
+
+    Without groups, inside `DistributedDataParallel`, it is that model's group, else
+    all processes.
+
+    Raises:
+        ValueError: Groups that are not groups of these processes.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    model = DistributedDataParallel._get_active_ddp_module()
+    group = None if model is None else model.process_group
+    if groups is not None:
+        group = _chosen(groups, group)
+    return ProcessGroup(group) if dist.get_world_size(group) > 1 else None
+
+
+def _chosen(groups: Groups, everyone: Any) -> Any:
+    """The group that this process is in."""
+    if grouping.named_axes(groups):
+        grouping.refuse(
+            groups, "a process group, or lists of ranks, under torch.distributed"
+        )
+    if not grouping.listed(groups):
+        return groups
+    rank = dist.get_rank()
+    grouping.require_partition(groups, dist.get_process_group_ranks(everyone), rank)
+    if len(groups) == 1:
+        return everyone
+    return _made(next(group for group in groups if rank in group))
+
+
+def _made(ranks: tuple[int, ...]) -> Any:
+    world = dist.group.WORLD
+    if ranks not in _GROUPS or _GROUPS[ranks][0] is not world:
+        return _make(ranks)
+    return _GROUPS[ranks][1]
+
+
+# A compiler runs it while it traces: all processes of the group trace alike.
+@torch.compiler.assume_constant_result
+def _make(ranks: tuple[int, ...]) -> Any:
+    # Only who is in the group must call: not those who train another model.
+    made = dist.new_group(list(ranks), use_local_synchronization=True)
+    _GROUPS[ranks] = (dist.group.WORLD, made)
+    return made
+
+
+_GROUPS: dict[tuple[int, ...], tuple[Any, Any]] = {}
+"""The groups that were made, and of which world: another has other groups."""
+
+
+def group_ranks(value: Any) -> list[int] | None:
+    """The ranks of a process group; None of what is none.
+
+    Raises:
+        ValueError: This process is not in the group, or it is no more.
+    """
+    if not dist.is_available():
+        return None
+    if value is dist.GroupMember.NON_GROUP_MEMBER:
+        grouping.refuse(
+            value,
+            "a process group that this process is in, not what "
+            "`torch.distributed.new_group` gives to the others",
+        )
+    if not isinstance(value, dist.ProcessGroup):
+        return None
+    try:
+        ranks = list(dist.get_process_group_ranks(value))
+    except (ValueError, KeyError, RuntimeError):
+        grouping.refuse(value, "a process group that has not been destroyed")
+    return ranks
+
+
+def require_own_weights(layer: Any) -> None:
+    """See `keras_bn.backend.require_own_weights`: `fully_shard` replaces parameters.
+
+    Keras keeps the ones that it made, which would then be trained by nobody.
+    """
+    if (
+        not dist.is_available()
+        or not dist.is_initialized()
+        or torch.compiler.is_compiling()
+    ):
+        return
+    held = layer.torch_params
+    for variable in layer.variables:
+        if held.get(variable.path, variable._value) is not variable._value:
+            raise ValueError(
+                f"Layer '{layer.name}' has weights that PyTorch has replaced, as "
+                "`fully_shard` does, where Keras would go on with those it made. Shard "
+                "a module that holds the weights itself and calls the model by "
+                "`stateless_call`: see `Sharded` in docs/distributed.md. Received: "
+                f"{variable.path} of type {type(held[variable.path]).__name__}"
+            )
+
+
+def warn_outside_of_ddp(*tensors: Tensor) -> None:
+    """Warns, once, of training in several processes whose gradients nobody averages.
+
+    Of `tensors` one wants a gradient, or nothing is trained.
+    """
+    if torch.compiler.is_compiling() or not any(one.requires_grad for one in tensors):
+        return
+    wrapped = DistributedDataParallel._get_active_ddp_module() is not None
+    if not wrapped and not in_backward_pass() and not _seen_within_fsdp():
+        _warn_once()
+
+
+def _seen_within_fsdp() -> bool:
+    """Whether a module that `fully_shard` was applied to is around this call.
+
+    PyTorch does not say, so this looks among the callers; not again once there was one.
+    """
+    global _within_fsdp
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # or nobody uses it
+    frame: FrameType | None = sys._getframe() if fsdp and not _within_fsdp else None
+    while frame is not None and not _within_fsdp:
+        if frame.f_code.co_name == "_call_impl":
+            kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)  # type: ignore[union-attr]
+            _within_fsdp = isinstance(frame.f_locals.get("self"), kinds)
+        frame = frame.f_back
+    return _within_fsdp
+
+
+_within_fsdp = False
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "A layer with synchronized=True trains in one of "
+        f"{dist.get_world_size()} processes outside DistributedDataParallel: "
+        "statistics are those of all processes, but gradients are this one's. Wrap the "
+        "model in torch.nn.parallel.DistributedDataParallel, unless you average the "
+        "gradients in another way.",
+        UserWarning,
+        stacklevel=2,
+    )

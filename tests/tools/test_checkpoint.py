@@ -1,0 +1,90 @@
+"""Weights in files: safe to read; clear errors where they are not."""
+
+import os
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import numpy
+from keras_bn.tools._checkpoint import read
+
+STATE = {
+    f"features.{i}.{name}": np.full(3, i + 1.0, "float32")
+    for i in (0, 2, 10)
+    for name in ("weight", "bias", "running_mean", "running_var")
+}
+
+
+def model():
+    layers = [keras_bn.BatchNormalization(epsilon=1e-5) for _ in range(3)]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+def means(ours):
+    return [numpy(layer.moving_mean)[0] for layer in ours.layers]
+
+
+@pytest.mark.parametrize("end", ["pth", "safetensors"])
+def test_files(tmp_path, end):
+    path = tmp_path / f"weights.{end}"
+    if end == "pth":
+        import torch
+
+        torch.save({"model": {k: torch.as_tensor(v) for k, v in STATE.items()}}, path)
+    else:
+        # The file lists names by the alphabet: features.10 comes before features.2.
+        from safetensors.numpy import save_file
+
+        save_file(STATE, path)
+    for name in (path, str(path)):
+        assert means(keras_bn.from_torch(model(), name)) == [1, 3, 11]
+
+
+def test_half_precision_is_read(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    save_file({k: torch.as_tensor(v).bfloat16() for k, v in STATE.items()}, path)
+    assert means(keras_bn.from_torch(model(), path)) == [1, 3, 11]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.0.weight": Evil()}, "weights.pth")
+    with pytest.raises(ValueError, match=r"a file of tensors.*load it yourself"):
+        keras_bn.from_torch(model(), "weights.pth")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("name", ["none.pth", "text.pth", "text.safetensors"])
+def test_no_such_file(tmp_path, name):
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(ValueError, match=f"`state_dict` must be a .*file.*{name}"):
+        keras_bn.from_torch(model(), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("package", "end", "advice"),
+    [
+        ("torch", "pth", "PyTorch reads w.pth, whatever.*`pip install torch`"),
+        ("safetensors", "safetensors", r"`pip install keras-bn\[safetensors\]`"),
+    ],
+)
+def test_a_package_that_is_not_there(tmp_path, monkeypatch, package, end, advice):
+    (tmp_path / f"w.{end}").write_bytes(b"")
+    for name in (package, f"{package}.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=advice):
+        read(tmp_path / f"w.{end}")

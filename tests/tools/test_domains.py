@@ -1,0 +1,228 @@
+"""`convert` to domains and back, and what the other tools make of such layers."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
+
+L = keras.layers
+Norm = keras_bn.BatchNormalization
+
+
+def sequential():
+    inner = keras.Sequential([L.Dense(3), Norm(name="inner")], name="block")
+    layers = [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU(), inner]
+    return keras.Sequential([*layers, L.Dense(2)], name="net")
+
+
+def two_inputs():
+    """A dictionary of inputs, and a norm that is called twice."""
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    norm = Norm(activation="relu", renorm=True)
+    return keras.Model({"b": b, "a": a}, L.Add()([norm(a), norm(b)]))
+
+
+def nested():
+    """A functional block that is called twice."""
+    x = keras.Input((5, 4))
+    block = keras.Model(x, Norm(axis=(1, 2))(x), name="block")
+    inputs = keras.Input((5, 4))
+    return keras.Model(inputs, block(L.Dense(4)(block(inputs))))
+
+
+MODELS = {"sequential": sequential, "two inputs": two_inputs, "nested": nested}
+parametrize = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+
+
+def structure(model):
+    return getattr(model, "_functional", model).input
+
+
+def data(model, samples=6):
+    return keras.tree.map_structure(
+        lambda one: images(samples, *one.shape[1:]), structure(model)
+    )
+
+
+def with_domain(x, domains):
+    return {**x, "domain": domains} if isinstance(x, dict) else [x, domains]
+
+
+def domain_norms(model):
+    return [
+        one
+        for one in model._flatten_layers()
+        if isinstance(one, keras_bn.DomainBatchNormalization)
+    ]
+
+
+@parametrize
+def test_there_and_back(make):
+    """Every domain is the model; the other domain stays when one is taken out."""
+    model = randomize(make())
+    before, x = weights_of(model), data(model)
+    wanted = numpy(model(x))
+    domains = np.arange(6, dtype="int32") % 2
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    received = numpy(ours(with_domain(x, domains)))
+    np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-5)
+    assert weights_of(keras_bn.convert(ours, domain=1)) == before == weights_of(model)
+    for layer in domain_norms(ours):
+        layer.moving_mean.assign(
+            layer.moving_mean
+            + np.reshape([0, 1], (2, *[1] * (len(layer.moving_mean.shape) - 1)))
+        )
+    plain = keras_bn.convert(ours, domain=0)
+    shapes = [
+        keras.tree.map_structure(lambda one: str(one.shape), structure(one))
+        for one in (model, plain)
+    ]
+    assert shapes[0] == shapes[1]
+    np.testing.assert_allclose(numpy(plain(x)), wanted, rtol=1e-5, atol=1e-5)
+    received = numpy(ours(with_domain(x, domains)))
+    other = numpy(keras_bn.convert(ours, domain=1)(x))
+    np.testing.assert_allclose(
+        received[domains == 1], other[domains == 1], rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(other - wanted).max() > 0.1
+
+
+def test_flags_settings_and_the_loss_are_kept(tmp_path):
+    model = sequential()
+    model.layers[3].trainable = False
+    model.layers[1].beta.trainable = False
+    model.compile("sgd", "mae")
+    ours = keras_bn.convert(
+        model, to="domain", domains=3, share_affine=True, momentum=0.5
+    )
+    norm = ours.layers[3]
+    assert isinstance(norm, keras_bn.DomainBatchNormalization)
+    assert (norm.domains, norm.momentum, norm.share_affine) == (3, 0.5, True)
+    assert not norm.beta.trainable
+    assert not ours.get_layer("block").trainable
+    assert not ours.get_layer("block").get_layer("inner").trainable
+    assert ours.loss == "mae"
+    assert ours.input[1].name == "domain"
+    ours.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    # Which has an input of the domain in each graph: they go with the domains.
+    plain = keras_bn.convert(again, to="keras", domain=2)
+    assert plain.input_shape == (None, 4)
+    assert plain.get_layer("block").input_shape == (None, 3)
+    assert type(plain.layers[2]) is L.BatchNormalization
+
+
+def test_to_domains_where_there_is_nothing_to_convert():
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    model = keras.Model(inputs, keras_bn.DomainBatchNormalization(2)(*inputs))
+    with pytest.raises(UserWarning, match="Nothing to convert"):
+        keras_bn.convert(model, to="domain", domains=3)  # warnings are errors here
+
+
+def test_an_input_that_says_more_than_the_domain_stays():
+    x = keras.Input((4,), name="x")
+    domain = keras.Input((), dtype="int32", name="which")
+    y = keras_bn.DomainBatchNormalization(2)(x, domain)
+    y = L.Concatenate()([y, L.Reshape((1,))(keras.ops.cast(domain, "float32"))])
+    plain = keras_bn.convert(keras.Model([x, domain], y), domain=0)
+    assert [one.name for one in plain.inputs] == ["x", "which"]
+
+
+def conditional():
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    return keras.Model(
+        inputs,
+        keras_bn.ConditionalBatchNormalization(2)(L.Dense(3)(inputs[0]), inputs[1]),
+    )
+
+
+class Own(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = Norm()
+
+    def call(self, x):
+        return self.norm(x)
+
+
+def subclassed():
+    model = Own()
+    model(images(2, 4))
+    return model
+
+
+def wrapped():
+    return keras.Sequential([keras.Input((5, 4)), L.TimeDistributed(Norm())])
+
+
+def named_domain():
+    x = keras.Input((4,), name="domain")
+    return keras.Model(x, Norm()(x))
+
+
+def domains():
+    return keras_bn.convert(sequential(), to="domain", domains=2)
+
+
+WRONG = {
+    "no number": (sequential, {"to": "domain"}, "`domains` must be given"),
+    "no domains": (sequential, {"to": "domain", "domains": 0}, "`domains` must be an"),
+    "none to take out": (sequential, {"domain": 0}, "`domain` must be None unless"),
+    "both": (domains, {"to": "domain", "domain": 0}, "`domain` must be None unless"),
+    "out of range": (domains, {"domain": 2}, r"`domain` must be in the range \[0, 1\]"),
+    "to Keras": (domains, {"to": "keras"}, "'batch_.*statistics for each domain"),
+    "to groups": (domains, {"to": "group"}, "'batch_.*statistics for each domain"),
+    "a condition": (conditional, {"to": "keras"}, "gamma and beta are other ones"),
+    "subclass": (
+        subclassed,
+        {"to": "domain", "domains": 2},
+        "`model` must be a Functional or Sequential",
+    ),
+    "wrapper": (
+        wrapped,
+        {"to": "domain", "domains": 2},
+        "'time_dist.*' cannot be converted: it is called inside a class",
+    ),
+    "name": (
+        named_domain,
+        {"to": "domain", "domains": 2},
+        "must not have an input named 'domain'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "arguments", "match"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_done_is_said(make, arguments, match):
+    model = make()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=match):
+        keras_bn.convert(model, **arguments)
+    assert weights_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (domains, "take one out by `convert(model, domain=...)`"),
+        (conditional, "its gamma and beta are other ones for each sample"),
+    ],
+    ids=["domains", "condition"],
+)
+def test_fold_leaves_them_and_says_why(make, reason):
+    folded, report = keras_bn.fold(make(), explain=True)
+    assert all(reason in row.reason for row in report.rows)
+    assert len(report.left) == len(report.rows) > 0
+    assert folded.count_params() > 0
+
+
+def test_one_domain_folds():
+    ours = randomize(domains())
+    x, domain = images(5, 4), np.ones(5, "int32")
+    plain = keras_bn.convert(ours, domain=1)
+    folded = keras_bn.fold(plain)
+    assert not any(isinstance(one, Norm) for one in folded._flatten_layers())
+    np.testing.assert_allclose(
+        numpy(folded(x)), numpy(ours([x, domain])), rtol=1e-4, atol=1e-5
+    )

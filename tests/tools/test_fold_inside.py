@@ -1,0 +1,216 @@
+"""`fold` inside of layers of a user's class, by what their `call` does."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
+from keras_bn import BatchNormalization as Norm
+
+L = keras.layers
+
+
+class Block(L.Layer):
+    """What most such layers are: weights without a bias, norm, activation."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = L.Dense(units, use_bias=False, name="dense")
+        self.norm = Norm(name="norm")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((*shape[:-1], self.units))
+        self.built = True
+
+    def call(self, x, training=None, negative=False):
+        y = self.norm(self.dense(-x if negative else x), training=training)
+        return ops.relu(y)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Several(Block):
+    """Layers in lists and dictionaries, other blocks, models, a fused activation."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.listed = [L.Dense(units, name="l"), Norm(activation="tanh", name="n")]
+        self.named = {"one": L.Dense(units, name="d"), "two": Norm(name="m")}
+        self.block = Block(units, name="block")
+        self.inner = keras.Sequential([L.Dense(units), Norm()], name="inner")
+
+    def build(self, shape):
+        super().build(shape)
+        for layer in (*self.listed, *self.named.values(), self.block, self.inner):
+            layer.build((*shape[:-1], self.units))
+
+    def call(self, x, training=None):
+        x = super().call(x, training=training)
+        for layer in (*self.listed, self.block, self.inner):
+            x = layer(x)
+        y = self.named["one"](x)
+        return {"y": self.named["two"](1.0 - 0.5 * y), "x": x}
+
+
+class Branches(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.other = L.Dense(units, name="other")
+
+    def build(self, shape):
+        super().build(shape)
+        self.other.build(shape)
+
+    def call(self, x):
+        return self.norm(ops.concatenate([self.dense(x), self.other(x)], -1)[..., :3])
+
+
+class Frameworks(Block):
+    def call(self, x):
+        return super().call(keras.ops.convert_to_tensor(numpy(x), dtype="float32"))
+
+
+class AlwaysTraining(Block):
+    def call(self, x):
+        return self.norm(self.dense(x), training=True)
+
+
+class ReadsKernel(Block):
+    def call(self, x):
+        return self.norm(self.dense(x)) + ops.sum(self.dense.kernel)
+
+
+class MultipliesKernel(Block):
+    def call(self, x):
+        return self.norm(self.dense(x)) + ops.matmul(x, self.dense.kernel)
+
+
+class ReadsMask(Block):
+    def call(self, x, mask=None):
+        y = self.dense(x)
+        if mask is not None:
+            y = y * ops.cast(mask, y.dtype)[..., None]
+        return self.norm(y)
+
+
+class HandsMaskOn(Block):
+    def call(self, x, mask=None):
+        return self.norm(self.dense(x), mask=mask)
+
+
+class Private(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self._hidden = self.norm
+        del self.norm
+        self._tracker.untrack(self._hidden)
+        self._layers.append(self._hidden)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self._hidden.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self._hidden(self.dense(x))
+
+
+class Activated(Block):
+    def call(self, x):
+        return self.norm(ops.relu(self.dense(x)))
+
+
+class Case(NamedTuple):
+    name: str
+    layers: object
+    folded: int
+    left: tuple = ()
+
+
+def _twice(x):
+    block = Block()
+    return block(x), block(ops.concatenate([x, x], axis=1))
+
+
+def _twice_otherwise(x):
+    block = Block()
+    return block(x), block(x, negative=True)
+
+
+def _twice_in_training(x):
+    block = Block()
+    return block(x), block(x, training=True)
+
+
+CASES = [
+    Case("block", lambda x: Block()(x), 1),
+    Case("several", lambda x: Several()(x), 5),
+    Case("step by step", lambda x: L.TimeDistributed(Block())(x), 1),
+    Case("hands a mask on", lambda x: HandsMaskOn()(x), 1),
+    Case("at two sizes", _twice, 1),
+    # What must stay.
+    Case("in another way", _twice_otherwise, 0, ("is called in several ways",)),
+    Case("in training too", _twice_in_training, 0, ("training=True",)),
+    Case("always in training", lambda x: AlwaysTraining()(x), 0, ("training=True",)),
+    Case("reads a kernel", lambda x: ReadsKernel()(x), 0, ("something else reads",)),
+    Case(
+        "multiplies a kernel",
+        lambda x: MultipliesKernel()(x),
+        0,
+        ("something else reads the weights of 'dense'",),
+    ),
+    Case("reads a mask", lambda x: ReadsMask()(x), 0, ("reads a mask",)),
+    Case("activated", lambda x: Activated()(x), 0, ("(Relu) is in the way",)),
+    Case("slices", lambda x: Branches()(x), 0, ("(GetItem) is in the way",)),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
+    keras.utils.clear_session(free_memory=False)
+    inputs = keras.Input((4, 3))
+    model = randomize(keras.Model(inputs, case.layers(inputs)))
+    before, calls = weights_of(model), _calls(model)
+    folded, report = keras_bn.fold(model, explain=True)
+    assert weights_of(model) == before
+    assert _calls(model) == calls
+    assert len(report.folded) == case.folded
+    assert len(report.left) == len(case.left)
+    assert all(
+        why in row.reason for why, row in zip(case.left, report.left, strict=True)
+    )
+    x = images(2, 4, 3)
+    expected, received = _run(model, x), _run(folded, x)
+    for one, other in zip(expected, received, strict=True):
+        assert np.abs(other - one).max() <= 3e-6 * np.abs(one).max()
+    if case.folded:
+        folded.save(tmp_path / "folded.keras")
+        loaded = keras.saving.load_model(
+            tmp_path / "folded.keras", custom_objects=_CLASSES
+        )
+        for one, other in zip(received, _run(loaded, x), strict=True):
+            np.testing.assert_array_equal(other, one)
+
+
+_CLASSES = {cls.__name__: cls for cls in (Block, Several, HandsMaskOn)}
+
+
+def _run(model, x):
+    compiled = keras.backend.backend() == "jax"
+    y = model.predict_on_batch(x) if compiled else model(x)
+    return [numpy(one) for one in keras.tree.flatten(y)]
+
+
+def _calls(model):
+    """What symbolic calls leave in layers."""
+    every = [*model._flatten_layers()]
+    return [(len(one._inbound_nodes), len(one._outbound_nodes)) for one in every]

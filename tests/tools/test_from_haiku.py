@@ -1,0 +1,83 @@
+"""`from_haiku`: the average without its pull to zero, and Haiku's names."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_tools import images, numpy
+
+L = keras.layers
+
+
+def _ema(values, decay=0.9):
+    """What hk.ExponentialMovingAverage keeps of one axis, by its definition."""
+    hidden = np.zeros_like(values[0])
+    for value in values:
+        hidden = decay * hidden + (1 - decay) * value
+    average = hidden / (1 - decay ** len(values))
+    shaped = {"hidden": hidden, "average": average}
+    shaped = {name: one.reshape(1, 1, 1, -1) for name, one in shaped.items()}
+    return {**shaped, "counter": np.int32(len(values))}
+
+
+def _net(steps=3):
+    rng = np.random.default_rng(0)
+    state, params = {}, {"net/~/conv": {"w": rng.normal(size=(3, 3, 2, 4))}}
+    for name in ("batch_norm", "batch_norm_1"):
+        module = f"net/~/{name}"
+        params[module] = {
+            "scale": rng.uniform(0.5, 1.5, (1, 1, 1, 4)),
+            "offset": rng.normal(size=(1, 1, 1, 4)),
+        }
+        for of in ("mean", "var"):
+            batches = rng.uniform(0.5, 1.5, (steps, 4))
+            state[f"{module}/~/{of}_ema"] = _ema(batches)
+    return params, state
+
+
+def _model():
+    norms = [L.BatchNormalization(name="batch_norm")]
+    norms.append(keras_bn.BatchNormalization(name="batch_norm_1"))
+    conv = L.Conv2D(4, 3, use_bias=False, name="conv")
+    return keras.Sequential([keras.Input((4, 4, 2)), conv, *norms])
+
+
+def test_the_average_is_taken():
+    params, state = _net()
+    model = _model()
+    expected = {"batch_norm": "net/~/batch_norm", "batch_norm_1": "net/~/batch_norm_1"}
+    assert keras_bn.tools.match_haiku(model, params, state).mapping == expected
+    ours = keras_bn.from_haiku(
+        model, params, state, layers="all", epsilon=1e-4, momentum=0.9
+    )
+    x = images(2, 4, 4, 2)
+    expected = keras.ops.conv(x, params["net/~/conv"]["w"].astype("float32"))
+    expected = numpy(expected)
+    for norm in ours.layers[1:]:
+        own = params[f"net/~/{norm.name}"]
+        mean = state[f"net/~/{norm.name}/~/mean_ema"]
+        var = state[f"net/~/{norm.name}/~/var_ema"]["average"]
+        assert np.all(mean["average"] > 3 * mean["hidden"])
+        expected = own["scale"] * (expected - mean["average"]) / np.sqrt(var + 1e-4)
+        expected += own["offset"]
+        assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    np.testing.assert_allclose(numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_average_without_a_step_is_an_error():
+    params, state = _net()
+    state["net/~/batch_norm/~/var_ema"]["counter"] = np.int32(0)
+    message = "'net/~/batch_norm/~/var_ema' with an `average` that a training step"
+    with pytest.raises(ValueError, match=message):
+        keras_bn.from_haiku(_model(), params, state, epsilon=1e-5)
+
+
+@pytest.mark.parametrize("name", ["params", "state"])
+def test_not_of_haiku(name):
+    params, state = _net()
+    arguments = {"params": params, "state": state, name: [1]}
+    with pytest.raises(TypeError, match=f"`{name}` must be a mapping of Haiku modules"):
+        keras_bn.from_haiku(_model(), **arguments)
+    with pytest.raises(ValueError, match="`epsilon` must be that of the Haiku layers"):
+        keras_bn.from_haiku(_model(), params, state)

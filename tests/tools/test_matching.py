@@ -1,0 +1,186 @@
+"""Which layer is which: by names, tables of names, sizes or order, or an error."""
+
+import random
+import re
+
+import pytest
+
+from cases_names import PAIRS
+from keras_bn.tools._matching import match
+from keras_bn.tools._pairs import Item
+
+pytestmark = pytest.mark.once
+
+
+def items(names, size=8):
+    """Norms, of one size unless a name says another: `"bn:16"`."""
+    parts = [one.partition(":") for one in names]
+    return [Item(name, "norm", (int(text or size),)) for name, _, text in parts]
+
+
+def pairs_of(text):
+    rows = []
+    for line in text.strip().split("\n"):
+        prefix, layer, size = line.split()
+        sizes = tuple(int(n) for n in size.split("x"))
+        rows.append((prefix, layer, "linear" if len(sizes) > 1 else "norm", sizes))
+    return rows
+
+
+@pytest.mark.parametrize("listed", ["as defined", "by the alphabet", "shuffled"])
+@pytest.mark.parametrize("title", PAIRS)
+def test_names_of_libraries(title, listed):
+    rows = pairs_of(PAIRS[title])
+    theirs = [Item(prefix, kind, size) for prefix, _, kind, size in rows]
+    ours = [Item(layer, kind, size) for _, layer, kind, size in rows]
+    if listed == "by the alphabet":
+        theirs.sort()
+    elif listed == "shuffled":
+        random.Random(0).shuffle(theirs)
+        random.Random(1).shuffle(ours)
+    matching = match(ours, theirs, None, True, {})
+    expected = {layer: prefix for prefix, layer, *_ in rows if layer}
+    assert matching.mapping == expected
+    assert {pair.by for pair in matching.pairs} != {"order"}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "module.",
+        "model.",
+        "net.module.",
+        "_orig_mod.",
+        "a.b.c.",
+        "model._orig_mod.",
+    ],
+)
+def test_prefixes_are_taken_off(before):
+    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
+    theirs = [Item(before + prefix, kind, size) for prefix, _, kind, size in rows]
+    ours = [Item(f"model/resnet50/{layer}", *rest) for _, layer, *rest in rows]
+    expected = {
+        f"model/resnet50/{layer}": before + prefix for prefix, layer, *_ in rows
+    }
+    assert match(ours, theirs, None, True, {}).mapping == expected
+
+
+def test_a_compiled_part_is_the_part():
+    theirs = items(["stem._orig_mod.bn", "head.bn"])
+    matching = match(items(["head_bn", "stem/bn"]), theirs, None, True, {})
+    assert matching.mapping == {"head_bn": "head.bn", "stem/bn": "stem._orig_mod.bn"}
+
+
+LINE = {"a": [], "b": ["a"], "c": ["a", "b"]}
+FORK = {"a": [], "b": ["a"], "c": ["a"]}
+
+# Layers, prefixes, what is surely called before what, and the prefixes that they get.
+ORDERS = {
+    "numbers": ("a b c", "f.0 f.2 f.10", LINE, "f.0 f.2 f.10"),
+    "alphabet": ("a b c", "f.0 f.10 f.2", LINE, "f.0 f.2 f.10"),
+    "model in another order": ("c a b", "f.0 f.2 f.10", LINE, "f.10 f.0 f.2"),
+    "two numbers": ("a b c", "f.0.bn2 f.1.bn1 f.0.bn1", LINE, None),
+    "two numbers, sorted": (
+        "a b c",
+        "f.0.bn1 f.0.bn2 f.1.bn1",
+        LINE,
+        "f.0.bn1 f.0.bn2 f.1.bn1",
+    ),
+    "sizes apart": ("a:1 b:2 c:3", "z:3 y:1 x:2", {}, "y:1 x:2 z:3"),
+    "one size apart": ("a b c:3", "f.1 q:3 f.2", LINE, "f.1 f.2 q:3"),
+    "branches": ("a b c", "f.0 f.1 f.2", FORK, None),
+    "nothing known": ("a b c", "f.0 f.1 f.2", {}, None),
+    "other names": ("a b c", "f.0 f.1 g.2", LINE, None),
+    "in no order": ("a b c", "f.2 f.1 f.10", LINE, None),
+    "counts": ("a b c", "f.0 f.1", LINE, None),
+    "sizes": ("a b c", "f.0 f.1 f.2:3", LINE, None),
+    "a name says other": ("a:1 b:2", "b:1 a:2", {}, None),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_order_decides_only_where_it_is_forced(case):
+    layers, prefixes, before, expected = ORDERS[case]
+    ours, theirs = items(layers.split()), items(prefixes.split())
+    past = {name: frozenset(names) for name, names in before.items()}
+    if expected is None:
+        with pytest.raises(ValueError, match="`mapping` must be given"):
+            match(ours, theirs, None, True, past)
+        return
+    matching = match(ours, theirs, None, True, past)
+    assert list(matching.mapping.values()) == re.sub(r":\d", "", expected).split()
+
+
+def test_the_error_shows_the_candidates():
+    ours = items(["one:4", "two:4", "three:8"])
+    theirs = items(["x:4", "y:4", "z.0:8"])
+    with pytest.raises(ValueError, match=r"3 layers, .* 3 prefixes") as caught:
+        match(ours, theirs, None, True, {})
+    text = str(caught.value)
+    assert "one (norm of size 4): ['x', 'y']" in text
+    assert "nothing says the order of ['one', 'two'] or of ['x', 'y']" in text
+    # But the rest can be told, once a part of it is said.
+    matching = match(ours, theirs, {"two": "x"}, True, {})
+    assert matching.mapping == {"one": "y", "two": "x", "three": "z.0"}
+    assert [pair.by for pair in matching.pairs] == ["size", "mapping", "size"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_deeper_network_is_refused(strict):
+    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
+    ours = [Item(layer, *rest) for _, layer, *rest in rows]
+    theirs = [Item(prefix, *rest) for prefix, _, *rest in rows]
+    more = items(["layer1.2.bn1:64", "layer1.2.bn2:64", "layer1.2.bn3:256"])
+    with pytest.raises(ValueError, match="`mapping` must be given"):
+        match(ours, [*theirs, *more], None, strict, {})
+
+
+def test_a_head_for_other_classes_is_left_out():
+    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
+    ours = [Item(layer, *rest) for _, layer, *rest in rows]
+    theirs = [Item(prefix, *rest) for prefix, _, *rest in rows]
+    theirs[-1] = Item("fc", "linear", (10, 2048))
+    matching = match(ours, theirs, None, False, {})
+    assert (matching.unmatched, matching.unused) == (["predictions"], ["fc"])
+    with pytest.raises(ValueError, match="'fc' a linear of size 10x2048"):
+        match(ours, theirs, None, True, {})
+
+
+def test_not_strict_takes_what_has_a_name():
+    ours = items(["net/conv1_bn", "net/conv2_block1_1_bn", "decoder/bn:3"])
+    theirs = items(["model.bn1", "model.layer1.0.bn1", "neck.norm:5"])
+    with pytest.raises(ValueError, match="`strict=False` leaves out"):
+        match(ours, theirs, None, True, {})
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {
+        "net/conv1_bn": "model.bn1",
+        "net/conv2_block1_1_bn": "model.layer1.0.bn1",
+    }
+    assert (matching.unmatched, matching.unused) == (["decoder/bn"], ["neck.norm"])
+    text = str(matching)
+    assert text.startswith("2 layers matched, 1 layers get nothing, 1 prefixes are not")
+    assert "torchvision -> keras" in text
+
+
+def test_two_models_in_one_state_are_ambiguous():
+    theirs = items(["student.stem.bn", "teacher.stem.bn"])
+    with pytest.raises(
+        ValueError, match=r"2 ways.*\n  stem_bn: student.stem.bn, teach"
+    ):
+        match(items(["stem_bn"]), theirs, None, False, {})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"x": "f.1"}, r"paths of layers .*\['a', 'b'\].*'x'"),
+        ({"a": "x"}, r"prefixes of .*\['f.1', 'f.2', 'conv'\].*'x' for layer 'a'"),
+        ({"a": "f.1", "b": "f.1"}, "to one layer only.*'f.1' for 'a' and 'b'"),
+        ({"a": "conv"}, "of one kind.*'a', a norm of size 8, and 'conv', a linear of"),
+    ],
+)
+def test_bad_mapping(mapping, message):
+    theirs = [*items(["f.1", "f.2"]), Item("conv", "linear", (8, 4))]
+    with pytest.raises(ValueError, match=message):
+        match(items(["a", "b"]), theirs, mapping, True, {})

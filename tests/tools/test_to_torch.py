@@ -1,0 +1,121 @@
+"""`to_torch`: a PyTorch module computes what the model does; there and back."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import keras_bn
+from cases_tools import images, numpy, randomize, weights_of
+
+L, nn = keras.layers, torch.nn
+
+
+def _model(epsilon=1e-5, **more):
+    layers = [
+        L.Conv2D(4, 3, use_bias=False, name="conv"),
+        L.BatchNormalization(epsilon=epsilon, name="bn", **more),
+        L.DepthwiseConv2D(2, depth_multiplier=2, name="wise"),
+        L.Flatten(),
+        keras_bn.BatchNormalization(epsilon=epsilon, name="flat_bn"),
+        L.Dense(3, name="head"),
+    ]
+    return randomize(keras.Sequential([keras.Input((5, 4, 2)), *layers]))
+
+
+class Net(nn.Module):
+    def __init__(self, **more):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4, **more)
+        self.wise = nn.Conv2d(4, 8, 2, groups=4)
+        self.flat_bn = nn.BatchNorm1d(16, eps=more.get("eps", 1e-5))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.wise(self.bn(self.conv(x))).flatten(1)
+        return self.head(self.flat_bn(x))
+
+
+ALL = {"layers": "all", "flatten": "channels_first"}
+
+
+def test_outputs_agree_and_the_way_back_gives_the_same_bits():
+    model, module = _model(), nn.DataParallel(Net()).eval()
+    before = {name: one.clone() for name, one in module.state_dict().items()}
+    kept = weights_of(model)
+    state = keras_bn.to_torch(model, module, **ALL)
+    assert all(torch.equal(one, before[n]) for n, one in module.state_dict().items())
+    assert weights_of(model) == kept
+    module.load_state_dict(state)
+    x = images(2, 5, 4, 2)
+    with torch.no_grad():
+        y = module.module(torch.as_tensor(np.moveaxis(x, -1, 1).copy()))
+    np.testing.assert_allclose(y, numpy(model(x)), atol=1e-5)
+    again = keras_bn.from_torch(_model(epsilon=1e-3), module, **ALL)
+    assert weights_of(again) == kept
+
+
+def test_norms_alone_and_the_unbiased_variance():
+    model = _model()
+    module = Net()
+    state = keras_bn.to_torch(
+        model,
+        module.state_dict(),
+        count={"bn": 6, "flat_bn": 2},
+        flatten="channels_last",
+    )
+    assert torch.equal(state["conv.weight"], module.conv.weight)
+    variance = numpy(model.get_layer("bn").moving_variance)
+    np.testing.assert_allclose(state["bn.running_var"], variance * 6 / 5, rtol=1e-6)
+    back = keras_bn.from_torch(
+        model, state, count={"bn": 6, "flat_bn": 2}, flatten="channels_last"
+    )
+    for a, b in zip(back.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_without_a_state_names_are_paths():
+    inner = keras.Sequential([keras.Input((3,)), L.BatchNormalization(name="bn")])
+    inner.name = "inner"
+    model = keras.Sequential([keras.Input((3,)), inner, L.Dense(2, name="d")])
+    state = keras_bn.to_torch(model, epsilon=1e-3, layers="all")
+    ends = ("weight", "bias", "running_mean", "running_var")
+    names = [f"inner.bn.{end}" for end in ends]
+    assert list(state) == [*names, "d.weight", "d.bias"]
+    assert state["d.weight"].shape == (2, 3)
+    assert {one.dtype for one in state.values()} == {np.dtype("float32")}
+
+
+def test_types_are_kept():
+    state = {name: one.half() for name, one in nn.BatchNorm1d(3).state_dict().items()}
+    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(epsilon=1e-5)])
+    given = keras_bn.to_torch(model, state)
+    assert {one.dtype for one in given.values()} == {torch.float16}
+    arrays = {name: one.numpy().astype("float64") for name, one in state.items()}
+    given = keras_bn.to_torch(model, arrays)
+    assert {one.dtype for one in given.values()} == {np.dtype("float64")}
+
+
+@pytest.mark.parametrize(
+    ("model", "module", "arguments", "message"),
+    [
+        ({"epsilon": 1e-3}, {}, {}, "0.001 in 'bn'.*eps=0.001.*Received: 1e-05"),
+        ({}, {"eps": 1e-3}, {}, "1e-05 in 'bn'.*Received: 0.001"),
+        ({}, {"affine": False}, {}, "must have 'bn.weight'.*gamma of layer 'bn'"),
+        ({}, {}, {"flatten": None}, "`flatten` must say"),
+        ({}, {}, {"count": 1}, "`count` must be a whole number above 1"),
+        ({}, {}, {"mapping": {"bn": "flat_bn"}}, "of shape|`mapping` must be given"),
+    ],
+)
+def test_bad_input(model, module, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_bn.to_torch(_model(**model), Net(**module), **{**ALL, **arguments})
+
+
+def test_the_state_of_another_epsilon_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`epsilon` must be that of the layers, 0.001"
+    ):
+        keras_bn.to_torch(_model(epsilon=1e-3), Net().state_dict(), **ALL)
+    keras_bn.to_torch(_model(epsilon=1e-3), Net().state_dict(), epsilon=1e-3, **ALL)
