@@ -33,6 +33,7 @@ def gradients(
     activation: str | None,
     replicas: Replicas | None = None,
     about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
+    again: Callable[[Tensor], Tensor] | None = None,
     of_weights: bool = False,
 ) -> tuple[Tensor, ...]:
     """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
@@ -52,12 +53,18 @@ def gradients(
 
     All that can be done per channel is, so that an element costs one product for
     the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
-    its own way, `about`.
+    its own way, `about`; one that would write down for dx what it had for the sums, an
+    x that it does not know for the same, `again`.
     """
-    values, g = widen(x), widen(dy)
-    if activation is not None:
-        y = normalize(x, scale, offset, centred, axes, epsilon)
-        g = g * SLOPES[activation](activate(activation, y))
+
+    def read(x: Tensor) -> tuple[Tensor, Tensor]:
+        g = widen(dy)
+        if activation is not None:
+            y = normalize(x, scale, offset, centred, axes, epsilon)
+            g = g * SLOPES[activation](activate(activation, y))
+        return widen(x), g
+
+    values, g = read(x)
     rstd = ops.rsqrt(centred.variance + epsilon)
     doffset = total(g, axes)
     product = (about or total_about)(g, values, centred.centre, axes)
@@ -70,6 +77,8 @@ def gradients(
     factor = scale * rstd
     slope = factor * rstd * sums[0] / count
     level = factor * sums[1] / count - centred.residual * slope
+    if again is not None:
+        values, g = read(again(x))
     statistics = affine(values, centred.centre, slope, level, axes)
     # Not `(g - statistics) * factor`: XLA takes an operation on one large operand for
     # cheap, and would compute all of this again for every reader of dx.

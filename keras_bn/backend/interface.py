@@ -41,10 +41,13 @@ class Axes(NamedTuple):
     Attributes:
         features: The feature axes, ascending and non-negative.
         reduction: All other axes, ascending: the statistics are taken over these.
+        jointly: Whether whoever runs the sums splits one over all of these by itself,
+            and adds up the parts. Otherwise one axis is summed after the other.
     """
 
     features: tuple[int, ...]
     reduction: tuple[int, ...]
+    jointly: bool = False
 
     @property
     def ndim(self) -> int:

@@ -210,6 +210,7 @@ def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
         *(x, scale, offset, mask, centred, dy, axes, epsilon, activation),
         replicas=replicas,
         about=_total_about,
+        again=None if activation is None else _read_again,
         of_weights=_WEIGHTS in moving,
     )
     found = {**dict(enumerate(slopes)), _SHORTCUT: dy}
@@ -263,6 +264,17 @@ def _again(x: Tensor) -> Tensor:
     """`x`, such that the compiler for CPUs does not know it for the same x."""
     return jax.lax.platform_dependent(
         x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
+
+
+def _read_again(x: Tensor) -> Tensor:
+    """`x`, such that the compiler for a GPU does not know it for the same x.
+
+    It would write down, for dx, where the activation was at work: half a tensor of half
+    precision, to save some operations on values that it reads anyway.
+    """
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: x, default=jax.lax.optimization_barrier
     )
 
 

@@ -92,10 +92,11 @@ _CHOICES = (
             "the formulas, gradient written out, for the compiler to fuse",
         ),
         lambda call: torch.compiler.is_compiling(),
-        # A program for export has no sizes, which the choice of a sample hangs on.
-        lambda call: call.parts(
-            FormulaParts, call.mask, not torch.compiler.is_exporting()
-        ),
+        # A program for export has no sizes, which the choice of a sample hangs on. For
+        # a GPU the compiler splits sums by itself, into fewer parts than ours have.
+        lambda call: call._replace(
+            axes=call.axes._replace(jointly=call.x.device.type == "cuda")
+        ).parts(FormulaParts, call.mask, not torch.compiler.is_exporting()),
     ),
     _Choice(
         Service(

@@ -1,5 +1,6 @@
 """The layers that a layer holds in its attributes, and putting others there."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,18 @@ Place = tuple[str | int, ...]
 
 
 def held(layer: Layer) -> Iterator[tuple[Place, Layer]]:
-    """Each layer in a public attribute of `layer`, and where it is; none inside these.
+    """Each layer in an attribute of `layer`, and where it is; none inside these.
 
     Instance attributes only: properties such as `input` raise or compute.
     """
-    for name in sorted(set(dir(layer)) - set(dir(type(layer)))):
-        if not name.startswith("_"):
-            yield from _in((name,), getattr(layer, name))
+    for name in sorted(set(dir(layer)) - set(dir(type(layer))) - _of_keras()):
+        yield from _in((name,), getattr(layer, name))
+
+
+@functools.cache
+def _of_keras() -> set[str]:
+    """The attributes in which Keras, or the backend, keeps what a layer holds."""
+    return set(dir(keras.Model(name="bare"))) - set(dir(keras.Model))
 
 
 def held_at_any_depth(layer: Layer) -> Iterator[tuple[tuple[Place, ...], Layer]]:

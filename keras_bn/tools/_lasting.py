@@ -8,13 +8,15 @@ is given a class of its own, derived from it, whose config says what was put whe
 import functools
 import json
 import types
-from collections.abc import Iterable
+import warnings
+from collections.abc import Container, Iterable
 from typing import Any
 
 import keras
+from keras.src.models.functional import functional_like_constructor
 
 from keras_bn.tools._held import Place, held, held_at_any_depth, put
-from keras_bn.tools._walk import Layer, children, has_graph
+from keras_bn.tools._walk import Layer, children, has_graph, is_sequential
 
 PACKAGE, NAME = "keras_bn", "Lasting"
 
@@ -51,27 +53,113 @@ class Lasting:
         return (base_class(self)._unpickle_model, *saved[1:])
 
 
-def make_lasting(layer: Layer, placed: Iterable[Layer]) -> None:
-    """Gives `layer` a class that saves those of `placed` that its own would not.
+def make_lasting(layer: Layer, placed: Container[int]) -> None:
+    """Gives `layer` a class that saves what was put into it and its own would not.
 
     Args:
         layer: A layer whose attributes hold others, at any depth.
-        placed: The layers that were put there, in the place of what a constructor made.
+        placed: The ids of layers that were put in the place of others.
+
+    Warns:
+        UserWarning: A layer was put where it is not saved.
     """
-    cls, ids = base_class(layer), {id(one) for one in placed}
-    inside = {way: one for way, one in held_at_any_depth(layer) if id(one) in ids}
-    if not inside:
+    inside = dict(held_at_any_depth(layer))
+    before = [_as_key(ways[0]) for ways in getattr(layer, "_replaced", ())]
+    ids = {id(one) for one in inside.values() if id(one) in placed}
+    ids |= {id(inside[way]) for way in before if way in inside}
+    _warn_of_hidden(layer, placed, inside.values())
+    made = _made_anew(layer) if ids else None
+    if made is None:
         return
-    made = dict(held_at_any_depth(cls.from_config(_own_config(layer))))
+    anew = dict(held_at_any_depth(made))
     places: dict[int, list[Any]] = {}
     lost: set[int] = set()
     for way, one in inside.items():
+        if id(one) not in ids:
+            continue
         places.setdefault(id(one), []).append([list(place) for place in way])
-        if way not in made or _description(made[way]) != _description(one):
+        if way not in anew or _description(anew[way]) != _description(one):
             lost.add(id(one))
     if lost:
         _of_lasting_class(layer, [ways for i, ways in places.items() if i in lost])
     else:
+        object.__setattr__(layer, "__class__", base_class(layer))
+
+
+def save_as_graph(model: Any) -> None:
+    """Has a model of a user's class saved as the graph that it is by now.
+
+    Its constructor would make the graph that it makes. The model keeps the methods.
+
+    Warns:
+        UserWarning: What is loaded will be a plain model; or, where the class has a
+            `call` of its own, what the constructor makes.
+    """
+    cls: Any = type(model)
+    plain: Any = keras.Sequential if is_sequential(model) else type(_any_graph())
+    if functional_like_constructor(cls) or cls.__init__ is plain.__init__:
+        return
+    lasts = cls.call is plain.call
+    if lasts:
+        object.__setattr__(model, "__class__", _graph_class(cls, plain))
+    warnings.warn(
+        f"Model '{model.name}' is of class {cls.__name__}, whose constructor makes its "
+        "layers. The copy is of that class, with other layers in it; a saved file "
+        + (
+            f"holds a plain keras.{plain.__name__}, which computes the same."
+            if lasts
+            else "does not have them: loading it makes the old ones again."
+        ),
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _any_graph() -> Any:
+    inputs = keras.Input((1,), name="any")
+    return keras.Model(inputs, inputs, name="any")
+
+
+@functools.cache
+def _graph_class(cls: type, plain: type) -> type:
+    # Keras takes a class's config for a graph's by the constructor, and notes the
+    # class by these two names.
+    names = ("__init__", "get_config", "__module__", "__qualname__")
+    body = {name: getattr(plain, name) for name in names} | {"__doc__": cls.__doc__}
+    return types.new_class(plain.__name__, (cls,), {}, lambda ns: ns.update(body))
+
+
+def _warn_of_hidden(
+    layer: Layer, placed: Container[int], found: Iterable[Layer]
+) -> None:
+    known = {id(one) for one in found}
+    hidden = [
+        one.name
+        for one in children(layer)
+        if id(one) in placed and id(one) not in known
+    ]
+    if hidden:
+        warnings.warn(
+            f"In layer '{layer.name}' of class {base_class(layer).__name__}, {hidden} "
+            "stand in no attribute, nor in a list, tuple or dictionary in one: a saved "
+            "file will not have them, and its constructor makes the old ones again.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _made_anew(layer: Layer) -> Layer | None:
+    """The layer that its own class makes of its config; None where it has none."""
+    cls = type(layer)
+    object.__setattr__(layer, "__class__", base_class(layer))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of lambdas: this is no file
+            return keras.saving.deserialize_keras_object(_described(layer))
+    except Exception:
+        return None  # nothing of it can be saved, with other layers or without
+    finally:
         object.__setattr__(layer, "__class__", cls)
 
 

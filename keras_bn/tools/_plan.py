@@ -234,8 +234,8 @@ class Plan:
 
     def _users(self, graph: Graph, tensor: Any) -> list[Any]:
         """The calls that `tensor` goes to, if it goes nowhere else."""
-        users = list({id(one): one for one in graph.users[id(tensor)]}.values())
-        if users and id(tensor) in graph.outputs:
+        users = list({id(one): one for one in graph.users[graph.key(tensor)]}.values())
+        if users and graph.key(tensor) in graph.outputs:
             raise Inexact(graph.used_by(tensor))
         return users
 
@@ -277,9 +277,9 @@ class Plan:
         take = takes[0]
         if len(takes) > 1 or not take.after or not hasattr(take.layer, "activation"):
             return False
-        source = graph.producers[id(node.input_tensors[0])]
+        source = graph.producer(node.input_tensors[0])
         while source is not take.node and id(source.operation) in self.removed:
-            source = graph.producers[id(source.input_tensors[0])]
+            source = graph.producer(source.input_tensors[0])
         return source is take.node
 
 

@@ -12,7 +12,7 @@ from keras import ops
 from keras_bn.ops import statistics_dtype
 from keras_bn.tools import _affine, _linear
 from keras_bn.tools._affine import Affine
-from keras_bn.tools._carry import carry_leaf
+from keras_bn.tools._carry import carry_leaf, made_like
 from keras_bn.tools._fake_quantize import FakeQuantize, fake_quantize_weights
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import Layer, array, is_batch_norm, sublayers
@@ -224,9 +224,7 @@ def without_rounding(model: Any) -> Any:
             return Replacement(None)
         if not isinstance(layer, QuantizedLinear):
             return None
-        copies = [
-            type(one).from_config(one.get_config()) for one in _without_range(layer)
-        ]
+        copies = [made_like(one) for one in _without_range(layer)]
         parts[id(layer)] = copies
         return Replacement(copies[0], tuple(copies[1:]))
 
@@ -244,7 +242,7 @@ def fill_part(source: Layer, target: Layer) -> None:
     """The weights and flags of one layer of a chain, a low-rank update merged in."""
     target.trainable = source.trainable
     if not _linear.is_linear(source):
-        carry_leaf(source, target, set())
+        carry_leaf(source, target)
         return
     names = (*_linear.FAMILIES[type(source)].kernels, "bias")
     for name in names:

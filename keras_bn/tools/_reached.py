@@ -8,7 +8,7 @@ import keras
 
 from keras_bn.tools._affine import Inexact
 from keras_bn.tools._follow import Call, Followed, follow
-from keras_bn.tools._graph import Graph
+from keras_bn.tools._graph import Graph, fits
 from keras_bn.tools._lasting import base_class
 from keras_bn.tools._walk import (
     Layer,
@@ -48,10 +48,16 @@ class Reached:
         self._graphs: dict[int, tuple[Layer, Any]] = {}
         self._calls: dict[int, Call] = {}
         self._unknown: set[int] = set()
-        self._enter_graph(model, graph_in(model), training=False)
+        if has_graph(model):
+            self._enter_graph(model, graph_in(model), training=False)
+        else:
+            self._follow_model(model)
+        self._count(model)
+        inner = self._called_once() if inside else {}
         self.graphs = [
-            Graph(self._prefix(layer, model), graph, self._training[id(layer)])
+            Graph(self._prefix(layer, model), graph, self._training[id(layer)], inner)
             for layer, graph in self._graphs.values()
+            if id(layer) not in inner
         ]
         self.owners = {
             id(node.operation): layer
@@ -59,7 +65,34 @@ class Reached:
             if not has_graph(layer)
             for node in nodes(graph)
         }
-        self._count(model)
+
+    def _follow_model(self, model: Any) -> None:
+        """Follows the call of a subclassed model, on what it was built for.
+
+        Raises:
+            ValueError: It cannot be followed.
+        """
+        shapes = model.get_build_config() or {}
+        shapes = shapes.get("shapes_dict") or {"inputs": shapes.get("input_shape")}
+
+        def symbol(shape: Any) -> Any:
+            return keras.KerasTensor((None, *shape[1:]), dtype=model.compute_dtype)
+
+        try:
+            if len(shapes) != 1 or None in shapes.values():
+                raise Inexact("it has no single input of a known shape")
+            (shape,) = shapes.values()
+            inputs = keras.tree.map_shape_structure(symbol, shape)
+            self._follow(model, Call((inputs,), {}), training=False)
+            if id(model) in self._unknown:
+                raise Inexact(next(iter(self.why_not.values())))
+        except Inexact as error:
+            raise ValueError(
+                "Argument `model` must be a Functional or Sequential model, or one "
+                "whose `call` can be followed on symbolic tensors. Fold the models "
+                f"inside of it. Received: model of class {type(model).__name__}: "
+                f"{error}"
+            ) from error
 
     def _prefix(self, layer: Layer, model: Any) -> str:
         return "" if layer is model else f"{self._paths[id(layer)]}/"
@@ -117,10 +150,22 @@ class Reached:
             for _, one in sublayers(layer):
                 self.why_not[id(one)] = str(error)
 
+    def _called_once(self) -> dict[int, Any]:
+        """By id of a layer, the graph that it runs, where just one call does."""
+        return {
+            id(node.operation): self._graphs[id(node.operation)][1]
+            for owner, outer in self._graphs.values()
+            for node in nodes(outer)
+            if self.calls[id(node.operation)] == 1
+            and id(node.operation) in self._graphs
+            and self._training[id(owner)] == self._training[id(node.operation)]
+            and fits(node, self._graphs[id(node.operation)][1])
+        }
+
     def _count(self, model: Any) -> None:
         """Counts calls, and notes who reads what belongs to another layer."""
-        for graph in self.graphs:
-            for node in graph.nodes:
+        for _, graph in self._graphs.values():
+            for node in nodes(graph):
                 layer = node.operation
                 self.calls[id(layer)] += 1
                 if isinstance(layer, keras.Layer):

@@ -1,23 +1,22 @@
 """Copies a model with other layers in the place of chosen ones."""
 
-import inspect
-import warnings
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
 
 import keras
-from keras.src.models.functional import functional_like_constructor
+from keras.src.ops.node import Node
 
-from keras_bn.tools._carry import Fill, carry_state, classes_known
-from keras_bn.tools._held import held, put, shown
-from keras_bn.tools._lasting import make_lasting
+from keras_bn.tools._carry import Fill, called, classes_known, take_over
+from keras_bn.tools._lasting import make_lasting, save_as_graph
+from keras_bn.tools._values import NotCopied, Values
 from keras_bn.tools._walk import (
     Layer,
     children,
     has_graph,
     is_functional,
     is_sequential,
+    nodes,
     sublayers,
 )
 
@@ -43,10 +42,10 @@ class Replacement(NamedTuple):
 
 
 class OutOfReach(ValueError):
-    """A layer cannot be replaced where it is held.
+    """A layer cannot be copied with what stands in the place of others.
 
     Attributes:
-        owner: The layer that holds it.
+        owner: The layer.
     """
 
     def __init__(self, message: str, owner: Layer) -> None:
@@ -57,124 +56,206 @@ class OutOfReach(ValueError):
 Replace = Callable[[Layer], Replacement | None]
 """Says what to put in the place of a layer; None to copy it as it is."""
 
+# What a call or `compile` leaves on a layer: of that layer, not of its copy.
+OF_CALLS = {
+    "_inbound_nodes": list,
+    "_outbound_nodes": list,
+    "_losses": list,
+    "_loss_ids": set,
+    "_losses_override": list,
+}
+OF_COMPILE = (
+    *("optimizer", "loss", "compiled", "history", "stop_training"),
+    *("_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker"),
+    *("_compiled_trainable_state", "_eval_epoch_iterator", "_jax_state"),
+    *("train_function", "test_function", "predict_function"),
+)
+OF_GRAPH = ("_keras_history", "_keras_mask")
+
 
 def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
     """A copy of `model`, of the same names, weights, random states and flags.
 
-    Layers that are shared in the model are shared in the copy. A layer in which some
-    class of the user's holds others is copied by its config, and what it holds is then
-    replaced attribute by attribute.
+    Layers that are shared in the model are shared in the copy. Layers are copied as
+    they stand, attribute by attribute, and none of the model's code is run: neither
+    constructors nor `get_config` nor `call`. A function is the user's own; a layer or a
+    variable of the model that it refers to is the copy's.
 
     Raises:
-        ValueError: A layer that cannot be copied by its config, or holds a layer to be
-            replaced where it cannot be; the message names the attribute.
+        OutOfReach: Something that refers to a part of the model cannot be copied; the
+            message names the layer and the attribute.
     """
-    copier = _Copier(replace)
+    copier = _Copier(model, replace)
     with classes_known(model):
         copy: Any = copier.copy(model).layer
-        if not copy.built:
-            _build_alike(model, copy)
-    carry_state(list(copier.copies.values()), copier.replaced, fill)
+        copier.finish(fill)
+    _check_apart(model, copy)
     return copy
 
 
 class _Copier:
     """Each layer's copy, made once."""
 
-    def __init__(self, replace: Replace) -> None:
+    def __init__(self, model: Any, replace: Replace) -> None:
         self._replace = replace
-        self.copies: dict[int, tuple[Layer, Replacement]] = {}
-        self.replaced: set[int] = set()
-        self._placed: list[Layer] = []
+        self._copies: dict[int, tuple[Layer, Replacement]] = {}
+        self._replaced: dict[int, Layer | None] = {}
+        self._followers: dict[int, list[Layer]] = {}
+        self._tensors: dict[int, tuple[Any, Any]] = {}
+        self._other: set[int] = set()
+        self._values = Values(model, self._standing, self._tensor)
+        self._bare = vars(keras.Model(name="bare"))
 
     def copy(self, layer: Layer) -> Replacement:
-        if id(layer) not in self.copies:
+        if id(layer) not in self._copies:
             chosen = self._replace(layer) or Replacement(SAME)
             if chosen.layer is SAME:
-                chosen = chosen._replace(layer=self._same(layer))
+                self._same(layer, chosen)
             else:
-                self.replaced.add(id(layer))
-            self.copies[id(layer)] = (layer, chosen)
-        return self.copies[id(layer)][1]
+                self._copies[id(layer)] = (layer, chosen)
+                self._replaced[id(layer)] = chosen.layer
+        return self._copies[id(layer)][1]
 
-    def _same(self, layer: Layer) -> Layer:
-        if is_sequential(layer):
-            return self._sequential(layer)
-        if is_functional(layer):
-            return self._functional(layer)
-        copy = _from_config(layer)
-        if children(layer):
-            self._replace_inside(layer, copy, layer.name)
-            make_lasting(copy, self._placed)
-        return copy
+    def finish(self, fill: Fill) -> None:
+        """Gives replaced layers their state, and lets all of them be saved."""
+        self._values.finish()
+        pairs: list[Any] = [(old, new) for old, (new, *_) in self._copies.values()]
+        pairs = [pair for pair in pairs if isinstance(pair[1], keras.layers.Layer)]
+        for old, new in pairs:
+            if id(old) in self._replaced:
+                take_over(old, new, fill)
+            elif new.built:
+                new._post_build()
+        placed = {id(one) for one in self._replaced.values() if one is not None}
+        if placed:
+            # What holds another was noted before it.
+            for old, new in reversed(pairs):
+                if has_graph(new):
+                    if any(id(one) in placed for _, one in sublayers(new)):
+                        placed.add(id(new))
+                        save_as_graph(new)
+                elif id(old) not in self._replaced and children(new):
+                    make_lasting(new, placed)
 
-    def _sequential(self, model: Any) -> Any:
-        layers: list[Layer] = []
-        for layer in children(model):
-            if isinstance(layer, keras.layers.InputLayer):
-                layers.append(_from_config(layer))
+    def _same(self, old: Layer, chosen: Replacement) -> None:
+        is_layer = isinstance(old, keras.layers.Layer)
+        new = (keras.layers.Layer if is_layer else keras.Operation).__new__(type(old))
+        self._copies[id(old)] = (old, chosen._replace(layer=new))
+        self._values.remember(old, new)
+        if is_sequential(old) and old._functional is not None:
+            self.copy(old._functional)
+        of_graph = self._graph(old) if is_functional(old) else {}
+        loose, self._values.loose = self._values.loose, has_graph(old)
+        try:
+            self._attributes(old, new, set(of_graph))
+        finally:
+            self._values.loose = loose
+        vars(new).update(of_graph)
+
+    def _attributes(self, old: Layer, new: Layer, left_out: set[str]) -> None:
+        # The methods that `__new__` has wrapped are the new layer's own.
+        left_out |= {"build", "quantize", *OF_CALLS}
+        state: dict[str, Any] = new.__dict__
+        state.update((name, kind()) for name, kind in OF_CALLS.items())
+        if isinstance(old, keras.Model):
+            left_out |= set(OF_COMPILE)
+            state.update((n, self._bare[n]) for n in OF_COMPILE if n in self._bare)
+        for name, value in list(vars(old).items()):
+            if name in left_out:
                 continue
-            first, then, _ = self.copy(layer)
-            layers += [_made(one) for one in (first, *then) if one is not None]
-        cls = type(model)
-        if cls.__init__ is not keras.Sequential.__init__:
-            cls = _plain(model, keras.Sequential)
-        return cls(layers, name=model.name)
+            if name == "_modules":  # `_post_build` lists the copy's weights there
+                value = {k: v for k, v in value.items() if not _lists_weights(v)}
+            try:
+                state[name] = self._values.of(value)
+            except NotCopied as error:
+                raise OutOfReach(
+                    f"Layer '{old.name}' of class {type(old).__name__} cannot be "
+                    f"copied, for its attribute `{name}`: {error}",
+                    old,
+                ) from error
 
-    def _functional(self, model: Any) -> Any:
-        inputs = _ordered(
-            keras.tree.map_structure(_input_like, model.input), model.input
+    def _graph(self, model: Any) -> dict[str, Any]:
+        """What a functional model knows of its graph, for the copy of the graph."""
+        for node in nodes(model):
+            if not all(id(one) in self._tensors for one in node.outputs):
+                self._call(node)
+        inputs, outputs = (
+            _ordered(keras.tree.map_structure(self._tensor, structure), structure)
+            for structure in (model.input, model.output)
         )
-        outputs = model._run_through_graph(
-            inputs, operation_fn=self.copy, call_fn=_call
+        graph = keras.Model(inputs, outputs, name=model.name)
+        return {k: v for k, v in vars(graph).items() if k not in self._bare}
+
+    def _tensor(self, old: Any) -> Any:
+        """The symbolic tensor in the copy that `old` is in the model."""
+        if id(old) not in self._tensors:
+            operation, index, _ = getattr(old, "_keras_history", (None, 0, 0))
+            if operation is None:
+                self._note([old], [_like(old)])
+            else:
+                self._call(operation._inbound_nodes[index])
+        return self._tensors[id(old)][1]
+
+    def _note(self, old: list[Any], new: list[Any]) -> None:
+        for one, other in zip(old, new, strict=True):
+            self._tensors[id(one)] = (one, other)
+            if (one.shape, one.dtype) != (other.shape, other.dtype):
+                self._other.add(id(other))
+
+    def _call(self, node: Any) -> None:
+        """Repeats a call of the graph, with what stands in the layer's place."""
+        old, given = node.operation, node.input_tensors
+        if node.is_input:  # before its layer, which has its tensor for an attribute
+            self._note(node.outputs, [_like(one) for one in node.outputs])
+        new = {id(one): self._tensor(one) for one in given}
+        args, kwargs = keras.tree.map_structure(
+            self._argument, node.arguments.fill_in(new)
         )
-        cls = type(model)
-        if not functional_like_constructor(cls):
-            cls = _plain(model, keras.Model)
-        return cls(inputs, _ordered(outputs, model.output), name=model.name)
+        layer, then, add = self.copy(old)
+        residual = None if add is None else kwargs.pop("residual", None)
+        changed = any(id(one) in self._other for one in new.values())
+        if layer is None:
+            outputs = args[0] if args else next(iter(kwargs.values()))
+        elif id(old) in self._replaced or changed:
+            self._give_masks(given)
+            outputs = called(layer, args, kwargs)
+        else:
+            # A copy's outputs are known to be as the layer's: it need not run for them.
+            outputs = [
+                self._tensors[id(t)][1] if node.is_input else _like(t)
+                for t in node.outputs
+            ]
+            Node(operation=layer, call_args=args, call_kwargs=kwargs, outputs=outputs)
+        for one in then if residual is None or add is None else (add, *then):
+            follower = _made(one)
+            self._followers.setdefault(id(old), []).append(follower)
+            (outputs,) = keras.tree.flatten(outputs)
+            outputs = follower([outputs, residual] if one is add else outputs)
+        if not node.is_input:
+            self._note(node.outputs, keras.tree.flatten(outputs))
 
-    def _replace_inside(self, old: Layer, new: Layer, path: str) -> None:
-        """Replaces layers in the attributes of `new`, a copy of `old`, or in lists."""
-        before, done = dict(held(old)), {}
-        for place, inner in list(held(new)):
-            if id(inner) not in done:
-                where = f"{path}.{shown(place)}"
-                done[id(inner)] = self._layer_inside(
-                    before.get(place), inner, new, where
-                )
-            if done[id(inner)] is not inner:
-                put(new, place, done[id(inner)])
-                self._placed.append(done[id(inner)])
-        left = {id(layer) for _, layer in sublayers(new)}
-        for name, layer in sublayers(old):
-            if self._replace(layer) and not self._arrived(layer, left):
-                raise OutOfReach(_out_of_reach(old, f"{path}.{name}", layer), old)
+    def _argument(self, value: Any) -> Any:
+        """An argument of a call: a weight of the model's is the copy's there."""
+        return self._values.of(value) if self._values.own(value) else value
 
-    def _arrived(self, layer: Layer, present: set[int]) -> bool:
-        if id(layer) not in self.copies:
-            return False
-        copy = self.copies[id(layer)][1].layer
-        return copy is None or id(copy) in present
+    def _give_masks(self, tensors: list[Any]) -> None:
+        """What a layer that is called anew looks for on its inputs."""
+        for old in tensors:
+            mask = getattr(old, "_keras_mask", None)
+            if mask is not None and id(mask) in self._tensors:
+                self._tensor(old)._keras_mask = self._tensor(mask)
 
-    def _layer_inside(self, old: Any, new: Layer, owner: Layer, path: str) -> Layer:
-        if not isinstance(old, keras.layers.Layer):
-            return new
-        # A constructor makes the class that it names, whatever stands there by now.
-        alike = type(old) is type(new) and not has_graph(old)
-        if alike and self._replace(old) is None:
-            self.copies.setdefault(id(old), (old, Replacement(new)))
-            self._replace_inside(old, new, path)
-            return new
+    def _standing(self, old: Layer) -> list[Layer]:
+        """The layers in the place of `old`: one, but where it is in a graph."""
         first, then, _ = self.copy(old)
-        if first is None or then:
-            raise ValueError(
-                f"The layer '{path}' needs an activation layer after it, which cannot "
-                f"be put inside a {type(owner).__name__}. Take the activation out of "
-                f"the layer. Received: activation={getattr(old, 'activation', None)!r}"
-            )
-        if new.built and not first.built:  # some configs build what they make
-            first.build_from_config(old.get_build_config())
-        return first
+        if then and id(old) not in self._followers:
+            self._followers[id(old)] = [_made(one) for one in then]
+        every = [first, *self._followers.get(id(old), ())]
+        return [one for one in every if one is not None]
+
+
+def _lists_weights(module: Any) -> bool:
+    return type(module).__name__ == "ParameterDict"
 
 
 def adder(layer: Layer) -> Callable[[], Layer]:
@@ -189,26 +270,6 @@ def adder(layer: Layer) -> Callable[[], Layer]:
     return add
 
 
-def _call(copies: Replacement, *args: Any, **kwargs: Any) -> Any:
-    """Calls what stands in the place of a layer as the layer was called."""
-    residual = None if copies.add is None else kwargs.pop("residual", None)
-    if copies.layer is None:
-        outputs = args[0] if args else next(iter(kwargs.values()))
-    else:
-        if "mask" in kwargs and not _takes_mask(copies.layer):
-            del kwargs["mask"]
-        outputs = copies.layer(*args, **kwargs)
-    if copies.add is not None and residual is not None:
-        outputs = copies.add()([outputs, residual])
-    for layer in copies.then:
-        outputs = _made(layer)(outputs)
-    return outputs
-
-
-def _takes_mask(layer: Layer) -> bool:
-    return "mask" in inspect.signature(layer.call).parameters
-
-
 def _made(layer: Any) -> Layer:
     return layer if isinstance(layer, keras.Operation) else layer()
 
@@ -220,59 +281,21 @@ def _ordered(structure: Any, like: Any) -> Any:
     return structure
 
 
-def _input_like(tensor: Any) -> Any:
-    layer = tensor._keras_history.operation
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=layer.name,
-        optional=layer.optional,
-    )
+def _like(tensor: Any) -> Any:
+    """A symbolic tensor like `tensor`, in no graph."""
+    new = object.__new__(type(tensor))
+    state = {k: v for k, v in vars(tensor).items() if k not in OF_GRAPH}
+    vars(new).update(state)
+    return new
 
 
-def _from_config(layer: Layer) -> Layer:
-    try:
-        return type(layer).from_config(layer.get_config())
-    except Exception as error:
+def _check_apart(model: Any, copy: Any) -> None:
+    """Checks that the copy holds nothing that is the model's."""
+    ours = {id(one) for _, one in sublayers(model)} | {id(v) for v in model.variables}
+    inside = [*sublayers(copy), *((v.path, v) for v in copy.variables)]
+    shared = [path for path, one in inside if id(one) in ours]
+    if shared:
         raise ValueError(
-            f"Layer '{layer.name}' of class {type(layer).__name__} cannot be copied: "
-            "its `get_config()` must give the arguments that its `from_config()` "
-            f"takes. Received: {error}"
-        ) from error
-
-
-def _plain(model: Any, cls: type) -> type:
-    warnings.warn(
-        f"Model '{model.name}' is of class {type(model).__name__}, whose constructor "
-        f"does not take layers: the copy is a plain keras.{cls.__name__}, which "
-        "computes the same, without methods such as a custom `train_step`.",
-        UserWarning,
-        stacklevel=2,
-    )
-    return cls
-
-
-def _out_of_reach(owner: Layer, path: str, layer: Layer) -> str:
-    return (
-        f"The layer '{path}' of class {type(layer).__name__} cannot be replaced: it is "
-        f"not held by {type(owner).__name__} in a public attribute, or a list, tuple "
-        "or dictionary in one, that the constructor fills. Build the layer there, or "
-        f"take it as an argument. Received: {type(owner).__name__} '{owner.name}'"
-    )
-
-
-def _build_alike(model: Any, copy: Any) -> None:
-    with warnings.catch_warnings():
-        # The failure shows below, as an error with advice.
-        warnings.simplefilter("ignore")
-        copy.build_from_config(model.get_build_config())
-    if not all(layer.built for _, layer in sublayers(copy)):
-        raise ValueError(
-            f"The copy of model '{model.name}' of class {type(model).__name__} cannot "
-            "be built from its build config. Give the class a `build()` that creates "
-            "all weights, or use a functional model. Received: build config "
-            f"{model.get_build_config()}"
+            f"Model '{model.name}' cannot be copied: the copy would hold layers or "
+            f"weights of the model itself. Received: {shared}"
         )
-    # Keras has built the layers by a symbolic `call`, and leaves this to `__call__`.
-    copy.built = True

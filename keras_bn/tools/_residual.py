@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from keras_bn.tools._carry import made_like
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._walk import (
     Layer,
@@ -32,9 +33,9 @@ def with_sums(model: Any) -> Any:
     def replace(layer: Layer) -> Replacement | None:
         if id(layer) not in called:
             return None
-        config, activation = layer.get_config(), activation_of(layer)
-        config.pop("activation", None)
+        activation = activation_of(layer)
         then = () if activation is None else (activation_layer(layer, activation),)
-        return Replacement(type(layer).from_config(config), then, adder(layer))
+        bare = made_like(layer, without=("activation",))
+        return Replacement(bare, then, adder(layer))
 
     return rebuild(model, replace, copy_batch_norm)

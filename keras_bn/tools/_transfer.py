@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_bn.tools._averaging import made_of_data
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._foreign import Foreign, Options, matched, takers
 from keras_bn.tools._layouts import (
     flattened,
@@ -50,8 +50,7 @@ def transfer(model: Any, foreign: Foreign, options: Options) -> Any:
     def replace(layer: Layer) -> Replacement | None:
         if paths.get(id(layer), "") not in configs:
             return None
-        config = {**layer.get_config(), **configs[paths[id(layer)]]}
-        return Replacement(type(layer).from_config(config))
+        return Replacement(made_like(layer, **configs[paths[id(layer)]]))
 
     def fill(old: Layer, new_layer: Layer) -> None:
         _assign(new_layer, old, new[paths[id(old)]])

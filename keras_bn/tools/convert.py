@@ -15,7 +15,7 @@ from keras_bn.layers import (
     DomainBatchNormalization,
 )
 from keras_bn.tools._averaging import carry_weights
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
@@ -98,9 +98,8 @@ def convert(
     activation, where the target has no such argument.
 
     Layers are found in Functional and Sequential models at any depth, in wrappers
-    such as `TimeDistributed`, and in public attributes (or lists, tuples and
-    dictionaries there) of classes of your own whose `get_config()` gives the
-    constructor's arguments. Where such a class makes its layers in its constructor, a
+    such as `TimeDistributed`, and in layers and models of classes of your own. The copy
+    is of the same classes. Where such a class makes its layers in its constructor, a
     saved file says what was put in their place; `import keras_bn` before you load it.
     Subclasses of a batch normalization layer are copied as they are: what their `call`
     does is not known.
@@ -128,15 +127,15 @@ def convert(
             take.
         ValueError: `to` is unknown, or does not go with `domain`; the model is not
             built, has no batch norm or is quantized; a layer that the target class
-            cannot express, or that cannot be replaced where it is (for `"group"`: of
-            several axes, or that a mask reaches; for `"domain"`, in a class whose
-            `call` passes no domain on; for all but `"keras_bn"`, called with
-            `weights`); `groups` that do not divide the channels of a layer; a `domain`
-            out of range.
+            cannot express (for `"group"`: of several axes, or that a mask reaches; for
+            `"domain"`, in a class whose `call` passes no domain on; for all but
+            `"keras_bn"`, called with `weights`); `groups` that do not divide the
+            channels of a layer; a `domain` out of range.
 
     Warns:
-        UserWarning: There is nothing to convert; the compile state, or the class of
-            the model, cannot be carried; moving statistics are dropped.
+        UserWarning: There is nothing to convert; the compile state cannot be carried; a
+            saved file will not have the model's class, or the layers that were put in;
+            moving statistics are dropped.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
@@ -262,7 +261,8 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
 
 def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
     """The layer of class `target` that does what `layer` does."""
-    config = {**layer.get_config(), **overrides}
+    config, own = config_of(layer)
+    config |= overrides
     then: tuple[Layer, ...] = ()
     accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
     if "activation" not in accepted and config.pop("activation", None) is not None:
@@ -290,8 +290,9 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             "arguments here; override them, as in `convert(..., synchronized=False)`. "
             f"Received: {reason}"
         ) from error
+    own = {name: one for name, one in own.items() if name not in overrides}
     add = None if target is BatchNormalization else adder(layer)
-    return Replacement(new, then, add)
+    return Replacement(with_own(new, own), then, add)
 
 
 def _check_calls(layer: Layer, to: str) -> None:

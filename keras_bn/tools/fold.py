@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from keras_bn.tools._carry import Fill, carry_compile
+from keras_bn.tools._carry import Fill, carry_compile, made_like
 from keras_bn.tools._chains import ChainPlan
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
@@ -13,7 +13,7 @@ from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
 from keras_bn.tools._residual import with_sums
 from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
-from keras_bn.tools._walk import Layer, batch_norms, has_graph, is_batch_norm
+from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
 from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
 
@@ -96,7 +96,8 @@ def fold(model: Any, explain: bool = False) -> Any:
     activations that are not rounded: those are left to the exporter.
 
     Args:
-        model: A built Functional or Sequential model, nested ones included.
+        model: A built Functional or Sequential model, nested ones included, or a
+            subclassed one whose `call` can be followed on symbolic tensors.
         explain: Whether to return a `FoldReport` too.
 
     Returns:
@@ -107,7 +108,7 @@ def fold(model: Any, explain: bool = False) -> Any:
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: It is not built, has no batch norm, is quantized, or is a subclassed
-            model, whose order of layers is not known.
+            model that cannot be followed or copied.
 
     Warns:
         UserWarning: The compile state, or the class of the model, cannot be carried;
@@ -130,13 +131,6 @@ def fold(model: Any, explain: bool = False) -> Any:
     (1, 0)
     """
     batch_norms(model)
-    if not has_graph(model):
-        raise ValueError(
-            "Argument `model` must be a Functional or Sequential model: in a "
-            "subclassed one it is not known which layer follows which. Fold the "
-            "functional models inside it. Received: model of class "
-            f"{type(model).__name__}"
-        )
     if is_quantize_aware(model):
         copy, plan = _folded(without_rounding(model), ChainPlan)
     else:
@@ -202,10 +196,8 @@ def _of_plan(plan: Plan) -> tuple[Replace, Fill]:
 
 def _taking(layer: Layer, activation: Any) -> Layer:
     """A layer like `layer`, with all the weights that an affine needs."""
-    config = {**layer.get_config(), **taker(layer).config(layer)}
-    # The kernel that was read has the low-rank update in it.
-    for name in ("lora_rank", "lora_alpha"):
-        config.pop(name, None)
+    changes = dict(taker(layer).config(layer))
     if activation is not None:
-        config["activation"] = activation
-    return type(layer).from_config(config)
+        changes["activation"] = activation
+    # The kernel that was read has the low-rank update in it.
+    return made_like(layer, ("lora_rank", "lora_alpha"), **changes)

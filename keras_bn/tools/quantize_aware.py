@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_bn.ops import _arguments
 from keras_bn.tools import _linear
-from keras_bn.tools._carry import carry_compile
+from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._chains import Chain, Chains, ends, reads_inputs
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import (
@@ -17,6 +17,9 @@ from keras_bn.tools._rebuild import SAME, Replacement, rebuild
 from keras_bn.tools._residual import with_sums
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
 from keras_bn.tools.fold import FoldReport
+
+LORA = ("lora_rank", "lora_alpha")
+"""Left out: the kernel that is read has the low-rank update in it."""
 
 
 def quantize_aware(
@@ -147,21 +150,13 @@ def _check_model(model: Any) -> None:
 def _block(
     chain: Chain, per_channel: bool, input_momentum: float | None
 ) -> QuantizedLinear:
-    layers = [_copied(one) for one in chain.layers]
+    layers = [made_like(one, LORA) for one in chain.layers]
     (linear,) = (one for one in layers if _linear.is_linear(one))
     if input_momentum is not None:
         name = f"{linear.name}_inputs"
         dtype = linear.variable_dtype
         layers.insert(0, FakeQuantize(input_momentum, name=name, dtype=dtype))
     return QuantizedLinear(layers, per_channel, name=linear.name)
-
-
-def _copied(layer: Layer) -> Layer:
-    config = layer.get_config()
-    # The kernel that is read has the low-rank update in it.
-    for name in ("lora_rank", "lora_alpha"):
-        config.pop(name, None)
-    return type(layer).from_config(config)
 
 
 def _after(layer: Layer, rounded: set[int], momentum: float) -> tuple[Any, ...]:

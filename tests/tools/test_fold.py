@@ -236,19 +236,3 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
     folded.save(tmp_path / "folded.keras")
     again = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
-
-
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.norm = keras_bn.BatchNormalization()
-
-    def call(self, inputs):
-        return self.norm(inputs)
-
-
-def test_a_subclassed_model_is_an_error():
-    model = Subclassed()
-    model(images(2, 3))
-    with pytest.raises(ValueError, match=r"`model` must be a Functional or Sequential"):
-        keras_bn.fold(model)

@@ -1,0 +1,158 @@
+"""What the tools' copies take along, and that the model stays as it was."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from cases_copies import COPIES, Backbone, Stack
+from cases_tools import images, numpy, randomize
+from keras_bn.tools._walk import sublayers
+
+L = keras.layers
+GOOD = [case for case in COPIES if case.error is None]
+BAD = [case for case in COPIES if case.error is not None]
+
+
+def _built(case):
+    keras.utils.clear_session(free_memory=False)
+    model = case.build()
+    if type(model).compile is keras.Model.compile:
+        model.compile("adam", "mse", metrics=["mae"])
+    return randomize(model)
+
+
+def _state(model):
+    """Everything there is to see of a model, in its order."""
+    everything = [("", model), *sublayers(model)]
+    return [
+        [
+            (path, id(one), one.name, one.trainable, one.built, one._tracker.locked)
+            for path, one in everything
+        ],
+        [
+            {name: id(value) for name, value in vars(one).items()}
+            for _, one in everything
+        ],
+        [
+            {
+                name: list(map(id, store))
+                for name, (_, store) in one._tracker.config.items()
+            }
+            for _, one in everything
+        ],
+        [
+            (v.path, id(v), id(v.value), v.trainable, numpy(v).tobytes())
+            for v in (*model.variables, *model.optimizer.variables)
+        ],
+        [len(one._inbound_nodes) + len(one._outbound_nodes) for _, one in everything],
+    ]
+
+
+def _outputs(model):
+    flat = keras.tree.flatten(model(images(3, 4), training=False))
+    return np.concatenate([numpy(one).ravel() for one in flat])
+
+
+def _quietly(tool, *arguments, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what a file will hold
+        return tool(*arguments, **settings)
+
+
+def _with_messages(tool, model):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = tool(model)
+    return result, " ".join(str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
+def test_copies_compute_the_same_and_hold_nothing_of_the_model(case):
+    model = _built(case)
+    expected, before = _outputs(model), _state(model)
+    ours = _quietly(keras_bn.convert, model)
+    back = _quietly(keras_bn.convert, ours, to="keras")
+    assert _state(model) == before
+    norms = [
+        one
+        for _, one in sublayers(ours)
+        if isinstance(one, keras_bn.BatchNormalization)
+    ]
+    assert len(norms) == case.norms
+    assert [v.path for v in ours.variables] == [v.path for v in model.variables]
+    np.testing.assert_array_equal(_outputs(back), expected)
+    np.testing.assert_allclose(_outputs(ours), expected, atol=2e-6)
+    # Nothing that is done to the copy comes to the model.
+    for one in (ours, back):
+        randomize(one, seed=1)
+        one.trainable = False
+    assert _state(model) == before
+    np.testing.assert_array_equal(_outputs(model), expected)
+    assert not np.array_equal(_outputs(back), expected)
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
+def test_what_cannot_be_copied_is_named_and_the_model_untouched(case):
+    model = _built(case)
+    before = _state(model)
+    with pytest.raises(ValueError, match=case.error):
+        keras_bn.convert(model)
+    assert _state(model) == before
+
+
+def test_functions_are_the_users_own_in_folded_layers():
+    case = next(one for one in COPIES if one.name == "activations")
+    model = _built(case)
+    expected, before = _outputs(model), _state(model)
+    folded = keras_bn.fold(model)
+    first, second = [one for one in folded.layers if isinstance(one, L.Dense)]
+    assert first.activation is model.layers[0].activation
+    assert second.kernel_regularizer is model.layers[2].kernel_regularizer
+    np.testing.assert_allclose(_outputs(folded), expected, atol=2e-6)
+    assert _state(model) == before
+
+
+def test_a_backbone_keeps_its_class_and_a_file_holds_the_graph(tmp_path):
+    model = randomize(Backbone(3))
+    folded, messages = _with_messages(keras_bn.fold, model)
+    assert "of class Backbone" in messages
+    assert "a saved file holds a plain keras.Functional" in messages
+    assert isinstance(folded, Backbone)
+    assert folded.widths() == (3, 3)
+    assert folded.norm is None
+    assert folded.dense is folded.layers[1] is not model.dense
+    levels = keras.Model(folded.input, folded.levels)(images(3, 4))
+    expected = keras.Model(model.input, model.levels)(images(3, 4))
+    for name in levels:
+        np.testing.assert_allclose(
+            numpy(levels[name]), numpy(expected[name]), atol=1e-5
+        )
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    assert not isinstance(loaded, Backbone)
+    np.testing.assert_array_equal(_outputs(loaded), _outputs(folded))
+
+
+def test_a_sequential_of_a_class_of_its_own_too(tmp_path):
+    model = randomize(Stack(3))
+    ours, messages = _with_messages(keras_bn.convert, model)
+    assert "a saved file holds a plain keras.Sequential" in messages
+    assert (type(ours).__mro__[1], ours.units) == (Stack, 3)
+    ours.save(tmp_path / "ours.keras")
+    loaded = keras.saving.load_model(tmp_path / "ours.keras")
+    assert type(loaded) is keras.Sequential
+    np.testing.assert_array_equal(_outputs(loaded), _outputs(ours))
+
+
+def test_losses_are_the_users_own():
+    factor = 2.0
+    model = keras.Sequential([keras.Input((4,)), L.BatchNormalization()])
+    model.compile("sgd", lambda y, p: factor * keras.ops.mean((y - p) ** 2))
+    x = images(8, 4)
+    ours = keras_bn.convert(model)
+    assert ours.evaluate(x, x + 1, verbose=0) == pytest.approx(
+        model.evaluate(x, x + 1, verbose=0)
+    )
