@@ -16,7 +16,6 @@ from keras_bn.backend.interface import Kernels, Replicas, Service, Tensor
 
 __all__ = [
     "Service",
-    "concrete",
     "describe",
     "ensure_shape",
     "group_ranks",
@@ -143,11 +142,6 @@ def readable(x: Tensor) -> bool:
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """Whether `x` lies where `weight` does, or the framework moves it by itself."""
     return _context is None or bool(_context.same_device(x, weight))
-
-
-def concrete(x: Tensor) -> bool:
-    """Whether `x` has values by now that may be looked at."""
-    return _context is None or bool(_context.concrete(x))
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

@@ -74,8 +74,3 @@ def readable(x: Tensor) -> bool:
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: JAX decides where it computes."""
     return True
-
-
-def concrete(x: Tensor) -> bool:
-    """See `keras_bn.backend.concrete`."""
-    return not isinstance(x, jax.core.Tracer) and bool(x.is_fully_addressable)

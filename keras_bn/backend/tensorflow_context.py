@@ -123,8 +123,3 @@ def readable(x: Tensor) -> bool:
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
     """See `keras_bn.backend.same_device`: TensorFlow copies what it needs."""
     return True
-
-
-def concrete(x: Tensor) -> bool:
-    """See `keras_bn.backend.concrete`."""
-    return bool(tf.executing_eagerly())

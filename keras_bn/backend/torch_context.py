@@ -82,9 +82,4 @@ def same_device(x: Tensor, weight: keras.Variable) -> bool:
     return bool(x.device == weight.value.device)
 
 
-def concrete(x: Tensor) -> bool:
-    """See `keras_bn.backend.concrete`."""
-    return eager(x) and not transformed(x)
-
-
 _CPU_ALONE = not torch.accelerator.is_available()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import backend, ops
 
-from keras_bn.backend import concrete
+from keras_bn.backend import readable
 from keras_bn.backend.interface import Axes, Tensor, as_tensor
 from keras_bn.ops._arguments import real_dtype
 
@@ -48,10 +48,10 @@ def _broadcast_weights(weights: Any, x: Tensor, axes: Axes, dtype: str) -> Tenso
 def _not_negative(weights: Tensor) -> Tensor:
     """`weights`, which must be finite and not negative.
 
-    Where their values are not there to be looked at, a NaN for each that is not: then
+    Where a look at their values would cost something, or they have none, a NaN for each that is not: then
     so is the output, and the moving statistics stay as they are.
     """
-    if not concrete(weights):
+    if not readable(weights):
         wrong = ops.full_like(weights, float("nan"))
         return ops.where(weights >= 0, weights, wrong)
     values = ops.convert_to_numpy(weights)

@@ -108,8 +108,9 @@ def batch_norm_train(
             gamma or beta varies along the only one: it may shard the channels, whose
             statistics must not be mixed.
 
-    Where weights have no values yet (a compiled function), a negative or infinite one
-    cannot raise: its channels of `y` and of the moments are NaN then, as with a NaN.
+    In a compiled function weights have no values, and on an accelerator one would have
+    to wait for them: a negative or infinite one gives channels of NaN there, in `y` and
+    in the moments, as a NaN does.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167), algorithm 1.
