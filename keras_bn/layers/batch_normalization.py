@@ -138,7 +138,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         ValueError: An argument out of its range; an axis that the inputs do not have or
             whose size is unknown; a mask, weights or a residual that do not fit;
             weights that are negative, infinite or NaN (in a compiled step, and on an
-            accelerator, the output is NaN, and the moving statistics stay as they are); float64 where the backend does not compute in it;
+            accelerator, the output is NaN, and the moving statistics stay as they are);
+            float64 where the backend does not compute in it;
             `synchronized` under an engine that cannot serve it; `replica_groups` that
             are not groups of the replicas that run; training inside `keras.remat` on
             JAX, which lets no update out. A call that raises leaves every weight as it

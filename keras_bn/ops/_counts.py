@@ -48,12 +48,12 @@ def _broadcast_weights(weights: Any, x: Tensor, axes: Axes, dtype: str) -> Tenso
 def _not_negative(weights: Tensor) -> Tensor:
     """`weights`, which must be finite and not negative.
 
-    Where a look at their values would cost something, or they have none, a NaN for each that is not: then
-    so is the output, and the moving statistics stay as they are.
+    Where they have no values, or a look at them would cost something, a NaN for each
+    that is not: then so is the output, and the moving statistics stay as they are.
     """
     if not readable(weights):
-        wrong = ops.full_like(weights, float("nan"))
-        return ops.where(weights >= 0, weights, wrong)
+        spoilt = ops.where(weights >= 0, 0.0, float("nan"))
+        return weights + ops.cast(spoilt, weights.dtype)
     values = ops.convert_to_numpy(weights)
     bad = values[~(np.isfinite(values) & (values >= 0))]
     if bad.size:
