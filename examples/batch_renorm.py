@@ -113,18 +113,21 @@ def loaded_again(model):
 
 
 def main(arguments=None):
-    """Trains both, and returns the accuracy and the model of each."""
+    """Trains with each norm, and returns the accuracy and the model of each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1600, help="of training")
-    steps = parser.parse_args(arguments).steps
+    parser.add_argument("--steps", type=int, default=800, help="of training")
+    choices = list(norms(0))
+    parser.add_argument("--norms", nargs="+", choices=choices, default=choices)
+    options = parser.parse_args(arguments)
+    steps = options.steps
     console = Console(width=100)
     console.print(f"backend: {keras.backend.backend()}")
     x, y, x_test, y_test = load()
     order = batches_of_few_digits(y, steps)
     table = Table("norm", "accuracy on test images")
     found = {}
-    for name, norm in norms(steps).items():
-        model = build(norm)
+    for name in options.norms:
+        model = build(norms(steps)[name])
         halves = np.split(order, [len(order) // 2 // BATCH * BATCH])
         for half in halves:
             model.fit(x[half], y[half], batch_size=BATCH, shuffle=False, verbose=0)

@@ -127,7 +127,7 @@ def test_curve_measures_every_few_steps_and_at_the_end(batches, steps):
 
 
 def test_batch_renorm_goes_up_its_ramp_across_a_save(capsys):
-    found = batch_renorm.main(["--steps", "16"])
+    found = batch_renorm.main(["--steps", "16", "--norms", "batch renorm"])
     assert "batch renorm" in capsys.readouterr().out
     norm = found["batch renorm"][1].layers[1]
     assert int(norm.moving_step.value) == 16

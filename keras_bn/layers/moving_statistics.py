@@ -194,6 +194,8 @@ class MovingStatistics:
 
     def _merge(self, moments: Moments, where: Any) -> None:
         """The moments of all batches so far."""
+        # A float32 count stands still when a batch is less than 2**-24 of it; so small
+        # a batch moves the average no more either.
         so_far = Moments(*map(self.value, _MERGED))
         merged = merge_moments(so_far, _guarded(moments, where, so_far))
         for name, old, new in zip(_MERGED, so_far, merged, strict=True):

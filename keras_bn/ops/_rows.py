@@ -95,6 +95,9 @@ def take_rows(table: Tensor, number: int | Tensor) -> Tensor:
 
     Whole numbers, which have no NaN, are 0 there.
     """
+    # Of a weight itself TensorFlow's gradient would be a list of rows, not a tensor,
+    # which training loops written by hand do not expect.
+    table = table * 1
     if isinstance(number, int):
         return ops.take(table, number, axis=0)
     known = (number >= 0) & (number < table.shape[0])

@@ -18,15 +18,16 @@ from keras_bn.tools._walk import Layer, float64, has_graph, is_sequential, nodes
 _L = keras.layers
 DEPTHWISE = (_L.DepthwiseConv1D, _L.DepthwiseConv2D)
 TRANSPOSED = (_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose)
-LINEAR = (_L.Conv1D, _L.Conv2D, _L.Conv3D, *DEPTHWISE, *TRANSPOSED, _L.Dense)
+LINEAR_FORWARD = (_L.Conv1D, _L.Conv2D, _L.Conv3D, *DEPTHWISE, _L.Dense)
+LINEAR = (*LINEAR_FORWARD, *TRANSPOSED)
 """Layers of one kernel, and maybe a bias, that PyTorch's `weight` and `bias` serve."""
 
 
 def is_linear(layer: Layer, transposed: bool = True) -> bool:
     """Whether `layer` is one whose kernel can be exchanged."""
-    return isinstance(layer, LINEAR) and (
-        transposed or not isinstance(layer, TRANSPOSED)
-    )
+    if getattr(layer, "lora_enabled", False):  # its kernel is a sum
+        return False
+    return isinstance(layer, LINEAR if transposed else LINEAR_FORWARD)
 
 
 def channels_first(kernel: np.ndarray) -> np.ndarray:
@@ -83,11 +84,15 @@ def reordered(features: np.ndarray, spatial: tuple[int, ...], back: bool) -> np.
     return np.moveaxis(image, len(lead), -1).reshape(features.shape)
 
 
+MIXED: tuple[int, ...] = ()
+
+
 def flattened(model: Layer) -> dict[int, tuple[int, ...]]:
     """By `id` of a layer: the image, channels last, whose flattened values it takes.
 
     It is read from graphs: of a subclassed model nothing is known. An image of one
-    position has one order only, and is left out.
+    position has one order only, and is left out. `MIXED` stands for one that comes
+    among other values, as after a concatenation.
     """
     found: dict[int, tuple[int, ...]] = {}
     _mark(model, [None], found)
@@ -99,9 +104,8 @@ def _mark(layer: Layer, images: list[Any], found: dict[int, Any]) -> list[Any]:
     if not has_graph(layer):
         return images
     graph = layer._functional if is_sequential(layer) else layer
-    known = {
-        id(t): image for t, image in zip(graph.inputs, images, strict=False) if image
-    }
+    pairs = zip(graph.inputs, images, strict=False)
+    known = {id(tensor): image for tensor, image in pairs}
     for node in nodes(graph):
         tensors, outputs = node.arguments.keras_tensors, node.outputs
         came = [known.get(id(tensor)) for tensor in tensors]
@@ -110,9 +114,9 @@ def _mark(layer: Layer, images: list[Any], found: dict[int, Any]) -> list[Any]:
             after = _mark(one, came, found)
         else:
             after = [_image_after(one, tensors, came, out) for out in outputs]
-            if any(came) and len(tensors) == 1:
+            if len(tensors) == 1 and came[0] is not None:
                 found[id(one)] = came[0]
-        known |= {id(t): i for t, i in zip(outputs, after, strict=False) if i}
+        known |= {id(t): image for t, image in zip(outputs, after, strict=False)}
     return [known.get(id(tensor)) for tensor in graph.outputs]
 
 
@@ -123,9 +127,9 @@ def _image_after(
     if not tensors:
         return None
     image_before: tuple[int, ...] | None = came[0]
-    shape = tuple(tensors[0].shape)
+    shapes = [tuple(tensor.shape) for tensor in tensors]
     if isinstance(layer, (_L.Flatten, _L.Reshape)) and len(output.shape) == 2:
-        image = shape[1:]
+        image = shapes[0][1:]
         if getattr(layer, "data_format", None) == "channels_first":
             image = (*image[1:], image[0])  # Flatten moves channels to the end
         elif isinstance(layer, _L.Reshape) and (
@@ -134,5 +138,8 @@ def _image_after(
             return image_before  # Reshape moves nothing: the order is PyTorch's
         flat = len(image) < 2 or None in image or np.prod(image[:-1]) == 1
         return image_before if flat else image
-    mixes = is_linear(layer) or tuple(output.shape) != shape
-    return None if mixes else image_before
+    if not any(one is not None for one in came) or is_linear(layer):
+        return None
+    # Elementwise, of nothing else: activations, dropout, norms, sums of the like.
+    alike = set(shapes) == {tuple(output.shape)} and len(set(came)) == 1
+    return image_before if alike else MIXED

@@ -22,6 +22,12 @@ from keras_bn.tools._pairs import (
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that are of the wrapper, not of the model, wherever they stand."""
 
+NUMBERED_BY_KERAS = re.compile(
+    r"(?:^|/)(?:batch_normalization|dense|(?:depthwise_)?conv[123]d(?:_transpose)?)"
+    r"(?:_\d+)?$"
+)
+"""Names that nobody gave: another library may count the same kind of layer from 0."""
+
 Proposal = dict[str, str]
 """The prefix by layer, as far as one way of matching goes."""
 
@@ -95,7 +101,7 @@ def _decide(
 ) -> tuple[Proposal, str]:
     """The pairs, and what they rest on."""
     doubts: list[str] = []
-    views = list(_views(ours, theirs, strict))
+    views = _views(ours, theirs, strict)
     # Where a part will do, more of it by other names counts for more.
     ways = [(_by_name,), (by_families,)] if strict else [(_by_name, by_families)]
     for these in ways:
@@ -125,8 +131,10 @@ def _proposals(
 ) -> dict[frozenset[tuple[str, str]], str]:
     """What is beyond doubt, as pairs, and what it rests on; notes what is not."""
     norms = {one.name for one in ours if one.kind == NORM}
-    proposals = {}
-    for way, (mine, other) in product(ways, views):
+    proposals: dict[frozenset[tuple[str, str]], str] = {}
+    for (mine, other), way in product(views, ways):
+        if _shorter((mine, other)) < max(map(len, proposals), default=0):
+            break  # no more can come of it
         for found, why, aside in way(_kinds(mine), _kinds(other), strict):
             pairs = [(mine[o], other[t]) for o, t in found.items()]
             if not strict:  # a head may be for other classes
@@ -143,11 +151,20 @@ def _proposals(
 
 def _views(
     ours: Sequence[Item], theirs: Sequence[Item], strict: bool
-) -> Iterator[tuple[View, View]]:
-    """Both sides with prefixes taken off; not `strict`: what has the prefix only."""
-    for mine in _stripped(ours, strict):
-        for other in _stripped(theirs, strict):
-            yield mine, other
+) -> list[tuple[View, View]]:
+    """Both sides with prefixes taken off; not `strict`: what has the prefix only.
+
+    The largest come first, and none in which less than a quarter could be matched.
+    """
+    pairs = product(_stripped(ours, strict), _stripped(theirs, strict))
+    least = min(len(ours), len(theirs)) / 4
+    return sorted(
+        (pair for pair in pairs if _shorter(pair) >= least), key=_shorter, reverse=True
+    )
+
+
+def _shorter(views: tuple[View, View]) -> int:
+    return min(map(len, views))
 
 
 def _stripped(items: Sequence[Item], strict: bool) -> list[View]:
@@ -183,6 +200,8 @@ def _by_name(
     if len(mine) == len(ours) and len(other) == len(theirs):
         both = set(mine) & set(other)
         found = {mine[name]: other[name] for name in mine if name in both}
+        if not strict:
+            found = {o: t for o, t in found.items() if not NUMBERED_BY_KERAS.search(o)}
         head, theirs_head = ((set(side) - both) & HEADS for side in (mine, other))
         if len(head) == len(theirs_head) == 1:
             found[mine[head.pop()]] = other[theirs_head.pop()]

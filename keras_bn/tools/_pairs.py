@@ -112,7 +112,7 @@ def refusal(ours: Sequence[Item], theirs: Sequence[Item], doubts: Sequence[str])
         "certain which weights are which layer's (`strict=False` leaves out what has "
         f"no name alike). Received: {len(ours)} layers, {few([o.name for o in ours])},"
         f" and {len(theirs)} prefixes, {few([t.name for t in theirs])}."
-        + "".join(f"\n- {doubt}" for doubt in dict.fromkeys(doubts))
+        + "".join(f"\n- {doubt}" for doubt in list(dict.fromkeys(doubts))[:SHOWN])
         + ("\nCandidates of equal size:\n" if lines else "")
         + "\n".join(lines[:SHOWN])
     )

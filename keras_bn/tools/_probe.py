@@ -16,7 +16,9 @@ from keras_bn.tools._walk import (
     computes_plainly,
     float64,
     infers_by_batch,
+    is_conditional,
     normalizes_by_batch,
+    why_not_plainly,
 )
 
 See = Callable[[str, Any, Any, Any], None] | None
@@ -31,12 +33,17 @@ def observable(model: Any) -> dict[str, Layer]:
         ValueError: As `batch_norms`; or all are subclasses with a `call` of their own.
     """
     found = batch_norms(model)
-    plain = {path: layer for path, layer in found.items() if computes_plainly(layer)}
+    plain = {
+        path: layer
+        for path, layer in found.items()
+        if computes_plainly(layer) or is_conditional(layer)
+    }
     if not plain:
+        path, layer = next(iter(found.items()))
         raise ValueError(
             "Argument `model` must have a batch normalization layer that computes as "
-            "the base class does. Received: model with subclasses that override "
-            f"`call`: {sorted(found)}"
+            f"the base class does. Received: model with layer '{path}' of class "
+            f"{type(layer).__name__}: {why_not_plainly(layer)}"
         )
     return plain
 
@@ -53,11 +60,16 @@ def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[Non
     try:
         for path, layer in layers.items():
             # Straight into the dictionary: Keras would track an attribute.
-            layer.__dict__["call"] = _Observer(path, layer, see, by_batch)
+            observer = _Observer(path, layer, see, by_batch)
+            if is_conditional(layer):
+                layer.__dict__["_normalize"] = observer.within_call
+            else:
+                layer.__dict__["call"] = observer
         yield
     finally:
         for layer in layers.values():
-            layer.__dict__.pop("call", None)
+            for name in ("call", "_normalize"):
+                layer.__dict__.pop(name, None)
 
 
 class _Observer:
@@ -86,8 +98,9 @@ class _Observer:
         }
         # No gradient will be asked for.
         inputs = ops.stop_gradient(inputs)
+        bare = is_conditional(layer)
         affine = [
-            None if one is None else ops.stop_gradient(one.value)
+            None if one is None or bare else ops.stop_gradient(one.value)
             for one in (layer.gamma, layer.beta)
         ]
         # A call with training=True written into the model ignores its mode.
@@ -108,11 +121,15 @@ class _Observer:
         if not by_batch:
             statistics = (layer.moving_mean, layer.moving_variance)
             y = batch_norm_inference(inputs, *statistics, *affine, **settings)
-        activation = activation_of(layer)
+        activation = None if bare else activation_of(layer)
         if activation is not None:
             y = activation(y)
         # Without the gradient's bookkeeping, what came before can be freed at once.
         return ops.cast(ops.stop_gradient(y), layer.compute_dtype)
+
+    def within_call(self, inputs: Any, training: Any, mask: Any, *_: Any) -> Any:
+        """Stands in for the normalization within a `call` that adds gamma and beta."""
+        return self(inputs, training, mask)
 
     def _read(self, moments: Any) -> list[Any]:
         try:

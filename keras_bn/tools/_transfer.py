@@ -9,6 +9,7 @@ from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._foreign import Foreign, Options, matched, takers
 from keras_bn.tools._layouts import (
+    MIXED,
     flattened,
     is_linear,
     reordered,
@@ -33,7 +34,7 @@ def transfer(model: Any, foreign: Foreign, options: Options) -> Any:
     """A copy of `model` with the weights of `foreign`."""
     layers = takers(model, options.layers, foreign.transposed)
     prefixes = matched(model, foreign, options).mapping
-    _refuse_others(model, layers, options)
+    refuse_others(model, layers, options)
     images = images_of(model, layers, prefixes, foreign, options)
     new = {
         path: _weights(path, layers[path], foreign, prefix, images.get(path))
@@ -130,11 +131,24 @@ def images_of(
         path, image = next(iter(found.items()))
         raise ValueError(
             f"Argument `flatten` must say in which order the {foreign.library} model "
-            f"flattens images: layer '{path}' takes one of shape {image}, flattened. "
+            f"flattens images: layer '{path}' takes one, flattened{_shape(image)}. "
             "That is 'channels_first', unless the model moves the channels itself, "
             "'channels_last'. Received: flatten=None"
         )
-    return found if order == "channels_first" else {}
+    if order != "channels_first":
+        return {}
+    mixed = [path for path, image in found.items() if image == MIXED]
+    if mixed:
+        raise ValueError(
+            "Argument `model` must not have layers that take a flattened image among "
+            "other values: which of them to reorder is not known. Received: such "
+            f"layers {mixed}, and flatten='channels_first'"
+        )
+    return found
+
+
+def _shape(image: tuple[int, ...]) -> str:
+    return "" if image == MIXED else f" from shape {image}"
 
 
 def _make_biased(
@@ -188,7 +202,7 @@ def _config(
     return config if kept is None else {**config, "momentum": float(kept)}
 
 
-def _refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> None:
+def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> None:
     """No weights are left at their old values in silence, where all are asked for."""
     if options.layers != "all" or not options.strict:
         return

@@ -66,6 +66,11 @@ def is_domain_norm(layer: Layer) -> bool:
     return isinstance(layer, DomainBatchNormalization)
 
 
+def is_conditional(layer: Layer) -> bool:
+    """Whether `layer` has a gamma and beta for each sample."""
+    return type(layer) is ConditionalBatchNormalization
+
+
 def why_not_plainly(layer: Layer) -> str:
     """Why a batch norm that does not compute plainly has no place where one must."""
     if is_domain_norm(layer):
@@ -73,7 +78,7 @@ def why_not_plainly(layer: Layer) -> str:
             "it has statistics for each domain: take one out by `convert(model, "
             "domain=...)`"
         )
-    if isinstance(layer, ConditionalBatchNormalization):
+    if is_conditional(layer):
         return "its gamma and beta are other ones for each sample"
     return f"its class {type(layer).__name__} may compute something else"
 

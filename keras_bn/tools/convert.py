@@ -9,11 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.layers import (
-    BatchNormalization,
-    ConditionalBatchNormalization,
-    DomainBatchNormalization,
-)
+from keras_bn.layers import BatchNormalization, DomainBatchNormalization
 from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._domains import with_domains, without_domains
@@ -36,6 +32,7 @@ from keras_bn.tools._walk import (
     batch_norms,
     called_with,
     float64,
+    is_conditional,
     is_domain_norm,
     is_plain_batch_norm,
     why_not_plainly,
@@ -224,7 +221,7 @@ def _domain_layer(overrides: dict[str, Any], layer: Layer) -> Layer:
 def _check_is_expressed(norms: dict[str, Layer], to: str) -> None:
     """Refuses layers of this package that the target has nothing for."""
     for path, layer in norms.items():
-        if isinstance(layer, (DomainBatchNormalization, ConditionalBatchNormalization)):
+        if is_domain_norm(layer) or is_conditional(layer):
             raise ValueError(
                 f"Layer '{path}' cannot be converted: {why_not_plainly(layer)}. "
                 f"Received: to={to!r} and a {type(layer).__name__}"

@@ -15,7 +15,14 @@ from keras_bn.tools._moments import (
 )
 from keras_bn.tools._probe import observable, observed, restored_on_failure
 from keras_bn.tools._table import Table
-from keras_bn.tools._walk import Layer, float64, normalizes_by_batch
+from keras_bn.tools._walk import (
+    Layer,
+    batch_norms,
+    float64,
+    is_domain_norm,
+    normalizes_by_batch,
+    why_not_plainly,
+)
 
 METHODS = ("population", "ema")
 
@@ -132,9 +139,10 @@ def recalibrate(
     Raises:
         TypeError: `model` is not a Keras model, `data` is not data, an argument of a
             wrong type.
-        ValueError: `model` is not built, has no batch norm (or only frozen ones), or
-            is quantized; `data` are empty, fewer than `steps` batches, of a wrong
-            shape, hold a NaN or infinity, or give a channel fewer than two values.
+        ValueError: `model` is not built, has no batch norm (or only frozen ones), has
+            one for several domains, or is quantized; `data` are empty, fewer than
+            `steps` batches, of a wrong shape, hold a NaN or infinity, or give a channel
+            fewer than two values.
 
     Reference:
         [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), section 3, on
@@ -198,6 +206,12 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
 
 
 def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
+    for path, layer in batch_norms(model).items():
+        if is_domain_norm(layer):
+            raise ValueError(
+                f"Layer '{path}' cannot be recalibrated: {why_not_plainly(layer)}. "
+                f"Received: a {type(layer).__name__}"
+            )
     layers = observable(model)
     if not include_frozen:
         layers = {p: layer for p, layer in layers.items() if normalizes_by_batch(layer)}

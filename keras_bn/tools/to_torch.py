@@ -8,7 +8,13 @@ import numpy as np
 from keras_bn.tools._checkpoint import NAMES, opened, torch_weights
 from keras_bn.tools._foreign import Options, matched, takers
 from keras_bn.tools._layouts import is_linear, reordered, squeezed, to_theirs
-from keras_bn.tools._transfer import EPSILON, NEUTRAL, images_of, unbiased
+from keras_bn.tools._transfer import (
+    EPSILON,
+    NEUTRAL,
+    images_of,
+    refuse_others,
+    unbiased,
+)
 from keras_bn.tools._walk import Layer, float64
 
 NORM_NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -91,6 +97,7 @@ def to_torch(
         state, module = opened(state_dict, key)
         foreign = torch_weights(state, module)
         prefixes = matched(model, foreign, options).mapping
+    refuse_others(model, ours, options)
     images = images_of(model, ours, prefixes, foreign, options)
     for path, prefix in prefixes.items():
         layer = ours[path]
@@ -99,10 +106,12 @@ def to_torch(
         for name, value in _values(path, layer, count, images.get(path)).items():
             theirs = f"{prefix}.{NAMES[name]}".removeprefix(".")
             if state_dict is None:
-                state[theirs] = value.astype("float32")
+                state |= {} if value is None else {theirs: value.astype("float32")}
             elif theirs in state:
+                if value is None:  # with scale=False, gamma is 1 there
+                    value = np.full(tuple(state[theirs].shape), NEUTRAL[name])
                 state[theirs] = _like(theirs, state[theirs], value, path)
-            elif np.any(value != NEUTRAL[name]):
+            elif value is not None and np.any(value != NEUTRAL[name]):
                 raise ValueError(
                     f"Argument `state_dict` must have '{theirs}', to take in the "
                     f"{name} of layer '{path}'. Received: none"
@@ -115,12 +124,13 @@ def _values(
     layer: Layer,
     count: int | Mapping[str, int] | None,
     image: tuple[int, ...] | None,
-) -> dict[str, np.ndarray]:
-    """What PyTorch's weights for `layer` are, by our names; those that it has."""
+) -> dict[str, np.ndarray | None]:
+    """What PyTorch's weights for `layer` are, by our names; None for those it lacks."""
     names = ("kernel", "bias") if is_linear(layer) else NORM_NAMES
-    found = {}
+    found: dict[str, np.ndarray | None] = {}
     for name in names:
         if getattr(layer, name) is None:
+            found[name] = None
             continue
         kernel = name == "kernel"
         value = to_theirs(layer) if kernel else np.ravel(float64(getattr(layer, name)))

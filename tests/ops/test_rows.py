@@ -68,3 +68,15 @@ def test_gradient_goes_to_the_rows_that_were_taken():
         function, [frameworks.tensor(TABLE)], frameworks.tensor(upstream)
     )
     np.testing.assert_array_equal(slope, [[3, 4], [0, 0], [6, 8]])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="elsewhere it is nothing else"
+)
+def test_gradient_for_a_weight_is_no_list_of_rows():
+    import tensorflow as tf
+
+    weight = keras.Variable(TABLE)
+    with tf.GradientTape() as tape:
+        row = _rows.take_rows(weight.value, 1)
+    assert isinstance(tape.gradient(row, weight.value), tf.Tensor)

@@ -165,6 +165,7 @@ class Training(NamedTuple):
     settings: dict = {}  # noqa: RUF012
     dtype: str = "float32"
     by_fit: bool = False
+    domains: bool = False  # of which each replica has another
 
 
 TRAININGS = [
@@ -174,6 +175,7 @@ TRAININGS = [
     # Groups of the whole batch that lie within one replica each.
     Training("ghost batches", settings={"virtual_batch_size": 2}),
     Training("bfloat16", dtype="mixed_bfloat16"),
+    Training("domains", domains=True),
     # In two processes of PyTorch's, `fit` of Keras trains two models.
     *([] if keras.backend.backend() == "torch" else [Training("fit", by_fit=True)]),
 ]
@@ -185,6 +187,8 @@ def network(training):
     """The network, with the same weights in every process."""
     keras.utils.set_random_seed(0)
     policy = training.dtype
+    if training.domains:
+        return _network_of_domains()
     return keras.Sequential(
         [
             keras.Input((6, 6, 2)),
@@ -201,6 +205,26 @@ def network(training):
             keras.layers.Dense(1, dtype="float32"),
         ]
     )
+
+
+class Half(keras.layers.Layer):
+    """The half of the batch that images are from: of the whole, one for each."""
+
+    def compute_output_spec(self, images):
+        return keras.KerasTensor((), "int32")
+
+    def call(self, images):
+        if images.shape[0] == BATCH:
+            return keras.ops.arange(BATCH, dtype="int32") // (BATCH // 2)
+        return keras.ops.cast(keras.ops.mean(images) > 0.5, "int32")
+
+
+def _network_of_domains():
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(3, 3, use_bias=False)(inputs)
+    norm = keras_bn.DomainBatchNormalization(2, momentum=0.5, synchronized=True)
+    x = keras.layers.Flatten()(keras.layers.ReLU()(norm(x, Half()(inputs))))
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
 
 
 def batches():

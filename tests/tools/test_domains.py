@@ -226,3 +226,37 @@ def test_one_domain_folds():
     np.testing.assert_allclose(
         numpy(folded(x)), numpy(ours([x, domain])), rtol=1e-4, atol=1e-5
     )
+
+
+def test_recalibrate_leaves_domains_and_says_why():
+    model = domains()
+    data = [images(6, 4), np.arange(6, dtype="int32") % 2]
+    with pytest.raises(ValueError, match=r"cannot be recalibrated.*each domain"):
+        keras_bn.recalibrate(model, (data,), verbose=0)
+    one = keras_bn.convert(model, domain=1)
+    keras_bn.recalibrate(one, data[0], verbose=0)
+
+
+def test_standing_statistics_of_a_conditional_norm():
+    """Recalibrated by samples of all classes; the layer after sees its output."""
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    norm = keras_bn.ConditionalBatchNormalization(2, activation="relu")
+    last = Norm()
+    model = randomize(keras.Model(inputs, last(norm(*inputs))))
+    x, labels = images(8, 4), np.arange(8, dtype="int32") % 2
+    report = keras_bn.recalibrate(model, ([x, labels],), verbose=0)
+    assert len(report.rows) == 2
+    np.testing.assert_allclose(numpy(norm.moving_mean), x.mean(0), atol=1e-6)
+    np.testing.assert_allclose(numpy(norm.moving_variance), x.var(0), atol=1e-6)
+    y = numpy(norm(x, labels))  # one batch: inference is what training was
+    np.testing.assert_allclose(numpy(last.moving_mean), y.mean(0), atol=1e-5)
+    assert {row.distance is None for row in keras_bn.inspect(model).layers} == {True}
+    seen = keras_bn.inspect(model, ([x, labels],))
+    assert max(row.distance for row in seen.layers) < 1e-3
+
+
+def test_inspect_shows_them():
+    rows = keras_bn.inspect(domains()).layers
+    assert [(row.kind, row.channels) for row in rows] == [
+        ("DomainBatchNormalization", 6)
+    ] * 2

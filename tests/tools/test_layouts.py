@@ -113,13 +113,27 @@ def test_a_flattened_image(order):
     flat = np.moveaxis(x, -1, 1) if order == "channels_first" else x
     with torch.no_grad():
         expected = theirs(torch.as_tensor(flat.reshape(5, 24).copy())).numpy()
-    with pytest.raises(ValueError, match=r"`flatten` must say.*\(3, 2, 4\), flattened"):
+    with pytest.raises(ValueError, match=r"`flatten` must say.*from shape \(3, 2, 4\)"):
         keras_bn.from_torch(model, theirs)
     # The norm is seen through; nothing mixes its features.
     ours = keras_bn.from_torch(
         model, theirs.state_dict(), layers="all", flatten=order, epsilon=1e-2
     )
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
+
+
+def test_a_flattened_image_among_other_values():
+    image, other = keras.Input((3, 2, 4)), keras.Input((5,))
+    inner = keras.Sequential([keras.Input((24,)), L.ReLU()])
+    x = L.Concatenate()([inner(L.Flatten()(image)), other])
+    x = L.BatchNormalization(name="bn")(x)
+    model = keras.Model([image, other], L.Dense(2)(x))
+    state = {f"bn.{name}": np.ones(29) for name in ("running_mean", "running_var")}
+    with pytest.raises(ValueError, match=r"`flatten` must say.*'bn' takes one, flatt"):
+        keras_bn.from_torch(model, state, epsilon=1e-5)
+    with pytest.raises(ValueError, match=r"among other values.*\['bn'\]"):
+        keras_bn.from_torch(model, state, epsilon=1e-5, flatten="channels_first")
+    keras_bn.from_torch(model, state, epsilon=1e-5, flatten="channels_last")
 
 
 def test_a_pooled_image_has_one_order():

@@ -184,3 +184,9 @@ def test_bad_mapping(mapping, message):
     theirs = [*items(["f.1", "f.2"]), Item("conv", "linear", (8, 4))]
     with pytest.raises(ValueError, match=message):
         match(items(["a", "b"]), theirs, mapping, True, {})
+
+
+def test_numbers_that_nobody_gave_are_no_names():
+    ours = items(["conv2d_1:3", "batch_normalization_1", "stem"])
+    theirs = items(["Conv_1:3", "batch_normalization_1", "stem"])
+    assert match(ours, theirs, None, False, {}).mapping == {"stem": "stem"}

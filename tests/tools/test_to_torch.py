@@ -87,6 +87,22 @@ def test_without_a_state_names_are_paths():
     assert {one.dtype for one in state.values()} == {np.dtype("float32")}
 
 
+def test_what_a_layer_lacks_is_neutral_there():
+    bn = L.BatchNormalization(scale=False, center=False, epsilon=1e-5, name="bn")
+    layers = [L.Dense(3, use_bias=False, name="d"), bn]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    names = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "d.bias")
+    state = {name: np.full(3, 7.0) for name in names}
+    state["d.weight"] = np.zeros((3, 2))
+    given = keras_bn.to_torch(model, state, layers="all")
+    firsts = {name: one.flat[0] for name, one in given.items() if name in names}
+    assert list(firsts.values()) == [1, 0, 0, 1, 0]
+    model = keras.Sequential([*model.layers, L.LayerNormalization(name="ln")])
+    model.build((None, 2))
+    with pytest.raises(ValueError, match=r"{'ln': 'LayerNormalization'}"):
+        keras_bn.to_torch(model, state, layers="all")
+
+
 def test_types_are_kept():
     state = {name: one.half() for name, one in nn.BatchNorm1d(3).state_dict().items()}
     model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(epsilon=1e-5)])
