@@ -8,6 +8,7 @@ from keras_bn.layers import (
     no_update,
 )
 from keras_bn.tools import (
+    average_statistics,
     convert,
     fold,
     from_flax,
@@ -26,6 +27,7 @@ __all__ = [
     "ConditionalBatchNormalization",
     "DomainBatchNormalization",
     "__version__",
+    "average_statistics",
     "backend",
     "callbacks",
     "convert",

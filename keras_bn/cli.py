@@ -163,14 +163,35 @@ def _inspect(options: argparse.Namespace) -> int:
     return FOUND if report.severity == "error" else DONE
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="compare what both models compute, on inputs from a .npy or .npz, or made "
+        "up",
+    )
+
+
+def _check(options: argparse.Namespace, model: Any) -> Any:
+    if isinstance(options.check, bool):
+        return options.check
+    return load_data(Path(options.check), model)
+
+
 def _add_fold(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
+    _add_check(parser)
 
 
 def _fold(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
-    model, report = served(tools.fold, load(options.model), explain=True)
+    model = load(options.model)
+    check = _check(options, model)
+    model, report = served(tools.fold, model, explain=True, check=check)
     write_model(options.output, options.force, model)
     print(report)
     return DONE
@@ -179,6 +200,7 @@ def _fold(options: argparse.Namespace) -> int:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
+    _add_check(parser)
     parser.add_argument(
         "--to",
         choices=("keras_bn", "keras", "group", "layer", "domain"),
@@ -201,7 +223,8 @@ def _convert(options: argparse.Namespace) -> int:
     check_model_output(options.output, options.force)
     overrides = dict(_setting(text) for text in options.overrides)
     model = load(options.model)
-    model = served(tools.convert, model, to=options.to, **overrides)
+    check = _check(options, model)
+    model = served(tools.convert, model, to=options.to, check=check, **overrides)
     write_model(options.output, options.force, model)
     return DONE
 

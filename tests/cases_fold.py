@@ -602,6 +602,13 @@ GRAPHS = [
         ("pads with a constant",),
     ),
     Graph(
+        "max with a constant",
+        lambda x: Norm()(ops.max(_dense(x), axis=1, initial=0.0)),
+        LINE,
+        0,
+        ("starts at a constant",),
+    ),
+    Graph(
         "mean over the batch",
         lambda x: Norm()(ops.mean(_dense(x), axis=0, keepdims=True)),
         (4,),

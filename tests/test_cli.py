@@ -43,7 +43,7 @@ def _load(path):
 
 
 def test_fold(folder, capsys):
-    assert cli.main(["fold", "net.keras", "out.keras"]) == 0
+    assert cli.main(["fold", "net.keras", "out.keras", "--check", "x.npy"]) == 0
     assert "1 batch norm layers folded" in capsys.readouterr().out
     assert [type(one) for one in _load("out.keras").layers] == [L.Dense, L.ReLU]
 
@@ -52,7 +52,8 @@ def test_convert_there_and_back(folder):
     assert cli.main(["convert", "net.keras", "o.keras", "--set", "momentum=0.5"]) == 0
     norm = _load("o.keras").layers[1]
     assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
-    assert cli.main(["convert", "o.keras", "k.keras", "--to", "keras"]) == 0
+    command = ["convert", "o.keras", "k.keras", "--to", "keras", "--check"]
+    assert cli.main(command) == 0
     x = images(3, 4)
     np.testing.assert_array_equal(
         numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x))
@@ -216,6 +217,7 @@ def test_from_torch_failures(folder, weights, arguments, code, message, capsys):
 
 
 FAILURES = [
+    (["convert", "net.keras", "o.keras", "--set", "epsilon=1", "--check"], 3, "else"),
     (["fold", "net.keras", "taken.keras"], 4, "taken.keras exists: --force"),
     (["fold", "net.keras", "no/out.keras"], 4, "the folder must exist"),
     (["fold", "net.keras", "out.h5"], 2, "must be a .keras file"),

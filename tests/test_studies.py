@@ -26,6 +26,7 @@ STUDIES = (
     "fewer_steps",
     "placement",
     "small_batch",
+    "repair",
 )
 RESULTS = Path(_study.RESULTS)
 SCRIPT = RESULTS / "fill_readme.py"
@@ -33,15 +34,15 @@ SCRIPT = RESULTS / "fill_readme.py"
 
 @pytest.fixture(scope="module", params=STUDIES)
 def quick(request, tmp_path_factory):
-    """A study's name, and the folder that its quick run filled."""
+    """A study's name, the folder that its quick run filled, and what it returned."""
     folder = tmp_path_factory.mktemp(request.param)
     study = importlib.import_module(request.param)
-    study.main(["--quick", "--output", str(folder)])
-    return request.param, folder
+    found = study.main(["--quick", "--output", str(folder)])
+    return request.param, folder, found
 
 
 def test_quick_run_writes_settings_machine_runs_and_summary(quick):
-    name, folder = quick
+    name, folder, _ = quick
     document = json.loads((folder / f"{name}.json").read_text())
     module = importlib.import_module(name)
     assert document["study"] == name
@@ -53,7 +54,7 @@ def test_quick_run_writes_settings_machine_runs_and_summary(quick):
 
 
 def test_quick_run_writes_a_picture(quick):
-    name, folder = quick
+    name, folder, _ = quick
     content = (folder / f"{name}.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
@@ -61,8 +62,33 @@ def test_quick_run_writes_a_picture(quick):
     assert height >= 600
 
 
+@pytest.mark.parametrize("quick", ["repair"], indirect=True)
+def test_a_lag_and_shifts_are_repaired_but_no_shift_of_the_classes(quick):
+    _, folder, (lag, shift) = quick
+    (_, before, report), (_, after, repaired), (_, folded, _) = lag
+    assert {"lag", "far"} <= {finding.code for finding in report.findings}
+    assert repaired.findings == []
+    assert after > before + 0.3
+    assert abs(folded - after) < 0.01
+    assert shift[16, 4] > shift["none", None] + 0.1
+    assert (folder / "inspect.png").stat().st_size > 1000
+    accuracy = json.loads((folder / "repair.json").read_text())["summary"]["accuracy"]
+    contrast, classes = (
+        {arm: found["mean"] for arm, found in accuracy[name].items()}
+        for name in ("contrast", "three classes")
+    )
+    for arm in ("new statistics", "entropy"):
+        assert contrast[arm] > contrast["as trained"] + 0.02
+        assert classes[arm] < classes["as trained"]
+
+
 def is_choice(run):
     return "test" not in run and run.get("phase") in (None, "tuning")
+
+
+CHOSEN_FROM = (
+    *("rate", "choice", "seed", "depth", "batch", "family", "phase", "schedule"),
+)
 
 
 def choices(runs, arm):
@@ -70,14 +96,13 @@ def choices(runs, arm):
     sets = {}
     for run in runs:
         if is_choice(run):
-            key = ("rate", "seed", "depth", "batch", "family", "phase", "schedule")
-            found = tuple(run.get(name) for name in key)
+            found = tuple(run.get(name) for name in CHOSEN_FROM)
             sets.setdefault(run[arm], set()).add(found)
     return sets
 
 
 def test_quick_run_gives_all_arms_the_same_grid(quick):
-    name, folder = quick
+    name, folder, _ = quick
     document = json.loads((folder / f"{name}.json").read_text())
     arm = "norm" if name == "small_batch" else "arm"
     grids = list(choices(document["runs"], arm).values())

@@ -65,6 +65,25 @@ def loss(logits, labels):
     )
 
 
+def recalibrate(model, images, index=None):
+    """Statistics of all images: of a process's half of them, together with the other.
+
+    One process alone takes the same batches, one after the other.
+    """
+    halves = [images[: len(images) // 2], images[len(images) // 2 :]]
+    if index is not None:
+        data = halves[index]
+    else:
+        data = [
+            half[start : start + BATCH]
+            for half in halves
+            for start in range(0, len(half), BATCH)
+        ]
+    keras_bn.recalibrate(
+        model, data, batch_size=BATCH, verbose=0, synchronized=index is not None
+    )
+
+
 def weights(model):
     """All weights and moving statistics in one vector."""
     return np.concatenate(

@@ -37,10 +37,13 @@ def main():
     with strategy.scope():
         model = _digits.build()
     train(model, images, labels, strategy, index)
+    with strategy.scope():
+        _digits.recalibrate(model, images, index)
     together = _digits.weights(model)
     if index == 0:
         model = _digits.build()
         train(model, images, labels)
+        _digits.recalibrate(model, images)
         _digits.check(together, _digits.weights(model), test_images, test_labels)
 
 

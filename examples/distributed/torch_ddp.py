@@ -18,12 +18,14 @@ def main():
     dist.init_process_group("gloo")
     model = _digits.build()
     train(DistributedDataParallel(model), images, labels, dist.get_rank())
+    _digits.recalibrate(model, images, dist.get_rank())
     together = _digits.weights(model)
     first = dist.get_rank() == 0
     dist.destroy_process_group()
     if first:
         model = _digits.build()
         train(model, images, labels)
+        _digits.recalibrate(model, images)
         _digits.check(together, _digits.weights(model), test_images, test_labels)
 
 

@@ -12,14 +12,16 @@ import keras
 import numpy as np
 
 from keras_bn.backend.groups import Groups
-from keras_bn.backend.interface import Kernels, Replicas, Service, Tensor
+from keras_bn.backend.interface import Kernels, Processes, Replicas, Service, Tensor
 
 __all__ = [
     "Service",
+    "copies",
     "describe",
     "ensure_shape",
     "group_ranks",
     "kernels",
+    "processes",
     "readable",
     "recomputing",
     "replicas",
@@ -54,6 +56,7 @@ def _of_framework(subject: str) -> ModuleType | None:
 
 _context = _of_framework("context")
 _replicas = _of_framework("replicas")
+_processes = _of_framework("processes")
 
 
 def timing() -> ModuleType:
@@ -92,6 +95,28 @@ def replicas(
             knows no such groups.
     """
     return _replicas.replicas(groups, batch, parameters) if _replicas else None
+
+
+def processes(groups: Groups = None) -> Processes | None:
+    """The processes that share out data between them; None where this one is alone.
+
+    Those of `torch.distributed`, of JAX's cluster, or of the strategy in
+    whose scope TensorFlow is; or of this one's group among them. Devices of one process
+    are none.
+
+    Raises:
+        ValueError: Groups that are not groups of them.
+    """
+    return _processes.processes(groups) if _processes else None
+
+
+def copies(value: Tensor) -> list[np.ndarray]:
+    """The values that this process's replicas have of a variable: mostly one.
+
+    Several under `tf.distribute`, and on JAX where an array was called the same on all
+    devices without a check.
+    """
+    return _processes.copies(value) if _processes else [np.array(value)]
 
 
 def group_ranks(value: object) -> list[int] | None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from keras import backend, ops
 
 Tensor = Any
@@ -133,6 +134,13 @@ class Replicas(Protocol):
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all replicas, the same on all of them."""
+
+
+class Processes(Protocol):
+    """The processes that go through their own data, each by itself."""
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """The vectors of all, `(processes, size)`; all of them call it together."""
 
 
 class Service(NamedTuple):

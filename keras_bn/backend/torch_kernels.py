@@ -29,6 +29,7 @@ from keras_bn.backend.interface import (
 from keras_bn.backend.torch_activations import activate_
 from keras_bn.backend.torch_context import eager, transformed
 from keras_bn.backend.torch_cpu import NativeParts, SmallParts
+from keras_bn.backend.torch_layout import Joined
 from keras_bn.backend.torch_parts import FormulaParts, TrainingParts
 from keras_bn.backend.torch_replicas import warn_outside_of_ddp
 
@@ -62,6 +63,15 @@ class _Call(NamedTuple):
     def weights(self) -> tuple[Tensor, ...]:
         """The mask, where it is of numbers that may be differentiated for."""
         return (self.mask,) if formulas.is_weights(self.mask) else ()
+
+    def joinable(self) -> bool:
+        """Whether they would know it if its several feature axes were one."""
+        return (
+            len(self.axes.features) > 1
+            and self._replace(axes=Joined.of(self.axes).axes).native()
+            and eager(self.x)
+            and not transformed(self.x, self.scale, self.offset)
+        )
 
     def parts(self, kind: Callable[..., Any], *more: Any) -> Any:
         return kind(self.axes, self.epsilon, self.activation, *more)
@@ -139,9 +149,17 @@ _CHOICES = (
 """The first row that serves a call computes it; `services` describes them."""
 
 
+_JOINED = Service(
+    "training, several feature axes, no mask, on CPU",
+    "torch_layout",
+    "laid out as one feature axis, then as there",
+)
+
+
 def services() -> tuple[Service, ...]:
     """See `Kernels.services`."""
     training = [choice.service for choice in _CHOICES]
+    training.insert(-1, _JOINED)
     reason = torch_cuda.unavailable()
     if reason is not None:
         training = [
@@ -175,6 +193,8 @@ def train(
         )
         return _added(y, shortcut, activation), moments
     call = _Call(x, scale, offset, axes, epsilon, mask, activation, replicas)
+    if correction is None and call.joinable():
+        return _joined(call)
     parts = next(choice.parts(call) for choice in _CHOICES if choice.serves(call))
     if parts is None:
         _refuse_replicas(replicas, "torch.func, forward mode or torch.jit.trace")
@@ -202,6 +222,17 @@ def _added(y: Tensor, shortcut: Tensor | None, activation: str | None) -> Tensor
     if torch.compiler.is_compiling() or transformed(y, shortcut):
         return activate(activation, y + shortcut)
     return activate_(activation, y.add_(shortcut))
+
+
+def _joined(call: _Call) -> tuple[Tensor, Moments]:
+    """The output and moments of a call on several feature axes, seen as one."""
+    joined = Joined.of(call.axes)
+    scale, offset = call.scale.flatten(), call.offset.flatten()
+    settings = joined.axes, call.epsilon, None, None, call.activation
+    y, moments = train(joined.join(call.x), scale, offset, *settings)
+    shape = call.axes.parameter_shape(tuple(call.x.shape))
+    mean, variance = (one.reshape(shape) for one in moments[1:])
+    return joined.split(y, call.x), Moments(moments.count, mean, variance)
 
 
 class _Train(torch.autograd.Function):

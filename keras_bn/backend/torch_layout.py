@@ -53,6 +53,39 @@ class Layout(NamedTuple):
         return y.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
+class Joined(NamedTuple):
+    """How to see several feature axes as one, at the place of the last of them.
+
+    One copy, or none where they follow each other; still quicker than plain operators.
+    """
+
+    order: tuple[int, ...]
+    axes: Axes
+
+    @classmethod
+    def of(cls, axes: Axes) -> "Joined":
+        """That of an input with these axes."""
+        last = axes.features[-1]
+        before = tuple(one for one in axes.reduction if one < last)
+        after = tuple(one for one in axes.reduction if one > last)
+        joined = len(before)
+        ndim = len(axes.reduction) + 1
+        reduction = tuple(one for one in range(ndim) if one != joined)
+        return cls((*before, *axes.features, *after), Axes((joined,), reduction))
+
+    def join(self, x: Tensor) -> Tensor:
+        """X with one feature axis."""
+        permuted = x.permute(self.order)
+        start = self.axes.features[0]
+        return permuted.flatten(start, start + x.ndim - len(self.axes.reduction) - 1)
+
+    def split(self, y: Tensor, like: Tensor) -> Tensor:
+        """Y with the axes of `like`, of which it was made."""
+        shape = [like.shape[axis] for axis in self.order]
+        order = sorted(range(like.ndim), key=self.order.__getitem__)
+        return y.reshape(shape).permute(order).contiguous()
+
+
 def as_channels_last(packed: Tensor, channels: int) -> Tensor:
     """`(..., channels)` in one piece as `(1, channels, samples, 1)`: a view."""
     samples = packed.numel() // channels

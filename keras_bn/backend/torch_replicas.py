@@ -63,42 +63,52 @@ def replicas(groups: Groups, batch: object, parameters: object) -> ProcessGroup 
     group = None if model is None else model.process_group
     if groups is not None:
         group = _chosen(groups, group)
+        if group is None:
+            return None
     return ProcessGroup(group) if dist.get_world_size(group) > 1 else None
 
 
 def _chosen(groups: Groups, everyone: Any) -> Any:
-    """The group that this process is in."""
+    """The group that this process is in; None where it is alone in it."""
     if grouping.named_axes(groups):
         grouping.refuse(
             groups, "a process group, or lists of ranks, under torch.distributed"
         )
     if not grouping.listed(groups):
         return groups
-    rank = dist.get_rank()
-    grouping.require_partition(groups, dist.get_process_group_ranks(everyone), rank)
-    if len(groups) == 1:
-        return everyone
-    return _made(next(group for group in groups if rank in group))
+    world = dist.get_world_size()
+    if everyone is not None and dist.get_world_size(everyone) < world:
+        grouping.refuse(
+            groups,
+            "a process group where DistributedDataParallel has one of its own: lists "
+            "are made into groups by all processes together",
+        )
+    grouping.require_partition(groups, range(world), dist.get_rank())
+    made = _GROUPS.get(groups)
+    if made is None or made[0] is not dist.group.WORLD:
+        return _make(groups)
+    return made[1]
 
 
-def _made(ranks: tuple[int, ...]) -> Any:
-    world = dist.group.WORLD
-    if ranks not in _GROUPS or _GROUPS[ranks][0] is not world:
-        return _make(ranks)
-    return _GROUPS[ranks][1]
-
-
-# A compiler runs it while it traces: all processes of the group trace alike.
+# A compiler runs it while it traces: all processes trace alike.
 @torch.compiler.assume_constant_result
-def _make(ranks: tuple[int, ...]) -> Any:
-    # Only who is in the group must call: not those who train another model.
-    made = dist.new_group(list(ranks), use_local_synchronization=True)
-    _GROUPS[ranks] = (dist.group.WORLD, made)
-    return made
+def _make(groups: Indices) -> Any:
+    """Makes all groups, in every process, as PyTorch asks.
+
+    With `use_local_synchronization` only members would have to; but then PyTorch names
+    a group by how many each of them has, and waits for ever where these differ.
+    """
+    mine = None
+    for ranks in groups:
+        if len(ranks) > 1:
+            made = dist.new_group(list(ranks))
+            mine = made if dist.get_rank() in ranks else mine
+    _GROUPS[groups] = (dist.group.WORLD, mine)
+    return mine
 
 
-_GROUPS: dict[tuple[int, ...], tuple[Any, Any]] = {}
-"""The groups that were made, and of which world: another has other groups."""
+_GROUPS: dict[Indices, tuple[Any, Any]] = {}
+"""This process's group of those that were made, and of which world they are."""
 
 
 def group_ranks(value: Any) -> list[int] | None:

@@ -154,8 +154,9 @@ class MovingStatistics:
         if updates_stopped() or recomputing(moments.mean, state):
             return
         layer = self._layer
-        if layer.momentum is None:
-            self.value(COUNT)  # raises, before anything has moved
+        if layer.momentum is None or layer.zero_debias:
+            # Raises where it is not there, before anything has moved.
+            self.value(COUNT if layer.momentum is None else WEIGHT)
         momentum = self._momentum(layer.momentum)
         where: Any = usable(moments)
         complete: Any = True

@@ -4,6 +4,11 @@ from keras_bn.tools._findings import Finding
 from keras_bn.tools._inspection import Inspection, LayerReport
 from keras_bn.tools._pairs import Matching, Pair
 from keras_bn.tools._plan import Folding
+from keras_bn.tools.average_statistics import (
+    Averaged,
+    AverageReport,
+    average_statistics,
+)
 from keras_bn.tools.convert import convert
 from keras_bn.tools.fold import FoldReport, fold
 from keras_bn.tools.from_flax import from_flax, match_flax
@@ -15,6 +20,8 @@ from keras_bn.tools.recalibrate import Recalibrated, RecalibrationReport, recali
 from keras_bn.tools.to_torch import to_torch
 
 __all__ = [
+    "AverageReport",
+    "Averaged",
     "Finding",
     "FoldReport",
     "Folding",
@@ -24,6 +31,7 @@ __all__ = [
     "Pair",
     "Recalibrated",
     "RecalibrationReport",
+    "average_statistics",
     "convert",
     "fold",
     "from_flax",

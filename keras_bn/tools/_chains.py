@@ -10,8 +10,9 @@ import numpy as np
 from keras_bn.tools import _affine, _linear
 from keras_bn.tools._affine import Affine, Inexact
 from keras_bn.tools._graph import Graph
-from keras_bn.tools._plan import Plan, Take
+from keras_bn.tools._plan import Plan
 from keras_bn.tools._reached import Reached
+from keras_bn.tools._takes import Take
 from keras_bn.tools._walk import Layer, has_graph, is_batch_norm, sublayers
 
 

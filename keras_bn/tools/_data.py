@@ -24,7 +24,14 @@ def check_sizes(steps: Any, batch_size: Any) -> None:
             )
 
 
-def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
+def batches(
+    model: Any,
+    data: Any,
+    batch_size: int,
+    steps: int | None,
+    *,
+    may_be_empty: bool = False,
+) -> Iterator[Any]:
     """The inputs of each batch that has samples, as tensors; at most `steps` of them.
 
     Raises:
@@ -41,6 +48,16 @@ def batches(model: Any, data: Any, batch_size: int, steps: int | None) -> Iterat
         if samples_in(inputs):
             yield inputs
             taken += 1
+    if not may_be_empty:
+        require_some(taken, steps)
+
+
+def require_some(taken: int, steps: int | None) -> None:
+    """Checks that so many batches are enough.
+
+    Raises:
+        ValueError: They are fewer than `steps`, or none.
+    """
     if taken == 0 or (steps is not None and taken < steps):
         raise ValueError(
             f"Argument `data` must have {'at least one' if steps is None else steps} "

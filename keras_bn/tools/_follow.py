@@ -94,8 +94,8 @@ def follow(layer: Layer, call: Call) -> Followed:
     """The operations of `layer.call` in inference.
 
     Raises:
-        Inexact: It cannot be called on symbolic tensors, or does something else where
-            its inputs have a mask.
+        Inexact: It cannot be called on symbolic tensors, changes a state, or does
+            something else where its inputs have a mask.
     """
     name = f"'{layer.name}' ({type(layer).__name__})"
     parameters = inspect.signature(layer.call).parameters
@@ -125,6 +125,8 @@ def _run(layer: Layer, call: Call, name: str) -> Followed:
         ):
             warnings.simplefilter("ignore")
             outputs = layer.call(*call.args, **call.kwargs)
+            if scope.state_mapping:
+                raise ValueError("it sets variables, or draws random numbers")
             tensors = [
                 one
                 for one in keras.tree.flatten(outputs)
@@ -132,10 +134,16 @@ def _run(layer: Layer, call: Call, name: str) -> Followed:
             ]
             return Followed(keras.Function(inputs, tensors), scope.read)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise Inexact(
-            f"it is called inside {name}, whose call cannot be followed: {reason}"
+            f"it is called inside {name}, whose call cannot be followed: "
+            f"{_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without what Keras writes around it: bold, within its lines."""
+    text = str(error).split("\x1b[1m")[-1].split("\x1b[0m")[0].strip()
+    return text.splitlines()[-1] if text else type(error).__name__
 
 
 @contextmanager
@@ -146,16 +154,18 @@ def _unnoticed(layer: Layer) -> Iterator[None]:
         if getattr(one, "_functional", None) is not None:
             inside.append(one._functional)
     before = [
-        (one, len(one._inbound_nodes), len(one._outbound_nodes), one._called)
+        (one, len(one._inbound_nodes), len(one._outbound_nodes), dict(vars(one)))
         for one in inside
     ]
     try:
         yield
     finally:
-        for one, inbound, outbound, called in before:
+        for one, inbound, outbound, attributes in before:
+            # What a call notes in an attribute would be a symbolic tensor here.
+            vars(one).clear()
+            vars(one).update(attributes)
             del one._inbound_nodes[inbound:]
             del one._outbound_nodes[outbound:]
-            one._called = called
 
 
 def _skeleton(graph: Any) -> list[Any]:

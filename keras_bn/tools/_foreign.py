@@ -15,6 +15,7 @@ from keras_bn.tools._walk import (
     batch_norms,
     is_plain_batch_norm,
     sublayers,
+    why_not_plainly,
 )
 
 LAYERS = ("norms", "all")
@@ -95,7 +96,15 @@ def takers(model: Any, layers: str, transposed: bool = True) -> dict[str, Layer]
             f"Argument `layers` must be one of {list(LAYERS)}. Received: "
             f"layers={layers!r}"
         )
-    found = {p: o for p, o in batch_norms(model).items() if is_plain_batch_norm(o)}
+    every = batch_norms(model)
+    found = {p: o for p, o in every.items() if is_plain_batch_norm(o)}
+    if layers == "norms" and not found:
+        path, layer = next(iter(every.items()))
+        raise ValueError(
+            "Argument `model` must have a batch normalization layer that other "
+            f"libraries have, too. Received: model with layer '{path}' of class "
+            f"{type(layer).__name__}: {why_not_plainly(layer)}"
+        )
     if layers == "norms":
         return found
     norms = {id(layer): path for path, layer in found.items()}

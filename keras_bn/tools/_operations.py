@@ -151,6 +151,8 @@ def _reduced(affine: Affine, node: Any, back: bool) -> Affine:
     places = tuple(sorted(int(axis) % rank - 1 for axis in axes))
     if -1 in places:
         raise Inexact(f"'{operation.name}' goes over the batch")
+    if getattr(operation, "initial", None) is not None:
+        raise Inexact(f"'{operation.name}' starts at a constant, which it would shift")
     if kind(operation) != "ops.Mean" and np.any(affine.scale < 0):
         raise Inexact(f"'{operation.name}' takes extremes, and a scale is negative")
     if back:

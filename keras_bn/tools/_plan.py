@@ -9,9 +9,9 @@ import numpy as np
 from keras_bn.tools import _affine, _merges, _operations
 from keras_bn.tools._affine import Affine, Inexact
 from keras_bn.tools._graph import Graph
-from keras_bn.tools._linear import Weights
 from keras_bn.tools._reached import Reached
-from keras_bn.tools._takers import is_taker, taker
+from keras_bn.tools._takers import is_taker
+from keras_bn.tools._takes import Take, check_fits, folded_weights
 from keras_bn.tools._walk import (
     Layer,
     activation_of,
@@ -22,8 +22,6 @@ from keras_bn.tools._walk import (
     sublayers,
     why_not_plainly,
 )
-
-Shape = tuple[int | None, ...]
 
 
 class Folding(NamedTuple):
@@ -39,26 +37,6 @@ class Folding(NamedTuple):
     layer: str
     into: str | None
     reason: str
-
-
-class Take(NamedTuple):
-    """What one layer is to take in.
-
-    Attributes:
-        node: The call.
-        layer: The layer, which a wrapper may call.
-        after: Whether it is to do `affine` to its output; otherwise to its input.
-        affine: Scale and offset.
-        inputs: The shape that the layer is called on.
-        outputs: The shape that it gives.
-    """
-
-    node: Any
-    layer: Layer
-    after: bool
-    affine: Affine
-    inputs: Shape
-    outputs: Shape
 
 
 class Plan:
@@ -81,7 +59,7 @@ class Plan:
         self._calls = self.reached.calls
         self._paths = {id(layer): path for path, layer in sublayers(model)}
         rows = self._fold_all()
-        outside = "it is called inside a class whose calls are not in a graph"
+        outside = "nothing that is followed calls it"
         why_not = self.reached.why_not
         self.foldings = [
             Folding(path, *rows.get(id(layer), (None, why_not.get(id(layer), outside))))
@@ -264,7 +242,7 @@ class Plan:
         every = dict(self.steps)
         for take in takes:
             steps = every[id(take.layer)] = [*every.get(id(take.layer), []), take]
-            _check_fits(take.layer, folded_weights(take.layer, steps))
+            check_fits(take.layer, folded_weights(take.layer, steps))
         activation = activation_of(_called(node))
         if activation is not None and self._can_activate(graph, node, takes):
             self.activations[id(takes[0].layer)] = activation
@@ -289,23 +267,3 @@ def _called(node: Any) -> Any:
     if type(operation) is keras.layers.TimeDistributed:
         return operation.layer
     return operation
-
-
-def _check_fits(layer: Layer, weights: Weights) -> None:
-    with np.errstate(over="ignore"):
-        for one in (*weights.kernels.values(), weights.bias):
-            cast = keras.ops.cast(one, layer.variable_dtype)
-            if not np.isfinite(keras.ops.convert_to_numpy(cast).astype("f4")).all():
-                raise Inexact(f"its weights do not fit {layer.variable_dtype}")
-
-
-def folded_weights(layer: Layer, steps: list[Take]) -> Weights:
-    """The weights of a layer after these steps of a plan."""
-    how = taker(layer)
-    weights = how.read(layer, steps[0].outputs)
-    for take in steps:
-        if take.after:
-            weights = how.after(layer, weights, take.affine, take.outputs)
-        else:
-            weights = how.before(layer, weights, take.affine, take.inputs)
-    return weights

@@ -49,18 +49,22 @@ def observable(model: Any) -> dict[str, Layer]:
 
 
 @contextmanager
-def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[None]:
+def observed(
+    layers: dict[str, Layer], see: See, by_batch: bool, alone: bool = False
+) -> Iterator[None]:
     """Within, each call of one of `layers` tells `see` the moments of its input.
 
     With `by_batch`, the layers normalize by these moments, as in training; else by
     their moving statistics. Either way nothing is written, and all other layers run in
     the mode that the model is called in: dropout can stay off. With `see=None` nobody
     is told, and moments that nobody needs are not computed.
+
+    The moments are those of all replicas where the layers' would be, unless `alone`.
     """
     try:
         for path, layer in layers.items():
             # Straight into the dictionary: Keras would track an attribute.
-            observer = _Observer(path, layer, see, by_batch)
+            observer = _Observer(path, layer, see, by_batch, alone)
             if is_conditional(layer):
                 layer.__dict__["_normalize"] = observer.within_call
             else:
@@ -75,7 +79,10 @@ def observed(layers: dict[str, Layer], see: See, by_batch: bool) -> Iterator[Non
 class _Observer:
     """Stands in for the `call` of one layer."""
 
-    def __init__(self, path: str, layer: Layer, see: See, by_batch: bool) -> None:
+    def __init__(
+        self, path: str, layer: Layer, see: See, by_batch: bool, alone: bool
+    ) -> None:
+        self._synchronized = not alone and bool(getattr(layer, "synchronized", False))
         self._path = path
         self._layer = layer
         self._see = see
@@ -112,8 +119,8 @@ class _Observer:
                 *affine,
                 mask=mask,
                 weights=as_it_was(weights),
-                synchronized=bool(getattr(layer, "synchronized", False)),
-                replica_groups=getattr(layer, "replica_groups", None),
+                synchronized=self._synchronized,
+                replica_groups=self._groups(),
                 **settings,
             )
             if self._see is not None:
@@ -126,6 +133,10 @@ class _Observer:
             y = activation(y)
         # Without the gradient's bookkeeping, what came before can be freed at once.
         return ops.cast(ops.stop_gradient(y), layer.compute_dtype)
+
+    def _groups(self) -> Any:
+        groups = getattr(self._layer, "replica_groups", None)
+        return groups if self._synchronized else None
 
     def within_call(self, inputs: Any, training: Any, mask: Any, *_: Any) -> Any:
         """Stands in for the normalization within a `call` that adds gamma and beta."""

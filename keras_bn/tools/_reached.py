@@ -138,8 +138,8 @@ class Reached:
             if known is not None:
                 call = known.with_(call, layer.name)
             if known is None or call != known:
+                followed, call = _followed(layer, call)
                 self._calls[id(layer)] = call
-                followed: Followed = follow(layer, call)
                 self.read |= followed.read
                 self._enter_graph(layer, followed.graph, training)
             else:
@@ -192,6 +192,26 @@ class Reached:
             yield from self._held_by(layer.layer)
             return
         yield from (one for _, one in sublayers(layer))
+
+
+def _followed(layer: Layer, call: Call) -> tuple[Followed, Call]:
+    """What `layer` does, and the call that was followed."""
+    try:
+        return follow(layer, call), call
+    except Inexact as error:
+        # A model inside may be built for one size and take others, but as symbols.
+        wider = call.mapped(_of_any_size)
+        try:
+            return follow(layer, wider), wider
+        except Inexact:
+            raise error from None
+
+
+def _of_any_size(tensor: Any) -> Any:
+    rank = len(tensor.shape)
+    middle = (None,) * (rank - 2)
+    shape = (tensor.shape[0], *middle, tensor.shape[-1]) if rank > 1 else tensor.shape
+    return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
 def _step(tensor: Any) -> Any:

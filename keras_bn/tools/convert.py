@@ -12,6 +12,7 @@ import numpy as np
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
 from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile, config_of, with_own
+from keras_bn.tools._check import check_outputs
 from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
@@ -57,7 +58,12 @@ WEIGHTS = (
 
 
 def convert(
-    model: Any, to: str = "keras_bn", *, domain: int | None = None, **overrides: Any
+    model: Any,
+    to: str = "keras_bn",
+    *,
+    domain: int | None = None,
+    check: Any = False,
+    **overrides: Any,
 ) -> Any:
     """A copy of `model` with every batch normalization layer of the chosen class.
 
@@ -108,6 +114,9 @@ def convert(
             `GroupNormalization`, `"layer"` for `LayerNormalization`; `"domain"` for
             `keras_bn.DomainBatchNormalization`, which needs `domains=k`.
         domain: The domain to take out of layers that have several.
+        check: Whether to compare what model and copy compute on a batch: True for
+            made-up inputs, or data as for `recalibrate`. Only where the copy is to
+            compute the same, for `"keras_bn"` and `"keras"`.
         **overrides: Arguments of that class to set in every layer, such as
             `renorm=True` or `momentum=0.9`. Renorm statistics that a layer did not
             have start at its moving statistics. With `momentum=None` the next batch
@@ -127,7 +136,8 @@ def convert(
             cannot express (for `"group"`: of several axes, or that a mask reaches; for
             `"domain"`, in a class whose `call` passes no domain on; for all but
             `"keras_bn"`, called with `weights`); `groups` that do not divide the
-            channels of a layer; a `domain` out of range.
+            channels of a layer; a `domain` out of range; the outputs differ, if `check`
+            is given.
 
     Warns:
         UserWarning: There is nothing to convert; the compile state cannot be carried; a
@@ -157,6 +167,12 @@ def convert(
         )
     target = TARGETS[to]
     norms = batch_norms(model)
+    comparable = to in ("keras_bn", "keras") and domain is None
+    if not comparable and check is not False:
+        raise ValueError(
+            "Argument `check` must be False where the copy is not to compute what the "
+            f"model does. Received: to={to!r}, domain={domain!r}"
+        )
     if domain is not None:
         return _of_one_domain(model, to, domain, overrides)
     _check_overrides(target, overrides)
@@ -189,6 +205,7 @@ def convert(
         carry_compile(model, copy, slots=False)
         return copy
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
+    check_outputs(model, copy, check)
     carry_compile(model, copy)
     if of_samples:
         warn_of_dropped(model, norms, target)

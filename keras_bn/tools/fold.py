@@ -5,14 +5,16 @@ from typing import Any
 
 from keras_bn.tools._carry import Fill, carry_compile, made_like
 from keras_bn.tools._chains import ChainPlan
+from keras_bn.tools._check import check_outputs
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
-from keras_bn.tools._plan import Folding, Plan, folded_weights
+from keras_bn.tools._plan import Folding, Plan
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
 from keras_bn.tools._residual import with_sums
 from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
+from keras_bn.tools._takes import folded_weights
 from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
 from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
@@ -54,7 +56,7 @@ class FoldReport(Table):
         )
 
 
-def fold(model: Any, explain: bool = False) -> Any:
+def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     """A copy of `model` for inference, with batch norm folded into linear layers.
 
     In inference a batch norm layer scales and shifts each channel,
@@ -99,6 +101,9 @@ def fold(model: Any, explain: bool = False) -> Any:
         model: A built Functional or Sequential model, nested ones included, or a
             subclassed one whose `call` can be followed on symbolic tensors.
         explain: Whether to return a `FoldReport` too.
+        check: Whether to compare what model and copy compute on a batch (without the
+            rounding of `quantize_aware`): True for made-up inputs, or data as for
+            `recalibrate`.
 
     Returns:
         The new model, or `(model, report)` with `explain=True`. Where `model` is
@@ -132,9 +137,12 @@ def fold(model: Any, explain: bool = False) -> Any:
     """
     batch_norms(model)
     if is_quantize_aware(model):
-        copy, plan = _folded(without_rounding(model), ChainPlan)
+        plain = without_rounding(model)
+        copy, plan = _folded(plain, ChainPlan)
     else:
-        copy, plan = _folded(with_sums(model), Plan)
+        plain = with_sums(model)
+        copy, plan = _folded(plain, Plan)
+    check_outputs(plain, copy, check)
     carry_compile(model, copy, slots=False)
     report = FoldReport(plan.foldings)
     if explain:
@@ -165,7 +173,7 @@ def _folded(model: Any, planned: type[Plan]) -> tuple[Any, Plan]:
                 raise
             opaque[cls] = (
                 f"it is called inside '{error.owner.name}' ({cls.__name__}), which "
-                "holds layers where no others can be put"
+                "cannot be copied with others in the place of its layers"
             )
 
 

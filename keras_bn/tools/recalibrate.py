@@ -3,9 +3,11 @@
 from numbers import Real
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
+from keras_bn.ops import _arguments
+from keras_bn.ops._replica_groups import replica_groups as checked_groups
+from keras_bn.ops.processes import processes
 from keras_bn.tools import _data
 from keras_bn.tools._moments import (
     RunningAverage,
@@ -13,7 +15,8 @@ from keras_bn.tools._moments import (
     distance,
     set_statistics,
 )
-from keras_bn.tools._probe import observable, observed, restored_on_failure
+from keras_bn.tools._probe import observable, restored_on_failure
+from keras_bn.tools._run import Run
 from keras_bn.tools._table import Table
 from keras_bn.tools._walk import (
     Layer,
@@ -90,6 +93,8 @@ def recalibrate(
     layer_by_layer: bool = False,
     include_frozen: bool = False,
     verbose: int = 1,
+    synchronized: bool = False,
+    replica_groups: Any = None,
 ) -> RecalibrationReport:
     """Sets the moving statistics to those of `data` under the current weights.
 
@@ -132,6 +137,15 @@ def recalibrate(
             `freeze_statistics=True`, get new statistics too. Otherwise they run in
             inference mode, as they do in training.
         verbose: 1 for a progress bar, 0 for none.
+        synchronized: Whether `data` are this process's part, and the statistics those
+            of all parts together: as of one pass over all their batches. Parts may be
+            uneven, or empty. All processes make the call: those of `torch.distributed`,
+            of JAX's cluster, or of the TensorFlow strategy in whose scope it is. Each
+            batch is one process's, in layers with `synchronized=True`, too. (Without
+            it, such layers take the processes' batches together, one by one, and all
+            need the same number of them.)
+        replica_groups: Which processes do so, as for `keras_bn.BatchNormalization`;
+            an index is that of a process.
 
     Returns:
         A `RecalibrationReport`.
@@ -142,7 +156,7 @@ def recalibrate(
         ValueError: `model` is not built, has no batch norm (or only frozen ones), has
             one for several domains, or is quantized; `data` are empty, fewer than
             `steps` batches, of a wrong shape, hold a NaN or infinity, or give a channel
-            fewer than two values.
+            fewer than two values; another process failed, with `synchronized`.
 
     Reference:
         [Wu and Johnson, 2021](https://arxiv.org/abs/2105.07576), section 3, on
@@ -161,13 +175,15 @@ def recalibrate(
     [2.0, 2.6667]
     """
     _check_arguments(method, prior, steps, batch_size)
+    _check_replicas(synchronized, replica_groups, method)
     layers = _chosen(model, include_frozen)
     if layer_by_layer and not _data.can_repeat(model, data):
         raise ValueError(
             "Argument `data` must be such that one can go through it more than once, "
             f"for layer_by_layer=True. Received: the iterator {type(data).__name__}"
         )
-    run = _Run(model, data, batch_size, steps, verbose)
+    together = processes(replica_groups) if synchronized else None
+    run = Run(model, data, batch_size, steps, verbose, together)
     old = {path: _statistics(layer) for path, layer in layers.items()}
     with restored_on_failure(model):
         if layer_by_layer:
@@ -205,6 +221,17 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
     _data.check_sizes(steps, batch_size)
 
 
+def _check_replicas(synchronized: Any, groups: Any, method: str) -> None:
+    _arguments.boolean("synchronized", synchronized)
+    checked_groups(groups, synchronized)
+    if synchronized and method != "population":
+        raise ValueError(
+            'Argument `synchronized` needs method="population": a moving average hangs '
+            "on the order of the batches, and those of several processes have none. "
+            f"Received: synchronized=True, method={method!r}"
+        )
+
+
 def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
     for path, layer in batch_norms(model).items():
         if is_domain_norm(layer):
@@ -224,59 +251,15 @@ def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
     return layers
 
 
-class _Run:
-    """Passes over the data, with a progress bar."""
-
-    def __init__(
-        self, model: Any, data: Any, batch_size: int, steps: int | None, verbose: int
-    ) -> None:
-        self._model = model
-        self._data = (data, batch_size, steps)
-        self._verbose = verbose
-        self.batches = 0
-        self.samples = 0
-
-    def order(self, layers: dict[str, Layer]) -> list[str]:
-        """The layers, in the order in which one batch comes to them."""
-        seen: dict[str, None] = {}
-        with observed(layers, lambda path, *_: seen.setdefault(path), by_batch=False):
-            data, batch_size, _ = self._data
-            batch = next(_data.batches(self._model, data, batch_size, None))
-            self._model(batch, training=False)
-        _require_reached(layers, seen)
-        return list(seen)
-
-    def through(self, layers: dict[str, Layer], see: Any, by_batch: bool) -> None:
-        """Calls the model on every batch, telling `see` what `layers` see."""
-        self.batches = self.samples = 0
-        target = _data.length(self._model, *self._data)
-        bar = keras.utils.Progbar(target, verbose=self._verbose, unit_name="batch")
-        with observed(layers, see, by_batch):
-            for batch in _data.batches(self._model, *self._data):
-                self._model(batch, training=False)
-                self.batches += 1
-                self.samples += _data.samples_in(batch)
-                bar.update(self.batches, finalize=False)
-        if self._verbose:
-            bar.update(self.batches, finalize=True)
-
-
 def _estimate(
-    run: _Run, layers: dict[str, Layer], method: str, prior: Any, by_batch: bool
+    run: Run, layers: dict[str, Layer], method: str, prior: Any, by_batch: bool
 ) -> dict[str, int]:
     """Sets the statistics of `layers` after one pass; gives the values counted."""
     found: dict[str, Any] = {
         path: RunningMoments() if method == "population" else RunningAverage(layer)
         for path, layer in layers.items()
     }
-    reached: dict[str, None] = {}
-
-    def see(path: str, count: Any, mean: Any, variance: Any) -> None:
-        reached.setdefault(path)
-        found[path].add(count, mean, variance)
-
-    run.through(layers, see, by_batch)
-    _require_reached(layers, reached)
+    found = run.through(layers, found, by_batch)
     counts = {path: int(np.min(one.count)) for path, one in found.items()}
     _require_enough(counts, 1 if prior else 2)
     _require_finite(found)
@@ -288,15 +271,6 @@ def _estimate(
     for path, layer in layers.items():
         set_statistics(layer, found[path])
     return counts
-
-
-def _require_reached(layers: dict[str, Layer], reached: dict[str, None]) -> None:
-    missing = sorted(set(layers) - set(reached))
-    if missing:
-        raise ValueError(
-            "Argument `model` must call every batch normalization layer in inference. "
-            f"Received: a model that does not call {missing} on these data"
-        )
 
 
 def _require_enough(counts: dict[str, int], least: int) -> None:

@@ -345,6 +345,9 @@ def test_settings_that_need_a_weight_later_on():
         layer.momentum = momentum
         with pytest.raises(ValueError, match=f"without the weight `{weight}`"):
             layer(batches()[0], training=True)
+    layer.momentum, layer.zero_debias = 0.9, True
+    with pytest.raises(ValueError, match="without the weight `moving_weight`"):
+        layer(batches()[0], training=True)
     np.testing.assert_equal(values(layer), before)
 
 

@@ -27,7 +27,7 @@ def run_together(arguments, count, **variables):
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
-        "WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(cases.REPLICAS),
         **variables,
     }
     processes = [
@@ -78,4 +78,4 @@ def found(tmp_path_factory):
     """What the replicas found; they run once for all tests of this folder."""
     folder = tmp_path_factory.mktemp("replicas")
     worker = Path(__file__).with_name("replica_worker.py")
-    return Found(folder, run_together([worker, folder], cases.PROCESSES))
+    return Found(folder, run_together([worker, folder], cases.STARTED))

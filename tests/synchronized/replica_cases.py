@@ -5,11 +5,14 @@ from typing import NamedTuple
 import keras
 import ml_dtypes
 import numpy as np
+from keras.optimizers.schedules import PolynomialDecay
 
 import keras_bn
 
 REPLICAS = 2
 GROUP_REPLICAS = 4
+# On torch a replica is a process, and two of the four are for groups alone.
+STARTED = {"torch": GROUP_REPLICAS}.get(keras.backend.backend(), 1)
 PROCESSES = {"torch": REPLICAS}.get(keras.backend.backend(), 1)
 
 
@@ -170,8 +173,19 @@ class Training(NamedTuple):
 
 TRAININGS = [
     Training("plain"),
-    Training("renorm", settings={"renorm": True}),
-    Training("accumulation", settings={"accumulation_steps": 3}),
+    Training(
+        "renorm, debiased, by schedules",
+        settings={
+            "momentum": PolynomialDecay(0.5, 2, 0.9),
+            "zero_debias": True,
+            "renorm": True,
+            "renorm_clipping": {"rmax": PolynomialDecay(1.0, 2, 3.0)},
+        },
+    ),
+    Training(
+        "accumulation, plain average",
+        settings={"accumulation_steps": 3, "momentum": None},
+    ),
     # Groups of the whole batch that lie within one replica each.
     Training("ghost batches", settings={"virtual_batch_size": 2}),
     Training("bfloat16", dtype="mixed_bfloat16"),
@@ -195,10 +209,9 @@ def network(training):
             # No bias: its true gradient is zero.
             keras.layers.Conv2D(3, 3, use_bias=False, dtype=policy),
             keras_bn.BatchNormalization(
-                momentum=0.5,
                 synchronized=training.synchronized,
                 dtype=policy,
-                **training.settings,
+                **{"momentum": 0.5, **training.settings},
             ),
             keras.layers.ReLU(dtype=policy),
             keras.layers.Flatten(),
@@ -271,6 +284,48 @@ def grouped_layer(groups=PAIRS):
     )
     layer.build((None, 3))
     return layer, data(Case("", (2, 2, 2, 2), shape=(3,)))["x"]
+
+
+PARTS = ((0, 2), (2, 9), (9, 9), (9, 16))  # of the data, uneven and empty
+TOGETHER = {"all": None, "groups": [[0, 3], [1, 2]]}
+
+
+def part_of(rank):
+    """A process's part of the data to recalibrate on."""
+    return data_to_recalibrate()[slice(*PARTS[rank])]
+
+
+def batches_of(ranks):
+    """All batches of these processes: what one process would be given."""
+    parts = [part_of(rank) for rank in ranks]
+    return [part[i : i + 4] for part in parts for i in range(0, len(part), 4)]
+
+
+def recalibrated_on(data, **arguments):
+    """The statistics after `recalibrate`, and how many samples it saw."""
+    model = network(TRAININGS[0])
+    report = keras_bn.recalibrate(model, data, batch_size=4, verbose=0, **arguments)
+    norm = model.layers[1]
+    found = [keras.ops.convert_to_numpy(v) for v in norm.non_trainable_variables]
+    return np.stack([*found, np.full(3, report.samples)])
+
+
+def replica_state(rank, groups=None):
+    """A model as replica `rank` might have trained it, unlike the others."""
+    model = network(LOCAL)
+    mean, variance = model.layers[1].non_trainable_variables
+    mean.assign(np.array([1.0, 2.0, 1000.0]) + rank)
+    variance.assign(np.array([1.0, 2.0, 0.25]) * (1 + rank))
+    return model
+
+
+def averaged_state(ranks):
+    """Mean and variance of the replicas' statistics together, in float64."""
+    ranks = np.array(ranks, "float64")[:, None]
+    variance = np.array([1.0, 2.0, 0.25]) * (1 + ranks)
+    return np.stack(
+        [(np.array([1.0, 2.0, 1000.0]) + ranks).mean(0), variance.mean(0) + ranks.var()]
+    )
 
 
 def synchronized(x, groups=None):

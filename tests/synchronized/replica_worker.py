@@ -1,5 +1,6 @@
 """Runs every case on this backend's engine, and saves what each replica got."""
 
+import faulthandler
 import sys
 import warnings
 
@@ -53,6 +54,7 @@ def run_groups(folder):
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(280, exit=True)  # of replicas that wait for ever
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(sys.argv[1], caught)

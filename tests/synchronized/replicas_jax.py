@@ -9,6 +9,7 @@ import numpy as np
 import replica_cases as cases
 from jax.sharding import AxisType, PartitionSpec
 
+import keras_bn
 from keras_bn.backend import jax_replicas
 
 jax.config.update("jax_num_cpu_devices", cases.GROUP_REPLICAS)
@@ -252,6 +253,31 @@ def grouped():
             mapped(lambda x: cases.synchronized(x, groups)), x
         )
     )
+    model = cases.replica_state(0)
+    for weight, kind in zip(
+        model.layers[1].non_trainable_variables, ("mean", "variance"), strict=True
+    ):
+        each = np.stack(
+            [
+                cases.state(cases.replica_state(rank))[-6:].reshape(2, 3)[
+                    kind == "variance"
+                ]
+                for rank in range(cases.GROUP_REPLICAS)
+            ]
+        )
+        weight.assign(
+            jax.shard_map(
+                lambda x: x[0],
+                mesh=GROUPS,
+                in_specs=SPLIT,
+                out_specs=SAME,
+                check_vma=False,
+            )(each)
+        )
+    report = keras_bn.average_statistics(model)
+    for rank in found:
+        found[rank]["averaged"] = cases.state(model)[-6:].reshape(2, 3)
+        found[rank]["averaged, replicas"] = report.replicas
     channels = PartitionSpec("data", "model")
     for name, attempt in {
         "axes": mapped(cases.synchronized, SQUARE, inputs=channels),

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import keras_bn
 from keras_bn.backend import torch_replicas
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
@@ -24,36 +25,24 @@ from _sharded import Sharded
 
 def start():
     """Joins the other process; the environment says where it is."""
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=200))
 
 
 def stop():
     dist.destroy_process_group()
-    if "child" in _OTHER:
-        _, status = os.waitpid(_OTHER.pop("child"), 0)
-        assert status == 0
-
-
-_OTHER = {}
 
 
 def start_groups(folder):
-    """Joins three others, of which every second one is this process, forked.
-
-    Whether it is the one that was made for this, and is to end then.
-    """
-    child = os.fork()
-    rank = int(os.environ["RANK"]) + cases.REPLICAS * (child == 0)
-    if child:
-        _OTHER["child"] = child
+    """Joins the other three; two of the four are only for this: whether it is one."""
+    rank = int(os.environ["RANK"])
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/processes",
         rank=rank,
         world_size=cases.GROUP_REPLICAS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=200),
     )
-    return child == 0
+    return rank >= cases.REPLICAS
 
 
 def grouped():
@@ -75,9 +64,32 @@ def grouped():
     if rank == 3:
         alone = [[0, 1, 2]]
         found |= cases.refusal("this one", lambda: cases.synchronized(x, alone))
+    part = cases.part_of(rank)
+    for by_layer in (False, True):
+        for name, groups in cases.TOGETHER.items():
+            found[f"recalibrated {name} {by_layer}"] = cases.recalibrated_on(
+                part,
+                synchronized=True,
+                replica_groups=groups,
+                layer_by_layer=by_layer,
+            )
+    # The others must not wait for the one that fails.
+    found |= cases.refusal("failed part", lambda: _recalibrate_and_fail(rank))
+    model = cases.replica_state(rank)
+    report = keras_bn.average_statistics(model)
+    found["averaged"] = cases.state(model)[-2 * 3 :].reshape(2, 3)
+    found["averaged, replicas"] = report.replicas
     sharded = fully_shard(torch.nn.Sequential(layer))
     found |= cases.refusal("replaced weights", lambda: sharded[0](x))
     return {rank: found}
+
+
+def _recalibrate_and_fail(rank):
+    data = cases.part_of(0)
+    data = data * np.nan if rank == 1 else data[..., :1] if rank == 2 else data
+    keras_bn.recalibrate(
+        cases.network(cases.TRAININGS[0]), data, verbose=0, synchronized=True
+    )
 
 
 def _train_sharded(mesh):

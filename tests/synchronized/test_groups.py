@@ -110,3 +110,31 @@ def test_groups_that_are_none_are_refused(found, name):
     replica = found.of_four[3 if name == "this one" else 0]
     message = str(replica[f"refused {name}"])
     assert re.search(f"Argument `replica_groups` must.*{REFUSED[name]}", message)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the others' replicas are one process")
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize("name", cases.TOGETHER)
+def test_recalibrate_on_parts_is_one_pass_over_all(found, name, by_layer):
+    for union in cases.TOGETHER[name] or [range(cases.GROUP_REPLICAS)]:
+        data = cases.batches_of(union)
+        wanted = cases.recalibrated_on(data, layer_by_layer=by_layer)
+        for rank in union:
+            received = found.of_four[rank][f"recalibrated {name} {by_layer}"]
+            np.testing.assert_allclose(received, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the others' replicas are one process")
+def test_where_one_process_fails_all_do(found):
+    messages = [str(one["refused failed part"]) for one in found.of_four]
+    assert "batches of the shape that the model takes" in messages[2]
+    for rank in (0, 1, 3):
+        assert "Received: an error in process 2 of 4" in messages[rank]
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="it averages at each update")
+def test_average_statistics_of_all_replicas(found):
+    for replica in found.of_four:
+        assert replica["averaged, replicas"] == cases.GROUP_REPLICAS
+        wanted = cases.averaged_state(range(cases.GROUP_REPLICAS))
+        np.testing.assert_allclose(replica["averaged"], wanted, rtol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
-from cases_tools import images, numpy, randomize
+from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._walk import sublayers
 
 L = keras.layers
@@ -156,3 +156,56 @@ def test_losses_are_the_users_own():
     assert ours.evaluate(x, x + 1, verbose=0) == pytest.approx(
         model.evaluate(x, x + 1, verbose=0)
     )
+
+
+def _numbers():
+    inputs = {"ids": keras.Input((3,), dtype="int32", name="ids")}
+    x = L.BatchNormalization()(L.Dense(2)(L.Embedding(2, 4)(inputs["ids"])))
+    return keras.Model(inputs, {"y": L.Dropout(0.5)(x)})
+
+
+def _chaotic():
+    """Amplifies the last bit of an input beyond its outputs."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            L.Dense(4),
+            L.BatchNormalization(),
+            L.Lambda(lambda x: keras.ops.sin(1e8 * x)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("build", [_numbers, _chaotic])
+@pytest.mark.parametrize("tool", [keras_bn.convert, keras_bn.fold])
+def test_a_check_of_what_is_right_passes_and_writes_nothing(build, tool):
+    model = randomize(build())
+    before = weights_of(model)
+    tool(model, check=True)
+    assert weights_of(model) == before
+
+
+@pytest.mark.parametrize("check", [True, images(3, 4)], ids=["made up", "data"])
+def test_a_check_finds_a_copy_that_computes_something_else(check):
+    model = randomize(Backbone(3))
+    with pytest.raises(ValueError, match="computes something else"):
+        _quietly(keras_bn.convert, model, check=check, epsilon=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"to": "group", "check": True}, "`check` must be False where.*to='group'"),
+        ({"check": images(3, 5)}, r"`data` must give batches of the shape"),
+    ],
+)
+def test_a_check_that_cannot_be_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _quietly(keras_bn.convert, Backbone(3), **arguments)
+
+
+def test_a_check_of_a_model_that_does_not_say_its_inputs():
+    model = next(one for one in COPIES if one.name == "two models").build()
+    with pytest.raises(ValueError, match="`check` must be data where"):
+        keras_bn.convert(model, check=True)
+    keras_bn.convert(model, check=images(3, 4))

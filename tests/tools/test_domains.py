@@ -255,6 +255,18 @@ def test_standing_statistics_of_a_conditional_norm():
     assert max(row.distance for row in seen.layers) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(domains, "take one out by"), (conditional, "other ones for each sample")],
+    ids=["domains", "condition"],
+)
+def test_other_libraries_have_no_such_layers(make, reason):
+    with pytest.raises(ValueError, match=f"(?s)that other libraries have.*{reason}"):
+        keras_bn.to_torch(make())
+    with pytest.raises(ValueError, match=f"(?s)that other libraries have.*{reason}"):
+        keras_bn.from_torch(make(), {"n.running_mean": np.zeros(3)}, epsilon=1e-3)
+
+
 def test_inspect_shows_them():
     rows = keras_bn.inspect(domains()).layers
     assert [(row.kind, row.channels) for row in rows] == [

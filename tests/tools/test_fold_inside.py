@@ -113,6 +113,39 @@ class HandsMaskOn(Block):
         return self.norm(self.dense(x), mask=mask)
 
 
+class OtherSize(Block):
+    """Its model is built for another length than it is called on."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.inner = keras.Sequential([L.Dense(units), Norm()], name="inner")
+
+    def build(self, shape):
+        super().build(shape)
+        self.inner.build((shape[0], shape[1] + 2, shape[2]))
+
+    def call(self, x, training=None):
+        return self.inner(x, training=training) + self.norm(self.dense(x))
+
+
+class DrawsNumbers(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        noise = keras.random.uniform((1, 1, self.units), 1.0, 1.01, seed=self.seeds)
+        return self.norm(self.dense(x) * noise) * 0.0
+
+
+class Notes(Block):
+    noted = None
+
+    def call(self, x):
+        self.noted = self.dense(x)
+        return self.norm(self.noted)
+
+
 class Private(Block):
     def __init__(self, units=3, **kwargs):
         super().__init__(units, **kwargs)
@@ -169,6 +202,8 @@ CASES = [
     Case("several", lambda x: Several()(x), 5),
     Case("step by step", lambda x: L.TimeDistributed(Block())(x), 1),
     Case("hands a mask on", lambda x: HandsMaskOn()(x), 1),
+    Case("notes a tensor", lambda x: Notes()(x), 1),
+    Case("built for another size", lambda x: OtherSize()(x), 2),
     Case("at two sizes", _twice, 1),
     Case("across a border", lambda x: PreNorm()(L.Dense(3)(x)), 1),
     Case(
@@ -195,12 +230,13 @@ CASES = [
         0,
         ("something else reads the weights of 'dense'",),
     ),
+    Case("draws numbers", lambda x: DrawsNumbers()(x), 0, ("draws random numbers",)),
     Case("wants values", lambda x: Frameworks()(x), 0, ("followed: wants values",)),
     Case(
         "in a private attribute",
         lambda x: Block()(Private()(x)),
-        1,
-        ("(Private), which holds layers where no others can be put",) * 2,
+        2,
+        ("nothing that is followed calls it",),
     ),
     Case("reads a mask", lambda x: ReadsMask()(x), 0, ("reads a mask",)),
     Case("activated", lambda x: Activated()(x), 0, ("(Relu) is in the way",)),
@@ -235,7 +271,10 @@ def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
             np.testing.assert_array_equal(other, one)
 
 
-_CLASSES = {cls.__name__: cls for cls in (Block, Several, HandsMaskOn, PreNorm)}
+_CLASSES = {
+    cls.__name__: cls
+    for cls in (Block, Several, HandsMaskOn, PreNorm, Notes, OtherSize)
+}
 
 
 def _run(model, x):
@@ -247,7 +286,10 @@ def _run(model, x):
 def _calls(model):
     """What symbolic calls leave in layers."""
     every = [*model._flatten_layers()]
-    return [(len(one._inbound_nodes), len(one._outbound_nodes)) for one in every]
+    return [
+        (len(one._inbound_nodes), len(one._outbound_nodes), {**vars(one)})
+        for one in every
+    ]
 
 
 class Whole(keras.Model):

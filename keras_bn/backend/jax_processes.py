@@ -1,0 +1,45 @@
+"""The processes of JAX's cluster, between calls of a model."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from keras_bn.backend import groups as grouping
+from keras_bn.backend.groups import Groups
+
+
+class JaxProcesses(NamedTuple):
+    """See `keras_bn.backend.interface.Processes`."""
+
+    members: tuple[int, ...]
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """See `Processes.gather`."""
+        from jax.experimental import multihost_utils
+
+        # As bytes: JAX makes float32 of float64, unless told otherwise.
+        row = np.ascontiguousarray(values).view(np.uint8)
+        rows = np.asarray(multihost_utils.process_allgather(row))
+        return np.ascontiguousarray(rows[list(self.members)]).view(values.dtype)
+
+
+def processes(groups: Groups) -> JaxProcesses | None:
+    """See `keras_bn.backend.processes`."""
+    count = jax.process_count()
+    if count == 1:
+        return None
+    members = tuple(range(count))
+    if groups is not None:
+        if not grouping.listed(groups):
+            grouping.refuse(groups, "lists of indices of processes here")
+        grouping.require_partition(groups, members, jax.process_index())
+        members = next(one for one in groups if jax.process_index() in one)
+    return JaxProcesses(members)
+
+
+def copies(value: jax.Array) -> list[np.ndarray]:
+    """See `keras_bn.backend.copies`: what `shard_map` called the same may not be it."""
+    if not isinstance(value, jax.Array) or not value.is_fully_replicated:
+        return [np.array(value)]
+    return [np.array(shard.data) for shard in value.addressable_shards]

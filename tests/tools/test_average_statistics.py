@@ -1,0 +1,177 @@
+"""`average_statistics`: replicas' moving statistics, as one pass would have them."""
+
+import keras
+import numpy as np
+import pytest
+
+import frameworks
+import keras_bn
+
+RNG = np.random.default_rng(0)
+DATA = (RNG.normal(size=(3, 8, 2)) * [[[1.0]], [[2.0]], [[3.0]]]).astype("float32")
+DATA += np.float32([[[0.0]], [[1.0]], [[100.0]]])
+
+
+def trained(data, **settings):
+    """A model whose layer has trained on `data`, one batch after the other."""
+    layer = keras_bn.BatchNormalization(**settings)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    for batch in data:
+        model(batch, training=True)
+    return model
+
+
+def state(model):
+    layer = model.layers[0]
+    return {
+        weight.name: frameworks.numpy(weight).astype("float64")
+        for weight in layer.non_trainable_variables
+    }
+
+
+def average(replicas, **settings):
+    model = trained([], **settings)
+    report = keras_bn.average_statistics(model, replicas)
+    assert report.replicas == len(replicas)
+    return state(model), report
+
+
+def test_equal_batches():
+    replicas = [trained([batch], momentum=0.0) for batch in DATA]
+    found, report = average(replicas, momentum=0.0)
+    together = DATA.reshape(-1, 2).astype("float64")
+    np.testing.assert_allclose(found["moving_mean"], together.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found["moving_variance"], together.var(0), rtol=1e-6)
+    assert report.to_dict()["layers"][0]["spread"] > 0.5
+    assert "3 replicas" in str(report)
+
+
+def test_counts():
+    sizes = (8, 3, 0)
+    replicas = [
+        trained([batch[:n]] if n else [], momentum=None)
+        for batch, n in zip(DATA, sizes, strict=True)
+    ]
+    found, _ = average(replicas, momentum=None)
+    parts = [batch[:n] for batch, n in zip(DATA, sizes, strict=True)]
+    together = np.concatenate(parts).astype("float64")
+    np.testing.assert_allclose(found["moving_count"], 11)
+    np.testing.assert_allclose(found["moving_mean"], together.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found["moving_variance"], together.var(0), rtol=1e-5)
+
+
+def test_debiased_averages_by_the_weight_that_batches_have():
+    settings = {"momentum": 0.5, "zero_debias": True}
+    replicas = [trained(DATA[:n], **settings) for n in (1, 2, 0)]
+    found, _ = average(replicas, **settings)
+    states = [state(one) for one in replicas]
+    weight = np.array([0.5, 0.75])[:, None]
+    means = np.stack([one["moving_mean"] for one in states[:2]])
+    mean = (weight * means).sum(0) / weight.sum()
+    variances = np.stack([one["moving_variance"] for one in states[:2]])
+    variance = (weight * (variances + (means - mean) ** 2)).sum(0) / weight.sum()
+    np.testing.assert_allclose(found["moving_mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(found["moving_variance"], variance, rtol=1e-6)
+    np.testing.assert_allclose(found["moving_weight"], 1.25 / 3, rtol=1e-6)
+
+
+def test_renorm_and_accumulation():
+    settings = {"renorm": True, "momentum": 0.0, "renorm_momentum": 0.0}
+    replicas = [
+        trained([*batches, batches[0][:n]], accumulation_steps=2, **settings)
+        for n, batches in ((8, DATA[:2]), (4, DATA[1:]))
+    ]
+    found, _ = average(replicas, accumulation_steps=2, **settings)
+    merged = np.stack([DATA[:2], DATA[1:]]).reshape(-1, 2).astype("float64")
+    stddev = np.sqrt(merged.var(0) + 1e-3)
+    np.testing.assert_allclose(found["moving_mean"], merged.mean(0), rtol=1e-6)
+    for name in ("moving_stddev", "renorm_stddev"):
+        np.testing.assert_allclose(found[name], stddev, rtol=1e-6)
+    np.testing.assert_allclose(found["renorm_mean"], merged.mean(0), rtol=1e-6)
+    pending = np.concatenate([DATA[0], DATA[1][:4]]).astype("float64")
+    np.testing.assert_allclose(found["accumulated_count"], 12)
+    np.testing.assert_allclose(found["accumulated_mean"], pending.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found["accumulated_variance"], pending.var(0), rtol=1e-5)
+    assert found["accumulated_steps"] == 1
+
+
+def test_values_in_place_of_models_and_keras_layers():
+    def model(mean):
+        layer = keras.layers.BatchNormalization()
+        model = keras.Sequential([keras.Input((2,)), layer])
+        layer.moving_mean.assign([mean, -mean])
+        return model
+
+    target = model(5.0)
+    stacked = [np.array([[1.0, -1.0], [3.0, -3.0]]), np.array([[1.0, 2.0], [1.0, 4.0]])]
+    states = [[one[i] for one in stacked] for i in range(2)]
+    keras_bn.average_statistics(target, states)
+    np.testing.assert_allclose(state(target)["moving_mean"], [2.0, -2.0])
+    np.testing.assert_allclose(state(target)["moving_variance"], [2.0, 4.0])
+    keras_bn.average_statistics(target, [model(1.0), model(3.0)])
+    np.testing.assert_allclose(state(target)["moving_variance"], [2.0, 2.0])
+
+
+def test_one_process_alone_is_left_as_it_is():
+    model = trained(DATA)
+    before = state(model)
+    report = keras_bn.average_statistics(model)
+    assert report.replicas == 1
+    assert report.rows[0].spread == 0
+    for name, value in state(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_one_process_alone_recalibrates_as_without():
+    models = [trained([]) for _ in range(2)]
+    for model, synchronized in zip(models, (False, True), strict=True):
+        keras_bn.recalibrate(model, DATA[2], verbose=0, synchronized=synchronized)
+    one, other = map(state, models)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+
+
+BAD = {
+    "no list": (lambda: trained([]), TypeError, "`replicas` must be a list of models"),
+    "no state": (lambda: [3], TypeError, "`replicas` must be a list of models.*int"),
+    "none": (lambda: [], ValueError, "at least one replica"),
+    "other values": (lambda: [[np.ones(2)]], ValueError, "variables.*: 2.*Received: 1"),
+    "other shapes": (
+        lambda: [[np.ones(3), np.ones(3)]],
+        ValueError,
+        "statistics in layer 'norm'",
+    ),
+    "other settings": (
+        lambda: [trained([], momentum=None)],
+        ValueError,
+        "Received.*moving_count",
+    ),
+    "NaN": (
+        lambda: [[np.full(2, np.nan), np.ones(2)]],
+        ValueError,
+        "finite statistics.*layer 'norm'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("replicas", "error", "match"), BAD.values(), ids=BAD)
+def test_bad_replicas_leave_the_model_as_it_was(replicas, error, match):
+    model = trained(DATA[:1], name="norm")
+    before = state(model)
+    with pytest.raises(error, match=f"(?s){match}"):
+        keras_bn.average_statistics(model, replicas())
+    for name, value in state(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_contradictions():
+    model = trained([])
+    with pytest.raises(ValueError, match="`replica_groups` must be None where"):
+        keras_bn.average_statistics(model, [model], replica_groups=[[0]])
+    with pytest.raises(ValueError, match="`replica_groups` needs synchronized=True"):
+        keras_bn.recalibrate(model, DATA[0], replica_groups=[[0]])
+    with pytest.raises(ValueError, match="`synchronized` needs method"):
+        keras_bn.recalibrate(model, DATA[0], method="ema", synchronized=True)
+    ours = [trained(DATA[:n], accumulation_steps=4) for n in (1, 2)]
+    with pytest.raises(ValueError, match="same step of their accumulation"):
+        keras_bn.average_statistics(ours[0], ours)
