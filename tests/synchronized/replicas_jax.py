@@ -63,10 +63,11 @@ def _evenly(case, arrays):
             [x for pair in zip(parts, rows, strict=True) for x in pair]
         )
 
-    mask = arrays["mask"] if case.masked else np.ones_like(arrays["mask"])
+    counts = case.masked or case.weighted
+    mask = arrays["mask"] if counts else np.ones_like(arrays["mask"])
     filled = {**arrays, "mask": fill(mask, False)}
     filled |= {name: fill(arrays[name], 0) for name in ("x", "dy")}
-    return case._replace(masked=True), filled
+    return case._replace(masked=not case.weighted), filled
 
 
 def _step(case):
@@ -253,26 +254,18 @@ def grouped():
         )
     )
     model = cases.replica_state(0)
-    for weight, kind in zip(
-        model.layers[1].non_trainable_variables, ("mean", "variance"), strict=True
-    ):
-        each = np.stack(
-            [
-                cases.state(cases.replica_state(rank))[-6:].reshape(2, 3)[
-                    kind == "variance"
-                ]
-                for rank in range(cases.GROUP_REPLICAS)
-            ]
-        )
-        weight.assign(
-            jax.shard_map(
-                lambda x: x[0],
-                mesh=GROUPS,
-                in_specs=SPLIT,
-                out_specs=SAME,
-                check_vma=False,
-            )(each)
-        )
+    states = np.stack(
+        [
+            cases.state(cases.replica_state(rank))[-6:].reshape(2, 3)
+            for rank in range(cases.GROUP_REPLICAS)
+        ]
+    )
+    # Called the same on all devices, which they are not.
+    called_same = jax.shard_map(
+        lambda x: x[0], mesh=GROUPS, in_specs=SPLIT, out_specs=SAME, check_vma=False
+    )(states)
+    for number, weight in enumerate(model.layers[1].non_trainable_variables):
+        weight.assign(called_same[number])
     report = keras_bn.average_statistics(model)
     for rank in found:
         found[rank]["averaged"] = cases.state(model)[-6:].reshape(2, 3)
