@@ -10,6 +10,7 @@ class Case(NamedTuple):
     axis: int | tuple = -1
     mask: tuple | None = None
     drop: int | None = None  # the axis that the mask lacks, where not the feature axes
+    weighted: bool = False  # a mask of random weights, some of them 0
 
 
 SHAPES = {
@@ -42,6 +43,12 @@ MASKS = {
     "mask_keras_on_first": Case((5, 4, 7), 1, (5, 4), drop=-1),
     "mask_two_axes": Case((6, 3, 8, 4), (1, 3), (6, 8)),
     "mask_keras_two_axes": Case((6, 3, 8, 4), (1, 3), (6, 3, 8), drop=-1),
+}
+
+WEIGHTS = {
+    "weights_image": Case((6, 4, 5, 6), -1, (6, 1, 5), weighted=True),
+    "weights_first": Case((5, 4, 7), 1, (5, 7), weighted=True),
+    "weights_keras_two_axes": Case((6, 3, 8, 4), (1, 3), (6, 3, 8), -1, True),
 }
 
 ALL = SHAPES | MASKS

@@ -43,12 +43,12 @@ def spread(parameter, x, axis):
 
 
 def weights(mask, x, axis, drop=None):
-    """1 where a value counts, 0 where it does not, in the shape of x."""
+    """How often a value counts, in the shape of x: 1 and 0 of a mask."""
     if mask is None:
         return np.ones(x.shape)
     dropped = features(axis, x.ndim) if drop is None else {drop % x.ndim}
-    mask = np.expand_dims(np.asarray(mask, bool), tuple(sorted(dropped)))
-    return np.broadcast_to(mask, x.shape).astype("float64")
+    mask = np.expand_dims(np.asarray(mask, "float64"), tuple(sorted(dropped)))
+    return np.broadcast_to(mask, x.shape)
 
 
 def forward(x, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d=0.0):
@@ -59,7 +59,7 @@ def forward(x, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d
     count = weight.sum(over, keepdims=True)
     divisor = np.where(count > 0, count, 1)
     values = np.where(weight > 0, x, 0)
-    mean = values.sum(over, keepdims=True) / divisor
+    mean = (weight * values).sum(over, keepdims=True) / divisor
     variance = (weight * (values - mean) ** 2).sum(over, keepdims=True) / divisor
     normalized = (x - mean) / np.sqrt(variance + epsilon)
     return Result((normalized * r + d) * gamma + beta, mean, variance, count)
@@ -74,7 +74,7 @@ def backward(x, dy, gamma=1.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d=0.0)
         dx = (g - w * (sum(g) + n * sum(g * n)) / N) / s
 
     where the sums run over all positions, masked out or not: all are normalized by
-    the statistics, while only those with w = 1 have a part in them.
+    the statistics, while each has its part in them by its weight.
     """
     x, dy = np.asarray(x, "float64"), np.asarray(dy, "float64")
     weight = np.ones(x.shape) if weight is None else weight
@@ -89,6 +89,22 @@ def backward(x, dy, gamma=1.0, axis=-1, epsilon=1e-3, weight=None, r=1.0, d=0.0)
     dx = (g - weight * sums / np.where(count > 0, count, 1)) / deviation
     dgamma = (dy * (normalized * r + d)).sum(over, keepdims=True)
     return Gradients(dx, dgamma, dy.sum(over, keepdims=True))
+
+
+def for_weights(x, dy, gamma=1.0, axis=-1, epsilon=1e-3, weight=None, r=1.0):
+    """The gradient of `sum(forward(x).y * dy)` for the weights, in the shape of x.
+
+    A weight moves the mean by (x - mean) / N, the variance by ((x - mean)² - V) / N;
+    the mean moves y by -gamma * r / s, the variance by -gamma * r * (x - mean) / 2s³.
+    """
+    x, g = np.asarray(x, "float64"), np.asarray(dy, "float64") * gamma * r
+    over = reduction(axis, x.ndim)
+    _, mean, variance, count = forward(x, axis=axis, epsilon=epsilon, weight=weight)
+    s = np.sqrt(variance + epsilon)
+    by_mean = -(g / s).sum(over, keepdims=True)
+    by_variance = -(g * (x - mean) / (2 * s**3)).sum(over, keepdims=True)
+    apart = x - mean
+    return (by_mean * apart + by_variance * (apart**2 - variance)) / count
 
 
 def inference(x, mean, variance, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3):

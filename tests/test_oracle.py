@@ -25,6 +25,7 @@ CASES = {
     "two_axes": ((3, 2, 4), (1, 2), None),
     "masked": ((3, 4, 2), -1, [[1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1]]),
     "channel_without_samples": ((2, 3, 2), 1, [[1, 0], [1, 0]]),
+    "weighted": ((3, 2, 4), (1, 2), [0.5, 2.0, 0.0]),
 }
 
 
@@ -61,6 +62,20 @@ def test_gradient_equals_finite_differences(shape, axis, mask, renorm):
     )
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((5, 3), -1), ((3, 2, 4), (1, 2))])
+def test_gradient_for_weights_equals_finite_differences(shape, axis):
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, *shape))
+    weight, gamma, r = rng.uniform(0.5, 2, shape), 1.5, 0.7
+
+    def loss(weight):
+        return np.sum(oracle.forward(x, gamma, 0.0, axis, weight=weight, r=r).y * dy)
+
+    expected = oracle.for_weights(x, dy, gamma, axis, weight=weight, r=r)
+    found = difference_quotient(loss, weight)
+    np.testing.assert_allclose(expected, found, rtol=1e-6, atol=1e-6)
+
+
 def test_forward_by_hand():
     y, mean, variance, count = oracle.forward([[1.0], [3.0]], gamma=2.0, beta=5.0)
     assert (mean, variance, count) == (2.0, 1.0, 2.0)
@@ -73,6 +88,12 @@ def test_masked_positions_do_not_count_but_are_normalized():
     result = oracle.forward(x, weight=weight)
     assert (result.mean, result.variance, result.count) == (2.0, 1.0, 2.0)
     assert result.y[2] > 1e5
+
+
+def test_a_weight_is_a_count():
+    x, weight = np.array([[1.0], [4.0]]), np.array([[2.0], [1.0]])
+    result = oracle.forward(x, weight=weight)
+    assert (result.mean, result.variance, result.count) == (2.0, 2.0, 3.0)
 
 
 def test_tolerance_is_made_of_roundings():

@@ -12,10 +12,10 @@ from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.formulas import (
     CentredMoments,
     affine,
+    counted,
     divisor_of,
     normalize,
     total,
-    unmasked,
     widen,
 )
 from keras_bn.backend.interface import Axes, Replicas, Tensor
@@ -34,19 +34,22 @@ def gradients(
     replicas: Replicas | None = None,
     about: Callable[[Tensor, Tensor, Tensor, Axes], Tensor] | None = None,
     again: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    of_weights: bool = False,
+) -> tuple[Tensor, ...]:
     """The gradients of `sum(dy * activation(normalize(x)))` for x, scale and offset.
 
     With n the normalized values, g the gradient for `n * scale + offset`, N the count:
 
         doffset = sum(g)    dscale = sum(g * n)
-        dx = f * g - f * (doffset + n * dscale) / N
+        dx = f * g - w * f * (doffset + n * dscale) / N
 
-    with f = scale / sqrt(variance + epsilon), where the subtraction is for the unmasked
-    positions only: the sums run over all, but a masked one has no part in the
-    statistics. In dx the sums are those of all `replicas`, whose losses are summed.
-    Source: Ioffe and Szegedy, 2015, section 3, with the chain through mean and variance
-    multiplied out.
+    with f = scale / sqrt(variance + epsilon), and w the weights, or 1 where the mask is
+    True and 0 where it is not: the sums run over all positions, but each has its part
+    in the statistics by its weight. In dx the sums are those of all `replicas`, whose
+    losses are summed. Source: Ioffe and Szegedy, 2015, section 3, with the chain
+    through mean and variance multiplied out.
+
+    With `of_weights` the gradient for the weights comes fourth: see `_for_weights`.
 
     All that can be done per channel is, so that an element costs one product for
     the sums and two for dx. A compiler that would sum `g * (x - centre)` badly is given
@@ -79,8 +82,41 @@ def gradients(
     statistics = affine(values, centred.centre, slope, level, axes)
     # Not `(g - statistics) * factor`: XLA takes an operation on one large operand for
     # cheap, and would compute all of this again for every reader of dx.
-    dx = g * axes.broadcast(factor) - unmasked(statistics, mask)
-    return ops.cast(dx, x.dtype), dscale, doffset
+    dx = g * axes.broadcast(factor) - counted(statistics, mask)
+    slopes = (ops.cast(dx, x.dtype), dscale, doffset)
+    if not of_weights:
+        return slopes
+    return *slopes, _for_weights(values, scale, mask, centred, sums, axes, epsilon)
+
+
+def _for_weights(
+    values: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+    centred: CentredMoments,
+    sums: tuple[Tensor, Tensor],
+    axes: Axes,
+    epsilon: float,
+) -> Tensor:
+    """The gradient for the weights, with the `sums` dscale and doffset of `gradients`.
+
+    Of the mean it is (x - mean) / N, of the variance ((x - mean)² - variance) / N, so
+
+        dw = -sum(scale / N * (doffset * n + dscale / 2 * (n² - V)))
+
+    with V = variance / (variance + epsilon), and the sum over what shares a weight.
+    """
+    rstd = ops.rsqrt(centred.variance + epsilon)
+    n = affine(values, centred.centre, rstd, -centred.residual * rstd, axes)
+    share = -scale / divisor_of(centred.count)
+    slope, curve = share * sums[1], 0.5 * share * sums[0]
+    level = curve * centred.variance * ops.square(rstd)
+    dw = n * axes.broadcast(slope) + ops.square(n) * axes.broadcast(curve)
+    dw = dw - axes.broadcast(level)
+    for axis in range(axes.ndim):
+        if weights.shape[axis] == 1:
+            dw = ops.sum(dw, axis=axis, keepdims=True)
+    return dw
 
 
 def tangent(
@@ -89,25 +125,27 @@ def tangent(
     offset: Tensor,
     mask: Tensor | None,
     centred: CentredMoments,
-    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     axes: Axes,
     epsilon: float,
     activation: str | None,
     replicas: Replicas | None = None,
 ) -> Tensor:
-    """The derivative of `activation(normalize(x))` along tangents of x, scale, offset.
+    """The derivative of `activation(normalize(x))` along tangents.
 
-    With n the normalized values, tx, ts and to the tangents (None where zero), and the
-    means taken over the unmasked positions of all `replicas`:
+    They are those of x, scale, offset and the weights, if any; None where zero. With n
+    the normalized values and tx, ts and to the first three tangents, and the means by
+    the mask or the weights, over all `replicas`:
 
         n' = (tx - mean(tx) - n * mean(n * tx)) / sqrt(variance + epsilon)
         y' = activation'(y) * (n' * scale + n * ts + to)
 
-    It is linear in the tangents; `gradients` is its transpose.
+    and with the way of the weights, see `_along_weights`. It is linear in the tangents;
+    `gradients` is its transpose.
     """
     values = widen(x)
     rstd = ops.rsqrt(centred.variance + epsilon)
-    tx, tscale, toffset = tangents
+    tx, tscale, toffset, tweights = tangents
     # y' = f * tx + (values - centre) * rate + level, as far as the activation.
     zero = ops.zeros_like(rstd)
     rate = zero if tscale is None else tscale * rstd
@@ -115,10 +153,10 @@ def tangent(
     if tx is not None:
         tx = widen(tx)
         factor = scale * rstd
-        counted = unmasked(tx, mask)
+        moving = counted(tx, mask)
         sums = (
-            total(counted, axes),
-            total_about(counted, values, centred.centre, axes),
+            total(moving, axes),
+            total_about(moving, values, centred.centre, axes),
         )
         if replicas is not None:
             sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
@@ -126,6 +164,10 @@ def tangent(
         product = sums[1] - centred.residual * sums[0]
         rate = rate - factor * ops.square(rstd) * product / count
         level = level - factor * sums[0] / count
+    if tweights is not None:
+        mean, variance = _along_weights(values, tweights, centred, axes, replicas)
+        level = level - scale * rstd * mean
+        rate = rate - 0.5 * scale * rstd * ops.square(rstd) * variance
     ty = affine(values, centred.centre, rate, level - centred.residual * rate, axes)
     if tx is not None:
         ty = ty + tx * axes.broadcast(factor)
@@ -133,6 +175,30 @@ def tangent(
         y = normalize(x, scale, offset, centred, axes, epsilon)
         ty = ty * SLOPES[activation](activate(activation, y))
     return ops.cast(ty, x.dtype)
+
+
+def _along_weights(
+    values: Tensor,
+    tweights: Tensor,
+    centred: CentredMoments,
+    axes: Axes,
+    replicas: Replicas | None,
+) -> tuple[Tensor, Tensor]:
+    """The derivatives of mean and variance along a tangent of the weights.
+
+    With tw that tangent, and N the count:
+
+        mean'     = sum(tw * (x - mean)) / N
+        variance' = sum(tw * ((x - mean)² - variance)) / N
+    """
+    one = ops.ones_like(centred.variance)
+    apart = affine(values, centred.centre, one, -centred.residual, axes)
+    spread = ops.square(apart) - axes.broadcast(centred.variance)
+    sums = total(tweights * apart, axes), total(tweights * spread, axes)
+    if replicas is not None:
+        sums = ops.unstack(replicas.total(ops.stack(sums)), 2)
+    count = divisor_of(centred.count)
+    return sums[0] / count, sums[1] / count
 
 
 def inference_gradients(

@@ -69,6 +69,9 @@ def centred_moments(
 ) -> CentredMoments:
     """Two passes: the centre first, then the moments about it.
 
+    With weights w for a mask: the count is sum(w), the mean sum(w * x) / count, the
+    variance sum(w * (x - mean)²) / count, so that a weight of 2 is a value twice.
+
     Sums of x and x² taken in one pass would cancel at large means (variance -16 at
     mean 1e4, std 1 in float32). The second pass also averages `x - centre`, so an
     inaccurate first sum moves the centre but not the result.
@@ -88,7 +91,7 @@ def centred_moments(
     divisor = divisor_of(count)
 
     def mean(values: Tensor) -> Tensor:
-        return total(unmasked(values, mask), axes) / divisor
+        return total(counted(values, mask), axes) / divisor
 
     # The moments do not depend on the choice of the centre, so no gradient does.
     if about is None:
@@ -188,11 +191,23 @@ def normalize(
     return affine(x, centred.centre, factor, offset - centred.residual * factor, axes)
 
 
-def unmasked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """`values`, 0 where the mask is False."""
+def counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """`values`, each as often as it counts: 0 where the mask is False, or 0.
+
+    There, it is 0 whatever the value, also of a NaN.
+    """
     if mask is None:
         return values
-    return ops.where(mask, values, ops.zeros_like(values))
+    if not is_weights(mask):
+        return ops.where(mask, values, ops.zeros_like(values))
+    # Not `where(mask == 0, 0, values * mask)`, whose derivative for a weight of 0 is 0.
+    lost = (mask == 0) & ~ops.isfinite(values)
+    return ops.where(lost, ops.zeros_like(values), values) * mask
+
+
+def is_weights(mask: Tensor | None) -> bool:
+    """Whether a mask says how often values count, rather than whether they do."""
+    return mask is not None and backend.is_float_dtype(mask.dtype)
 
 
 def total(values: Tensor, axes: Axes) -> Tensor:
@@ -210,7 +225,10 @@ def total(values: Tensor, axes: Axes) -> Tensor:
 
 
 def count_samples(x: Tensor, axes: Axes, mask: Tensor | None) -> Tensor:
-    """How many values each statistic is taken over, in the dtype of `x`."""
+    """How many values each statistic is taken over, in the dtype of `x`.
+
+    Of weights it is the sum.
+    """
     if mask is not None:
         return total(ops.cast(ops.broadcast_to(mask, ops.shape(x)), x.dtype), axes)
     samples = axes.samples(tuple(x.shape))

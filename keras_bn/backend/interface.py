@@ -90,8 +90,9 @@ class Moments(NamedTuple):
     normalized output takes its dependence on the statistics into account by itself.
 
     Attributes:
-        count: Number of values behind each statistic, float. A scalar, or of the
-            parameter shape where a mask makes it differ from channel to channel.
+        count: Number of values behind each statistic, or the sum of their weights:
+            float. A scalar, or of the parameter shape where a mask or weights make it
+            differ from channel to channel.
         mean: The mean; 0 where `count` is 0.
         variance: The biased (population) variance; 0 where `count` is 0.
     """
@@ -179,20 +180,25 @@ class Kernels(Protocol):
         correction: Correction | None,
         activation: str | None,
         replicas: Replicas | None = None,
+        shortcut: Tensor | None = None,
     ) -> tuple[Tensor, Moments]:
         """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, and the moments.
 
-        The activation, a name in `activations.SLOPES` or None, is applied to it.
+        `shortcut`, of the shape and dtype of `x`, is added to it, and the activation, a
+        name in `activations.SLOPES` or None, applied to that. Nothing but `x` is kept
+        for the backward pass, and the output where the two come together.
 
         The moments are taken over `axes.reduction` where `mask` is True: a boolean
-        tensor of the rank of `x` that broadcasts to it. `scale` and `offset` are first
-        `corrected`. The output has the dtype of `x`.
+        tensor of the rank of `x` that broadcasts to it; or a float one, in the
+        statistics' dtype, that says how often each value counts. `scale` and `offset`
+        are first `corrected`. The output has the dtype of `x`.
 
         With `replicas`, the moments are those of all their inputs together.
 
         The gradient for `x` is the total one, with the way through mean and variance
         (on all replicas: of the sum of their losses); those for `scale` and `offset`
-        are of this replica's output. The moments that are returned pass no gradient on.
+        are of this replica's output. A float `mask` has one as well, with its way
+        through the statistics. The moments that are returned pass no gradient on.
         """
 
     def inference(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from keras_bn.backend import derivatives, formulas, reference
-from keras_bn.backend.activations import activate
+from keras_bn.backend.activations import SLOPES, activate
 from keras_bn.backend.interface import (
     Axes,
     Correction,
@@ -42,6 +42,9 @@ from keras_bn.backend.jax_replicas import ManualAxes, vary_alike, vary_over
 _PLAIN_WITHIN = 3.0**2
 # Elements below which a branch takes longer than what it saves.
 _SMALL = 2**14
+
+# Where these two stand among the arguments that have gradients.
+_WEIGHTS, _SHORTCUT = 3, 4
 
 SERVICES = (
     Service(
@@ -77,6 +80,7 @@ def train(
     correction: Correction | None,
     activation: str | None,
     replicas: ManualAxes | None = None,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
     x = vary_over(replicas, x)
@@ -85,7 +89,12 @@ def train(
         moments = _moments(jax.lax.stop_gradient(x), axes, mask, replicas).bookkeeping()
         scale, offset = corrected(scale, offset, moments, correction)
     scale, offset = vary_alike(x, scale, offset)
-    y, moments = _train(axes, epsilon, activation, replicas, x, scale, offset, mask)
+    if formulas.is_weights(mask):
+        (mask,) = vary_alike(x, mask)
+    if shortcut is not None:
+        (shortcut,) = vary_alike(x, shortcut)
+    options = (axes, epsilon, activation, replicas)
+    y, moments = _train(*options, x, scale, offset, mask, shortcut)
     return y, Moments(*map(jax.lax.stop_gradient, moments))
 
 
@@ -122,19 +131,24 @@ def _normalize(
     scale: Tensor,
     offset: Tensor,
     mask: Tensor | None,
+    shortcut: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    return _forward(axes, epsilon, activation, replicas, x, scale, offset, mask)[0]
+    options = (axes, epsilon, activation, replicas)
+    return _forward(*options, x, scale, offset, mask, shortcut)[0]
 
 
-def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
+def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask, shortcut):
     centred = _moments(x, axes, mask, replicas)
 
-    def normalized(x: Tensor, centre: Tensor) -> Tensor:
+    def normalized(x: Tensor, *rest: Tensor) -> Tensor:
+        *added, centre = rest
         moments = centred._replace(centre=centre)
         y = formulas.normalize(x, scale, offset, moments, axes, epsilon)
+        y = sum(map(formulas.widen, added), y)
         return activate(activation, y).astype(x.dtype)
 
-    y = _about(centred.centre, normalized, x)
+    added = () if shortcut is None else (shortcut,)
+    y = _about(centred.centre, normalized, x, *added)
     return (y, centred.bookkeeping()), centred
 
 
@@ -142,12 +156,23 @@ def _forward(axes, epsilon, activation, replicas, x, scale, offset, mask):
 def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
     options = (axes, epsilon, activation, replicas)
     (y, moments), centred = _forward(*options, *primals)
-    # Of x, scale and offset what has a tangent: a zero would be a tensor to keep.
-    moving = [i for i in range(3) if not isinstance(tangents[i], SymbolicZero)]
+    *primals, shortcut = primals
+    # The activation's slope is had from what it was given, which x gives again; from
+    # its output where a shortcut has a part in that, so that nobody keeps the shortcut.
+    output = None if shortcut is None or activation is None else y
+    # Of x, scale, offset, weights and shortcut what has a tangent: a zero would be a
+    # tensor to keep.
+    moving = [
+        i
+        for i, tangent in enumerate(tangents)
+        if tangent is not None
+        and not isinstance(tangent, SymbolicZero)
+        and tangent.dtype != jax.dtypes.float0
+    ]
     (ty,) = linear(
         functools.partial(_tangent, *options, moving),
         functools.partial(_gradients, *options, moving),
-        (primals, centred),
+        (primals, centred, output),
         [tangents[i] for i in moving],
     )
     # No gradient flows through the moments that are returned.
@@ -155,16 +180,27 @@ def _differentiate(axes, epsilon, activation, replicas, primals, tangents):
 
 
 def _tangent(axes, epsilon, activation, replicas, moving, saved, tangents):
-    (x, scale, offset, mask), centred = saved
+    (x, scale, offset, mask), centred, output = saved
     given = dict(zip(moving, tangents, strict=True))
-    along = (given.get(0), given.get(1), given.get(2))
-    options = (axes, epsilon, activation, replicas)
-    return [derivatives.tangent(x, scale, offset, mask, centred, along, *options)]
+    along = (given.get(0), given.get(1), given.get(2), given.get(_WEIGHTS))
+    options = (axes, epsilon, activation if output is None else None, replicas)
+    ty = derivatives.tangent(x, scale, offset, mask, centred, along, *options)
+    if _SHORTCUT in given:
+        ty = ty + given[_SHORTCUT]
+    return [ty if output is None else _sloped(activation, output, ty)]
+
+
+def _sloped(activation: str, output: Tensor, slope: Tensor) -> Tensor:
+    """`slope` times the activation's, where it gave `output`."""
+    wide = formulas.widen(slope) * SLOPES[activation](formulas.widen(output))
+    return wide.astype(slope.dtype)
 
 
 def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
-    (x, scale, offset, mask), centred = saved
+    (x, scale, offset, mask), centred, output = saved
     (dy,) = cotangents
+    if output is not None:
+        dy, activation = _sloped(activation, output, dy), None
     x = _again(x)
     if mask is None and replicas is None:
         # A constant, by which the compiler does not divide.
@@ -175,8 +211,10 @@ def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
         replicas=replicas,
         about=_total_about,
         again=None if activation is None else _read_again,
+        of_weights=_WEIGHTS in moving,
     )
-    return [slopes[i] for i in moving]
+    found = {**dict(enumerate(slopes)), _SHORTCUT: dy}
+    return [found[i] for i in moving]
 
 
 # Compiled as one also where the caller is not: eagerly, the branches of a `cond` are

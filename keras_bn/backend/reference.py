@@ -39,6 +39,7 @@ def train(
     correction: Correction | None,
     activation: str | None,
     replicas: Replicas | None = None,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
     # No autodiff passes through every engine's collectives: the kernel files that have
@@ -51,6 +52,8 @@ def train(
     moments = centred.bookkeeping()
     scale, offset = corrected(scale, offset, moments, correction)
     y = formulas.normalize(values, scale, offset, centred, axes, epsilon)
+    if shortcut is not None:
+        y = y + formulas.widen(shortcut)
     return ops.cast(activate(activation, y), x.dtype), moments
 
 

@@ -117,6 +117,7 @@ def where_run(on_cpu: Callable[[], Any], elsewhere: Callable[[], Any]) -> Any:
 
 def readable(x: Tensor) -> bool:
     """See `keras_bn.backend.readable`."""
+    x = x.flat_values if isinstance(x, tf.RaggedTensor) else x
     return hasattr(x, "numpy") and "device:CPU" in x.device
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import tensorflow as tf
 
 from keras_bn.backend import (
+    formulas,
     reference,
     tensorflow_inference,
     tensorflow_ragged,
     tensorflow_vectorized,
 )
+from keras_bn.backend.activations import activate
 from keras_bn.backend.interface import (
     Axes,
     Correction,
@@ -76,8 +78,16 @@ def train(
     correction: Correction | None,
     activation: str | None,
     replicas: Replicas | None = None,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
+    if shortcut is not None:
+        # Nothing but the result is kept for these two either (of leaky_relu the sum),
+        # and XLA makes one pass of them.
+        y, moments = train(
+            *(x, scale, offset, axes, epsilon, mask, correction, None, replicas)
+        )
+        return activate(activation, y + _of_shape(shortcut, x)), moments
     if isinstance(x, tf.RaggedTensor):
         values = tensorflow_ragged.flat(x, axes, mask)
         y, moments = train(
@@ -90,15 +100,17 @@ def train(
     x, scale, offset = of_running_graph(x, scale, offset)
     if mask is not None:
         (mask,) = of_running_graph(mask)
+    weights = [mask] if formulas.is_weights(mask) else []
     by_formula = FormulaParts(axes, epsilon, mask, replicas)
-    parts = _best(by_formula, x)
+    unwatched = by_formula._replace(mask=_alone(mask)[0]) if weights else by_formula
+    parts = _best(unwatched, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`
     centred = parts.moments(x_alone)
     moments = centred.bookkeeping()
     scale, offset = map(
         tf.convert_to_tensor, corrected(scale, offset, moments, correction)
     )
-    if forward_mode(x, scale, offset):
+    if forward_mode(x, scale, offset, *weights):
         again = by_formula.moments(x)
         return by_formula.normalize(x, scale, offset, again, activation), moments
 
@@ -118,7 +130,9 @@ def train(
         return slopes, second_order
 
     @tf.custom_gradient
-    def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Any]:
+    def normalize(
+        x: Tensor, scale: Tensor, offset: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Any]:
         def gradients(dy: Tensor) -> tuple[Tensor, ...]:
             dy = tf.convert_to_tensor(dy)  # what reads a part of y gives slices
             inputs = (x, scale, offset, dy, *([] if mask is None else [mask]))
@@ -129,7 +143,7 @@ def train(
         alone = (x_alone, *_alone(scale, offset))
         return parts.normalize(*(*alone, centred, activation)), gradients
 
-    return normalize(x, scale, offset), moments
+    return normalize(x, scale, offset, *weights), moments
 
 
 def _best(by_formula: FormulaParts, x: Tensor) -> TrainingParts:
@@ -146,6 +160,16 @@ def _alone(*tensors: Tensor) -> list[Tensor]:
     So a tape does not keep for them what it would need to differentiate each.
     """
     return [tf.stop_gradient(tensor) for tensor in tensors]
+
+
+def _of_shape(shortcut: Tensor, x: Tensor) -> Tensor:
+    """`shortcut`, which then has sizes that are not known yet as x has them.
+
+    Else a batch of one would be added to each of another batch, without a word.
+    """
+    if isinstance(x, tf.RaggedTensor) or x.shape.is_fully_defined():
+        return shortcut
+    return tf.reshape(shortcut, tf.shape(x))
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

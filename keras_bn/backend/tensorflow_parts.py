@@ -43,7 +43,10 @@ class TrainingParts(Protocol):
         dy: Tensor,
         activation: str | None,
     ) -> tuple[Tensor, ...]:
-        """The gradients for x, scale and offset; see `derivatives.gradients`."""
+        """The gradients for x, scale, offset, and weights for a mask.
+
+        See `derivatives.gradients`.
+        """
 
 
 class FormulaParts(NamedTuple):
@@ -93,6 +96,7 @@ class FormulaParts(NamedTuple):
             *(x, scale, offset, self.mask, centred, dy),
             *(self.axes, self.epsilon, activation, self.replicas),
             about=_total_about,
+            of_weights=formulas.is_weights(self.mask),
         )
 
 

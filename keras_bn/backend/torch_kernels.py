@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from keras_bn.backend import reference, torch_cuda, torch_inference
+from keras_bn.backend import formulas, reference, torch_cuda, torch_inference
 from keras_bn.backend.activations import activate
 from keras_bn.backend.interface import (
     Axes,
@@ -26,6 +26,7 @@ from keras_bn.backend.interface import (
     Tensor,
     corrected,
 )
+from keras_bn.backend.torch_activations import activate_
 from keras_bn.backend.torch_context import eager, transformed
 from keras_bn.backend.torch_cpu import NativeParts, SmallParts
 from keras_bn.backend.torch_layout import Joined
@@ -59,6 +60,10 @@ class _Call(NamedTuple):
             and self.x.numel() > 0
         )
 
+    def weights(self) -> tuple[Tensor, ...]:
+        """The mask, where it is of numbers that may be differentiated for."""
+        return (self.mask,) if formulas.is_weights(self.mask) else ()
+
     def joinable(self) -> bool:
         """Whether they would know it if its several feature axes were one."""
         return (
@@ -87,7 +92,7 @@ _CHOICES = (
             "reference",
             "keras.ops, differentiated and batched by PyTorch",
         ),
-        lambda call: transformed(call.x, call.scale, call.offset),
+        lambda call: transformed(call.x, call.scale, call.offset, *call.weights()),
         lambda call: None,
     ),
     _Choice(
@@ -132,7 +137,8 @@ _CHOICES = (
     ),
     _Choice(
         Service(
-            "training, all else: masks, several axes, synchronized, other devices",
+            "training, all else: masks, weights, several axes, synchronized, other "
+            "devices",
             "torch_parts",
             "the formulas, gradient written out; saves the input alone",
         ),
@@ -175,15 +181,17 @@ def train(
     correction: Correction | None,
     activation: str | None,
     replicas: Replicas | None = None,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """See `Kernels.train`."""
-    if activation is not None and torch.compiler.is_compiling():
-        # Inductor fuses it by itself, and keeps its sign. An activation in the gradient
-        # it would write out in float32, to read it three times.
+    fused = activation is None or not torch.compiler.is_compiling()
+    if shortcut is not None or not fused:
+        # Inductor fuses an activation by itself, and keeps its sign. In the gradient it
+        # would write it out in float32, to read it three times.
         y, moments = train(
             *(x, scale, offset, axes, epsilon, mask, correction, None, replicas)
         )
-        return activate(activation, y), moments
+        return _added(y, shortcut, activation), moments
     call = _Call(x, scale, offset, axes, epsilon, mask, activation, replicas)
     if correction is None and call.joinable():
         return _joined(call)
@@ -200,7 +208,20 @@ def train(
         moments = found.bookkeeping()
     scale, offset = corrected(scale, offset, moments, correction)
     settings = parts, axes, epsilon, mask, activation, replicas
-    return _Train.apply(x, scale, offset, values, found, settings), moments
+    (weights,) = call.weights() or (None,)
+    return _Train.apply(x, scale, offset, weights, values, found, settings), moments
+
+
+def _added(y: Tensor, shortcut: Tensor | None, activation: str | None) -> Tensor:
+    """`activation(y + shortcut)`, in the memory of y, which nothing else has seen.
+
+    Autograd keeps the result for it, and nothing else.
+    """
+    if shortcut is None:
+        return activate(activation, y)
+    if torch.compiler.is_compiling() or transformed(y, shortcut):
+        return activate(activation, y + shortcut)
+    return activate_(activation, y.add_(shortcut))
 
 
 def _joined(call: _Call) -> tuple[Tensor, Moments]:
@@ -227,29 +248,34 @@ class _Train(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         offset: Tensor,
+        weights: Tensor | None,
         values: Tensor | None,
         found: Any,
         settings: tuple[Any, ...],
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, offset)
+        ctx.save_for_backward(x, scale, offset, weights)
         ctx.found, ctx.settings = found, settings
         return settings[0].normalize(x, values, scale, offset, found)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, offset = ctx.saved_tensors
+        x, scale, offset, weights = ctx.saved_tensors
         parts, axes, epsilon, mask, activation, replicas = ctx.settings
         found = ctx.found
+        if weights is not None:
+            mask = weights
+            parts = parts._replace(mask=mask, of_weights=ctx.needs_input_grad[3])
         if torch.is_grad_enabled() or transformed(x, scale, offset, dy):
             # Somebody differentiates this further, or batches it: the formulas from
             # x on, with the way through its moments.
             _refuse_replicas(replicas, "a gradient of gradients")
-            parts = FormulaParts(axes, epsilon, activation, mask)
+            of_weights = ctx.needs_input_grad[3]
+            parts = FormulaParts(axes, epsilon, activation, mask, of_weights=of_weights)
             found, _ = parts.moments(x)
         slopes = parts.gradients(
             x, scale, offset, dy, found, replicas, ctx.needs_input_grad[0]
         )
-        return (*slopes, None, None, None)
+        return (*slopes, *[None] * (7 - len(slopes)))
 
 
 def _refuse_replicas(replicas: Replicas | None, what: str) -> None:

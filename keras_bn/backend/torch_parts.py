@@ -41,7 +41,7 @@ class TrainingParts(Protocol):
         found: Any,
         replicas: Replicas | None,
         need_dx: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         """The gradients for x (None unless it is needed), scale and offset."""
 
 
@@ -53,6 +53,7 @@ class FormulaParts(NamedTuple):
     activation: str | None
     mask: Tensor | None = None
     fused: bool = False  # whether a compiler makes one pass of a sampled centre
+    of_weights: bool = False  # whether `gradients` gives, as the fourth, the mask's
 
     def moments(self, x: Tensor) -> tuple[formulas.CentredMoments, None]:
         """See `TrainingParts.moments`."""
@@ -91,9 +92,10 @@ class FormulaParts(NamedTuple):
         found: formulas.CentredMoments,
         replicas: Replicas | None,
         need_dx: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         """See `TrainingParts.gradients`."""
         return derivatives.gradients(
             *(x, scale, offset, self.mask, found, dy, self.axes, self.epsilon),
             *(self.activation, replicas),
+            of_weights=self.of_weights,
         )

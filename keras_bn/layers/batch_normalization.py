@@ -8,8 +8,9 @@ import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
 from keras_bn.layers import schedules
+from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, _replica_groups, statistics_dtype
+from keras_bn.ops import _arguments, _counts, _replica_groups, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.ghost_batches import (
     fewest_samples,
@@ -120,7 +121,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             shape of `inputs` without the feature axis, or without the last axis (as
             `keras.layers.Masking` propagates it), or broadcasts to one of these at
             equal rank. Where both forms fit, it is the first. All positions are
-            normalized, masked out or not.
+            normalized, masked out or not. A float one is an error: see `weights`.
+        weights: How often each position counts in the statistics: finite numbers, not
+            negative, of the shapes that a mask may have, beside which they may be
+            given. Integers give what as many repeated samples would. See
+            `keras_bn.ops.batch_norm_train` for the formula, and for the gradient that
+            they have. They keep their precision under any dtype policy.
+        residual: Added before the activation, in inference too, in the compute dtype:
+            `activation(norm(inputs) + residual)`. It has the shape of `inputs`.
 
     Returns:
         Tensor of the shape of `inputs`, in the layer's compute dtype.
@@ -128,11 +136,14 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     Raises:
         TypeError: An argument of a wrong type; inputs that are not real numbers.
         ValueError: An argument out of its range; an axis that the inputs do not have or
-            whose size is unknown; a mask that does not fit; float64 where the backend
-            does not compute in it; `synchronized` under an engine that cannot serve
-            it; `replica_groups` that are not groups of the replicas that run; training
-            inside `keras.remat` on JAX, which lets no update out. A call that raises
-            leaves every weight as it was.
+            whose size is unknown; a mask, weights or a residual that do not fit;
+            weights that are negative, infinite or NaN (in a compiled step, and on an
+            accelerator, the output is NaN, and the moving statistics stay as they are);
+            float64 where the backend does not compute in it;
+            `synchronized` under an engine that cannot serve it; `replica_groups` that
+            are not groups of the replicas that run; training inside `keras.remat` on
+            JAX, which lets no update out. A call that raises leaves every weight as it
+            was.
 
     Warns:
         UserWarning: Once per layer, when it trains on one sample per channel: a value
@@ -371,15 +382,30 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         return input_shape
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, mask: Any = None
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        *,
+        weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         """The output in a functional model, whose mistakes show here, not in `fit`."""
-        self._check_inputs(inputs, mask)
-        return super().compute_output_spec(inputs, training=training, mask=mask)
+        self._check_inputs(inputs, mask, weights, residual)
+        along = {"weights": weights, "residual": residual}
+        # Subclasses may have a `call` without them.
+        along = {name: one for name, one in along.items() if one is not None}
+        return super().compute_output_spec(
+            inputs, training=training, mask=mask, **along
+        )
 
-    def _check_inputs(self, inputs: Any, mask: Any) -> None:
-        self._mask_lacks(mask, inputs)
+    def _check_inputs(
+        self, inputs: Any, mask: Any, weights: Any = None, residual: Any = None
+    ) -> None:
+        shape = tuple(inputs.shape)
+        axes = self._axes(shape)
         _arguments.real_dtype("inputs", inputs)
+        check_shapes(shape, axes, mask, weights, residual)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask, if it lacks the last axis: later layers know no other kind."""
@@ -393,7 +419,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def _mask_lacks(self, mask: Any, inputs: Any) -> tuple[int, ...] | None:
         shape = tuple(inputs.shape)
         axes = self._axes(shape)
-        return None if mask is None else _arguments.mask_lacks(mask, shape, axes)
+        return None if mask is None else _counts.mask_lacks(mask, shape, axes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
@@ -410,6 +436,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # Keras looks through all arguments for what to convert, which on torch
             # takes longer than a small batch: only once there was something.
             self._convert_input_args = True
+        if not backend.is_keras_tensor(inputs):
+            for name in ("weights", "residual"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:
@@ -428,14 +458,30 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """
         return layer_call
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        *,
+        weights: Any = None,
+        residual: Any = None,
+    ) -> Any:
         """Normalizes `inputs`; see the class."""
-        return self._normalize(inputs, training, mask, self._statistics())
+        statistics = self._statistics()
+        return self._normalize(inputs, training, mask, statistics, weights, residual)
 
     def _normalize(
-        self, inputs: Any, training: Any, mask: Any, statistics: MovingStatistics
+        self,
+        inputs: Any,
+        training: Any,
+        mask: Any,
+        statistics: MovingStatistics,
+        weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
+        weights, residual = map(as_it_was, (weights, residual))
         require_own_weights(self)
         built = self._parameter_shape
         given = prepare(
@@ -445,16 +491,17 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         shape = tuple(given.x.shape)
         # `input_spec` has not looked where the call came by `stateless_call`.
         _arguments.channels_as_built(shape, given.axes, built)
-        if mask is not None:
-            # Also where inference will not use it: the mistake is there already.
-            _arguments.mask_lacks(mask, shape, given.axes)
+        # Also where inference will not use them: the mistake is there already.
+        check_shapes(shape, given.axes, mask, weights, residual)
+        residual = given.residual(residual)
         training = _arguments.boolean_training(training)
         training = training and self.trainable and not self.freeze_statistics
         if training or self.inference_statistics == "batch":
             size = self.virtual_batch_size if training else None
             if fewest_samples(given, size) == 1:
                 self._warn_of_single_samples(shape, training)
-            y = self._by_batch(given, mask, statistics, training)
+            counts = given.counts(mask, weights)
+            y = self._by_batch(given, counts, statistics, training, residual)
         else:
             y = infer(
                 given,
@@ -464,6 +511,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
                 self._parameter("beta", given, statistics, default=0),
                 self.epsilon,
                 self._fused_activation,
+                residual,
             )
         return as_tensor(y, self.compute_dtype)
 
@@ -481,22 +529,25 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         return self.activation
 
     def _by_batch(
-        self, given: Prepared, mask: Any, statistics: MovingStatistics, training: bool
+        self,
+        given: Prepared,
+        counts: Any,
+        statistics: MovingStatistics,
+        training: bool,
+        residual: Any,
     ) -> Any:
         """The output by the batch's statistics, which in training move `statistics`."""
-        if mask is not None:
-            mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
         corrected = training and self.renorm
         correction = statistics.renorm_correction if corrected else None
         gamma = self._parameter("gamma", given, statistics, default=1)
         beta = self._parameter("beta", given, statistics, default=0)
-        parameters = (given, gamma, beta, self.epsilon, mask)
+        parameters = (given, gamma, beta, self.epsilon, counts)
         ending = (self._fused_activation, self.synchronized, self.replica_groups)
         size = self.virtual_batch_size if training else None
         if size is None:
-            y, moments = train(*parameters, correction, *ending)
+            y, moments = train(*parameters, correction, *ending, residual)
         else:
-            y, moments = train_ghost_batches(*parameters, size, *ending)
+            y, moments = train_ghost_batches(*parameters, size, *ending, residual)
         if training:
             statistics.update(moments)
         return y

@@ -220,48 +220,25 @@ def numeric_dtype(name: str, x: Any) -> str:
     return dtype
 
 
-def broadcast_mask(mask: Tensor, x: Tensor, axes: Axes) -> Tensor:
-    """`mask` as a boolean tensor of the rank of `x` that broadcasts to it."""
-    dropped = mask_lacks(mask, tuple(x.shape), axes)
-    return ops.expand_dims(ops.cast(mask, "bool"), axis=dropped)
+def residual_like(residual: Any, x: Tensor) -> Tensor:
+    """`residual` as a tensor of the dtype and, as far as is known, the shape of `x`."""
+    residual_fits(residual, tuple(x.shape))
+    return as_tensor(residual, backend.standardize_dtype(x.dtype))
 
 
-def mask_lacks(
-    mask: Tensor, shape: tuple[int | None, ...], axes: Axes
-) -> tuple[int, ...]:
-    """The axes of an input of this shape that `mask` lacks.
-
-    Two forms are accepted, in this order:
-
-    1. the shape of `x` without its feature axes (or broadcastable to it);
-    2. the shape of `x` without its last axis: what `keras.layers.Masking` and
-       `Embedding` propagate, wherever the feature axis is. A position that is masked
-       out counts for no channel.
-    """
-    if not hasattr(mask, "shape"):
-        raise TypeError(
-            "Argument `mask` must be a tensor or an array. "
-            f"Received: mask of type {type(mask).__name__}"
+def residual_fits(residual: Any, shape: tuple[int | None, ...]) -> None:
+    """Raises unless `residual` holds numbers, and has the shape of the input."""
+    found = tuple(getattr(residual, "shape", ()))
+    fits = len(found) == len(shape) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(found, shape, strict=True)
+    )
+    if not hasattr(residual, "shape") or not fits:
+        what = f"of shape {found}" if found else f"of type {type(residual).__name__}"
+        raise ValueError(
+            "Argument `residual` must be a tensor of the shape of the input, "
+            f"{shape}. Received: residual {what}"
         )
-    last = len(shape) - 1
-    for dropped in (axes.features, (last,)):
-        kept = [n for i, n in enumerate(shape) if i not in dropped]
-        if _broadcasts(tuple(mask.shape), kept):
-            return dropped
-    expected = tuple(n for i, n in enumerate(shape) if i not in axes.features)
-    raise ValueError(
-        "Argument `mask` must have the input's shape without the feature axis, "
-        f"{expected}, or without the last axis, {shape[:-1]}, or broadcast to one of "
-        f"them at equal rank. Received: mask of shape {tuple(mask.shape)} for an input "
-        f"of shape {shape}, feature axis {axes.features}"
-    )
-
-
-def _broadcasts(shape: Sequence[int | None], target: Sequence[int | None]) -> bool:
-    return len(shape) == len(target) and all(
-        one in (1, None, other) or other is None
-        for one, other in zip(shape, target, strict=True)
-    )
+    real_dtype("residual", residual)
 
 
 def with_built_channels(

@@ -18,7 +18,7 @@ from keras_bn.backend.interface import (
     statistics_dtype,
 )
 from keras_bn.backend.interface import as_tensor as as_tensor
-from keras_bn.ops import _arguments
+from keras_bn.ops import _arguments, _counts
 from keras_bn.ops._replica_groups import replica_groups as checked_groups
 
 Activation = str | Callable[[Tensor], Tensor] | None
@@ -32,6 +32,8 @@ def batch_norm_train(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-3,
     mask: Tensor | None = None,
+    weights: Tensor | None = None,
+    residual: Tensor | None = None,
     correction: Correction | None = None,
     activation: Activation = None,
     synchronized: bool = False,
@@ -41,7 +43,10 @@ def batch_norm_train(
 
     With the mean and the biased variance taken, per channel, over all other axes:
 
-        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+        y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)
+
+    With weights w, `count = sum(w)`, `mean = sum(w * x) / count` and
+    `variance = sum(w * (x - mean)²) / count`.
 
     Args:
         x: Tensor of any rank from 2 up (or anything that converts to one), of any real
@@ -53,7 +58,15 @@ def batch_norm_train(
         epsilon: Added to the variance; greater than 0.
         mask: Boolean tensor: which positions the statistics are taken over (all of
             them are normalized). It has the shape of `x` without the feature axis, or
-            without the last axis, or broadcasts to one of these at equal rank.
+            without the last axis, or broadcasts to one of these at equal rank. A float
+            one is an error: see `weights`.
+        weights: How often each position counts in the statistics: finite numbers, not
+            negative, of the shapes that a mask may have. A weight is a count: integers
+            give what as many repeated samples would, 0 and 1 what a mask does, which
+            may come along. Gradients flow to them, with their way through mean and
+            variance. They are converted to the dtype of the statistics.
+        residual: Added before the activation; of the shape of `x`, converted to its
+            dtype. Nothing is kept for it but `y`, where there is an activation.
         correction: Batch renormalization: a function of `(mean, variance)` that gives
             `(r, d)`, both taken as constants by the gradient, for
             `y = gamma * ((x - mean) / sqrt(variance + epsilon) * r + d) + beta`. See
@@ -87,12 +100,17 @@ def batch_norm_train(
         TypeError: `x` does not hold real numbers, or is symbolic (in a functional
             model, use `keras_bn.BatchNormalization`); an argument of a wrong type.
         ValueError: `axis` out of range, named twice, or of unknown size; `epsilon` not
-            above 0; `mask`, `gamma` or `beta` of a wrong shape; float64 where the
-            backend does not compute in it; an engine that cannot synchronize;
+            above 0; `mask`, `weights`, `residual`, `gamma` or `beta` of a wrong shape;
+            weights that are negative, infinite or NaN; float64 where the backend does
+            not compute in it; an engine that cannot synchronize;
             `replica_groups` without `synchronized`, or with a replica missing, twice
             or unknown; None of them on JAX, where there are several manual axes, or
             gamma or beta varies along the only one: it may shard the channels, whose
             statistics must not be mixed.
+
+    In a compiled function weights have no values, and on an accelerator one would have
+    to wait for them: a negative or infinite one gives channels of NaN there, in `y` and
+    in the moments, as a NaN does.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167), algorithm 1.
@@ -109,14 +127,14 @@ def batch_norm_train(
     """
     given = prepare(x, axis)
     epsilon = _arguments.positive_epsilon(epsilon)
-    if mask is not None:
-        mask = _arguments.broadcast_mask(as_tensor(mask), given.x, given.axes)
+    counts = given.counts(mask, weights)
+    residual = given.residual(residual)
     gamma = given.parameter("gamma", gamma, 1)
     beta = given.parameter("beta", beta, 0)
     return train(
-        *(given, gamma, beta, epsilon, mask, correction),
+        *(given, gamma, beta, epsilon, counts, correction),
         *(activations.get(activation), synchronized),
-        checked_groups(replica_groups, synchronized),
+        *(checked_groups(replica_groups, synchronized), residual),
     )
 
 
@@ -129,11 +147,12 @@ def batch_norm_inference(
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-3,
+    residual: Tensor | None = None,
     activation: Activation = None,
 ) -> Tensor:
     """Normalizes `x` by given statistics, so one single sample is enough.
 
-        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+        y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)
 
     Args:
         x: Tensor of any rank from 2 up (or anything that converts to one), of any real
@@ -145,6 +164,8 @@ def batch_norm_inference(
         beta: Offset, of the shape of mean, or 0 everywhere if None.
         axis: The feature axis, or a list or tuple of them.
         epsilon: Added to the variance; greater than 0.
+        residual: Added before the activation; of the shape of `x`, converted to its
+            dtype.
         activation: Applied to `y`: anything that `keras.activations.get` takes.
 
     Returns:
@@ -183,6 +204,7 @@ def batch_norm_inference(
         given.parameter("beta", beta, 0),
         epsilon,
         activations.get(activation),
+        given.residual(residual),
     )
 
 
@@ -204,6 +226,14 @@ class Prepared(NamedTuple):
         return _arguments.broadcastable_parameter(
             name, value, default, self.x, self.axes, self.dtype
         )
+
+    def counts(self, mask: Any, weights: Any) -> Tensor | None:
+        """See `_counts.counts`."""
+        return _counts.counts(mask, weights, self.x, self.axes, self.dtype)
+
+    def residual(self, residual: Any) -> Tensor | None:
+        """See `_arguments.residual_like`."""
+        return None if residual is None else _arguments.residual_like(residual, self.x)
 
 
 def attached_mask(x: Any) -> Any:
@@ -252,20 +282,22 @@ def train(
     gamma: Tensor,
     beta: Tensor,
     epsilon: float,
-    mask: Tensor | None,
+    counts: Tensor | None,
     correction: Correction | None,
     activation: Callable[[Tensor], Tensor],
     synchronized: bool,
     groups: Groups = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """`batch_norm_train` of checked arguments."""
     fused = fusible(activation)
     group = None
     if synchronized:
-        batch = (given.x,) if mask is None else (given.x, mask)
+        batch = (given.x,) if counts is None else (given.x, counts)
         group = replicas(groups, batch, (gamma, beta))
     y, moments = kernels().train(
-        *(given.x, gamma, beta, given.axes, epsilon, mask, correction, fused, group)
+        *(given.x, gamma, beta, given.axes, epsilon, counts, correction, fused, group),
+        shortcut=residual,
     )
     return (y if fused else activation(y)), moments
 
@@ -278,10 +310,14 @@ def infer(
     beta: Tensor,
     epsilon: float,
     activation: Callable[[Tensor], Tensor],
+    residual: Tensor | None = None,
 ) -> Tensor:
     """`batch_norm_inference` of checked arguments."""
-    fused = fusible(activation)
+    # Exporters and runtimes know the sum, and what comes after it, as operators.
+    fused = None if residual is not None else fusible(activation)
     y = kernels().inference(
         given.x, mean, variance, gamma, beta, given.axes, epsilon, fused
     )
+    if residual is not None:
+        y = y + residual
     return y if fused else activation(y)

@@ -61,6 +61,7 @@ def train_ghost_batches(
     activation: Callable[[Tensor], Tensor],
     synchronized: bool,
     replica_groups: Groups = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """`train`, by groups of `size` samples that follow each other in the batch.
 
@@ -77,11 +78,12 @@ def train_ghost_batches(
         gamma: Of the parameter shape, as `beta`.
         beta: See gamma.
         epsilon: Added to the variances.
-        mask: Of the rank of the inputs, as in `Kernels.train`, or None.
+        mask: Or weights, of the rank of the inputs, as in `Kernels.train`, or None.
         size: Samples of a group.
         activation: Applied to y.
         synchronized: Whether the moments are merged over replicas.
         replica_groups: Over which of them; see `batch_norm_train`.
+        residual: Added before the activation, as `train` takes it.
 
     Raises:
         ValueError: The inputs are ragged.
@@ -106,10 +108,11 @@ def train_ghost_batches(
     whole = groups * size
     found = []
     if not known or groups:
-        found.append(_groups(given, mask, groups, size, settings))
+        found.append(_groups(given, mask, groups, size, settings, residual))
     if not known or whole < samples or not groups:
         rest = given._replace(x=given.x[whole:])
-        found.append(settings.train(rest, None if mask is None else mask[whole:]))
+        along = (None if one is None else one[whole:] for one in (mask, residual))
+        found.append(settings.train(rest, *along))
     (y, moments), *remainder = found
     for rest_of_y, rest_of_moments in remainder:
         y = ops.concatenate([y, rest_of_y])
@@ -127,13 +130,22 @@ class _Settings(NamedTuple):
     epsilon: float
     activation: Callable[[Tensor], Tensor]
 
-    def train(self, given: Prepared, mask: Tensor | None) -> tuple[Tensor, Moments]:
-        parameters = (self.gamma, self.beta, self.epsilon)
-        return train(given, *parameters, mask, None, self.activation, False)
+    def train(
+        self, given: Prepared, mask: Tensor | None, residual: Tensor | None
+    ) -> tuple[Tensor, Moments]:
+        parameters = (self.gamma, self.beta, self.epsilon, mask, None)
+        return train(
+            given, *parameters, self.activation, synchronized=False, residual=residual
+        )
 
 
 def _groups(
-    given: Prepared, mask: Tensor | None, groups: Any, size: int, settings: _Settings
+    given: Prepared,
+    mask: Tensor | None,
+    groups: Any,
+    size: int,
+    settings: _Settings,
+    residual: Tensor | None,
 ) -> tuple[Tensor, Moments]:
     """The first `groups * size` samples, and their moments of the parameter shape."""
     x, axes = given.x[: groups * size], given.axes
@@ -155,7 +167,10 @@ def _groups(
         gamma=for_each(settings.gamma), beta=for_each(settings.beta)
     ).train(
         given._replace(x=split(x), axes=inner),
-        None if mask is None else split(mask[: groups * size]),
+        *(
+            None if one is None else split(one[: groups * size])
+            for one in (mask, residual)
+        ),
     )
     # Without a mask the count is one for all channels, and here for all groups.
     count, one_for_all = each.count, len(each.count.shape) == 0

@@ -108,7 +108,7 @@ class Chains(ChainPlan):
     def _check(self, graph: Graph, node: Any) -> None:
         super()._check(graph, node)
         if len(node.input_tensors) > 1:
-            raise Inexact("it is called with a mask of its own")
+            raise Inexact("it is called with a mask or weights of its own")
 
     def _passed(self, affine: Affine, node: Any, back: bool) -> Affine:
         layer = node.operation

@@ -127,7 +127,9 @@ class Plan:
         if not computes_plainly(layer):
             raise Inexact(why_not_plainly(layer))
         for name, value in node.arguments.kwargs.items():
-            if name not in ("inputs", "mask", "training") and value is not None:
+            # Neither a mask nor weights make a difference in inference.
+            known = name in ("inputs", "mask", "training", "weights")
+            if not known and value is not None:
                 raise Inexact(f"it is called with `{name}`")
         if self._calls[id(layer)] > 1:
             raise Inexact(f"it is called {self._calls[id(layer)]} times")

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_bn.layers.call_arguments import as_it_was
 from keras_bn.ops import batch_norm_inference, batch_norm_train
 from keras_bn.tools._walk import (
     Layer,
@@ -88,10 +89,20 @@ class _Observer:
         self._by_batch = by_batch
 
     def __call__(
-        self, inputs: Any, training: bool | None = None, mask: Any = None
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        *,
+        weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         layer = self._layer
-        settings = {"axis": layer.axis, "epsilon": layer.epsilon}
+        settings = {
+            "axis": layer.axis,
+            "epsilon": layer.epsilon,
+            "residual": as_it_was(residual),
+        }
         # No gradient will be asked for.
         inputs = ops.stop_gradient(inputs)
         bare = is_conditional(layer)
@@ -107,6 +118,7 @@ class _Observer:
                 inputs,
                 *affine,
                 mask=mask,
+                weights=as_it_was(weights),
                 synchronized=self._synchronized,
                 replica_groups=self._groups(),
                 **settings,

@@ -1,6 +1,7 @@
 """Copies a model with other layers in the place of chosen ones."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple
 
 import keras
@@ -31,10 +32,13 @@ class Replacement(NamedTuple):
             a copy of the old one.
         then: What follows it, called on the result alone: layers, or functions
             that make one, a new one for each call of a layer that is shared.
+        add: Makes the layer that adds a `residual` that the old one was called with,
+            before `then`; None where the new one is called with it.
     """
 
     layer: Layer | None
     then: tuple[Layer | Callable[[], Layer], ...] = ()
+    add: Callable[[], Layer] | None = None
 
 
 class OutOfReach(ValueError):
@@ -115,7 +119,7 @@ class _Copier:
     def finish(self, fill: Fill) -> None:
         """Gives replaced layers their state, and lets all of them be saved."""
         self._values.finish()
-        pairs: list[Any] = [(old, new) for old, (new, _) in self._copies.values()]
+        pairs: list[Any] = [(old, new) for old, (new, *_) in self._copies.values()]
         pairs = [pair for pair in pairs if isinstance(pair[1], keras.layers.Layer)]
         for old, new in pairs:
             if id(old) in self._replaced:
@@ -207,7 +211,8 @@ class _Copier:
         args, kwargs = keras.tree.map_structure(
             self._argument, node.arguments.fill_in(new)
         )
-        layer, then = self.copy(old)
+        layer, then, add = self.copy(old)
+        residual = None if add is None else kwargs.pop("residual", None)
         changed = any(id(one) in self._other for one in new.values())
         if layer is None:
             outputs = args[0] if args else next(iter(kwargs.values()))
@@ -221,11 +226,11 @@ class _Copier:
                 for t in node.outputs
             ]
             Node(operation=layer, call_args=args, call_kwargs=kwargs, outputs=outputs)
-        for one in then:
+        for one in then if residual is None or add is None else (add, *then):
             follower = _made(one)
             self._followers.setdefault(id(old), []).append(follower)
             (outputs,) = keras.tree.flatten(outputs)
-            outputs = follower(outputs)
+            outputs = follower([outputs, residual] if one is add else outputs)
         if not node.is_input:
             self._note(node.outputs, keras.tree.flatten(outputs))
 
@@ -242,7 +247,7 @@ class _Copier:
 
     def _standing(self, old: Layer) -> list[Layer]:
         """The layers in the place of `old`: one, but where it is in a graph."""
-        first, then = self.copy(old)
+        first, then, _ = self.copy(old)
         if then and id(old) not in self._followers:
             self._followers[id(old)] = [_made(one) for one in then]
         every = [first, *self._followers.get(id(old), ())]
@@ -251,6 +256,18 @@ class _Copier:
 
 def _lists_weights(module: Any) -> bool:
     return type(module).__name__ == "ParameterDict"
+
+
+def adder(layer: Layer) -> Callable[[], Layer]:
+    """As `add` of a `Replacement` for `layer`."""
+    numbers = count()
+
+    def add() -> Layer:
+        number = next(numbers)
+        name = f"{layer.name}_add" + (f"_{number}" if number else "")
+        return keras.layers.Add(name=name, dtype=layer.dtype_policy)
+
+    return add
 
 
 def _made(layer: Any) -> Layer:

@@ -202,6 +202,11 @@ def called_in_training(node: Any) -> bool:
     )
 
 
+def called_with(node: Any, name: str) -> bool:
+    """Whether this call has an argument of this name, which takes a keyword only."""
+    return node.arguments.kwargs.get(name) is not None
+
+
 def array(weight: Any, dtype: str | None = None) -> np.ndarray:
     """A copy of `weight` (None stays None to the caller: do not pass it)."""
     # Some backends hand out a view of the weight itself.

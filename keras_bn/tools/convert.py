@@ -14,7 +14,7 @@ from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import carry_compile, config_of, with_own
 from keras_bn.tools._check import check_outputs
 from keras_bn.tools._domains import with_domains, without_domains
-from keras_bn.tools._rebuild import Replacement, rebuild
+from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
     check_overrides,
@@ -31,6 +31,7 @@ from keras_bn.tools._walk import (
     array,
     assign_copy,
     batch_norms,
+    called_with,
     float64,
     is_conditional,
     is_domain_norm,
@@ -96,6 +97,9 @@ def convert(
     becomes a functional one. `domain=d` is the way back, of one domain: plain layers
     with its weights, and no input for it. Either way the optimizer is a fresh one.
 
+    A residual that a layer is called with is added by a layer of its own, as is the
+    activation, where the target has no such argument.
+
     Layers are found in Functional and Sequential models at any depth, in wrappers
     such as `TimeDistributed`, and in layers and models of classes of your own. The copy
     is of the same classes. Where such a class makes its layers in its constructor, a
@@ -130,9 +134,10 @@ def convert(
         ValueError: `to` is unknown, or does not go with `domain`; the model is not
             built, has no batch norm or is quantized; a layer that the target class
             cannot express (for `"group"`: of several axes, or that a mask reaches; for
-            `"domain"`, in a class whose `call` passes no domain on); `groups` that do
-            not divide the channels of a layer; a `domain` out of range; the outputs
-            differ, if `check` is given.
+            `"domain"`, in a class whose `call` passes no domain on; for all but
+            `"keras_bn"`, called with `weights`); `groups` that do not divide the
+            channels of a layer; a `domain` out of range; the outputs differ, if `check`
+            is given.
 
     Warns:
         UserWarning: There is nothing to convert; the compile state cannot be carried; a
@@ -187,9 +192,12 @@ def convert(
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
             return None
+        if target is not BatchNormalization:
+            _check_calls(layer, to)
         if of_samples:
             _check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
-            return Replacement(sample_norm(layer, to, overrides), _then(layer))
+            norm = sample_norm(layer, to, overrides)
+            return Replacement(norm, _then(layer), adder(layer))
         return _converted(layer, target, overrides)
 
     if to == "domain" and plain:
@@ -297,7 +305,17 @@ def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replace
             f"Received: {reason}"
         ) from error
     own = {name: one for name, one in own.items() if name not in overrides}
-    return Replacement(with_own(new, own), then)
+    add = None if target is BatchNormalization else adder(layer)
+    return Replacement(with_own(new, own), then, add)
+
+
+def _check_calls(layer: Layer, to: str) -> None:
+    """Refuses weights, in graphs that can be read."""
+    if any(called_with(node, "weights") for node in layer._inbound_nodes):
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: it is called with `weights`, "
+            f'which only keras_bn\'s BatchNormalization takes. Received: to="{to}"'
+        )
 
 
 def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:

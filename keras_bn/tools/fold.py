@@ -11,6 +11,7 @@ from keras_bn.tools._lasting import base_class
 from keras_bn.tools._plan import Folding, Plan
 from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
 from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
+from keras_bn.tools._residual import with_sums
 from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
 from keras_bn.tools._takes import folded_weights
@@ -91,6 +92,8 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     pads with zeros, a `call` that cannot be followed. `explain=True` says why, layer by
     layer.
 
+    A residual that a batch norm is called with is added by a layer of its own first.
+
     A model of `quantize_aware` gets the rounded kernels that it was trained with, and
     activations that are not rounded: those are left to the exporter.
 
@@ -137,8 +140,8 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
         plain = without_rounding(model)
         copy, plan = _folded(plain, ChainPlan)
     else:
-        plain = model
-        copy, plan = _folded(model, Plan)
+        plain = with_sums(model)
+        copy, plan = _folded(plain, Plan)
     check_outputs(plain, copy, check)
     carry_compile(model, copy, slots=False)
     report = FoldReport(plan.foldings)

@@ -14,6 +14,7 @@ from keras_bn.tools._quantized_linear import (
     is_quantize_aware,
 )
 from keras_bn.tools._rebuild import SAME, Replacement, rebuild
+from keras_bn.tools._residual import with_sums
 from keras_bn.tools._walk import Layer, batch_norms, has_graph
 from keras_bn.tools.fold import FoldReport
 
@@ -102,7 +103,8 @@ def quantize_aware(
     momentum = _arguments.momentum_in_range("momentum", momentum)
     batch_norms(model)
     _check_model(model)
-    plan = Chains(model)
+    plain = with_sums(model)
+    plan = Chains(plain)
     rounded = ends(plan) if activations else set()
     firsts = {id(chain.layers[0]): chain for chain in plan.chains.values()}
     later = {id(one) for chain in firsts.values() for one in chain.layers[1:]}
@@ -125,7 +127,7 @@ def quantize_aware(
         for source, target in zip(firsts[id(old)].layers, parts, strict=True):
             fill_part(source, target)
 
-    copy = rebuild(model, replace, fill)
+    copy = rebuild(plain, replace, fill)
     carry_compile(model, copy, slots=False)
     return (copy, FoldReport(plan.foldings)) if explain else copy
 

@@ -9,6 +9,8 @@ import cases
 import frameworks
 from keras_bn.backend import derivatives, formulas
 
+CASES = cases.KINDS | {"weights": cases.WEIGHTS["weights_keras_two_axes"]}
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -19,13 +21,23 @@ def _tangents_and_gradients(case, activation):
     tangents = [
         frameworks.tensor(rng.normal(size=tuple(one.shape))) for one in inputs.tensors
     ]
+    if weighted(inputs):
+        tangents.append(frameworks.tensor(rng.normal(size=tuple(inputs.mask.shape))))
     x, scale, offset = inputs.tensors
     axes, mask = inputs.axes, inputs.mask
     centred = formulas.centred_moments(x, axes, mask)
     given = (x, scale, offset, mask, centred)
-    along = derivatives.tangent(*given, tuple(tangents), axes, 1e-3, activation)
-    slopes = derivatives.gradients(*given, inputs.dy, axes, 1e-3, activation)
+    every = (*tangents, *[None] * (4 - len(tangents)))
+    along = derivatives.tangent(*given, every, axes, 1e-3, activation)
+    slopes = derivatives.gradients(
+        *(*given, inputs.dy, axes, 1e-3, activation), of_weights=weighted(inputs)
+    )
     return inputs, tangents, along, slopes
+
+
+def weighted(inputs):
+    """Whether there are weights, for which there are a tangent and a gradient."""
+    return formulas.is_weights(inputs.mask)
 
 
 def _dot(ones, others):
@@ -36,23 +48,24 @@ def _dot(ones, others):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
-@cases.parametrize(cases.KINDS)
+@cases.parametrize(CASES)
 def test_gradients_are_the_transpose_of_the_tangent(case, activation):
     inputs, tangents, along, slopes = _tangents_and_gradients(case, activation)
     forward, backward = _dot([along], [inputs.dy]), _dot(tangents, slopes)
     assert abs(forward - backward) <= 1e-9 * max(1, abs(forward))
 
 
-@cases.parametrize(cases.KINDS)
+@cases.parametrize(CASES)
 def test_the_tangent_is_the_derivative(case):
     inputs, tangents, along, _ = _tangents_and_gradients(case, "sigmoid")
 
     def value(step):
+        every = [*inputs.tensors, *([inputs.mask] if weighted(inputs) else [])]
         moved = [
-            one + step * tangent
-            for one, tangent in zip(inputs.tensors, tangents, strict=True)
+            one + step * tangent for one, tangent in zip(every, tangents, strict=True)
         ]
-        centred = formulas.centred_moments(moved[0], inputs.axes, inputs.mask)
+        mask = moved.pop() if weighted(inputs) else inputs.mask
+        centred = formulas.centred_moments(moved[0], inputs.axes, mask)
         return keras.ops.sigmoid(formulas.normalize(*moved, centred, inputs.axes, 1e-3))
 
     step = 1e-5
@@ -60,7 +73,7 @@ def test_the_tangent_is_the_derivative(case):
     np.testing.assert_allclose(frameworks.numpy(along), expected, atol=1e-7)
 
 
-@cases.parametrize(cases.KINDS)
+@cases.parametrize(CASES)
 def test_a_tangent_of_none_is_one_of_zeros(case):
     inputs = Inputs(case, "float64")
     x, scale, offset = inputs.tensors
@@ -71,10 +84,10 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
         found = derivatives.tangent(*given, tangents, inputs.axes, 1e-3, "sigmoid")
         return frameworks.numpy(found)
 
+    tangents = (x, scale, offset, inputs.mask if weighted(inputs) else None)
     parts = [
-        along(
-            tuple(one if i == k else None for k, one in enumerate((x, scale, offset)))
-        )
-        for i in range(3)
+        along(tuple(one if i == k else None for k, one in enumerate(tangents)))
+        for i, tangent in enumerate(tangents)
+        if tangent is not None
     ]
-    np.testing.assert_allclose(sum(parts), along((x, scale, offset)), atol=1e-12)
+    np.testing.assert_allclose(sum(parts), along(tangents), atol=1e-12)

@@ -44,9 +44,10 @@ class Inputs:
         self.mask = None
         if case.mask is not None:
             dropped = self.axes.features if case.drop is None else case.drop
-            self.mask = frameworks.tensor(
-                np.expand_dims(rng.random(case.mask) < 0.7, dropped)
-            )
+            mask = rng.random(case.mask) < 0.7
+            if case.weighted:
+                mask = (mask * rng.uniform(0.5, 2, case.mask)).astype(wide)
+            self.mask = frameworks.tensor(np.expand_dims(mask, dropped))
 
     def run(self, kernels, activation=None):
         """`y`, the moments and the gradients, as NumPy."""

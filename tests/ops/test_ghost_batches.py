@@ -86,13 +86,7 @@ def test_each_group_is_a_batch(case):
 
     def function(x, gamma, beta):
         given = prepare(x, case.axis)
-        given_mask = (
-            None
-            if mask is None
-            else keras_bn.ops._arguments.broadcast_mask(
-                frameworks.tensor(mask), given.x, given.axes
-            )
-        )
+        given_mask = given.counts(mask, None)
         return train_ghost_batches(
             *(given, gamma, beta, 1e-3, given_mask, case.size),
             *(keras.activations.get(case.activation), False),

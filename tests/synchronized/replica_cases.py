@@ -26,6 +26,7 @@ class Case(NamedTuple):
     stddev: float = 2.0
     dtype: str = "float32"
     masked: bool = False
+    weighted: bool = False
     axis: int | tuple = -1
     activation: str | None = None
     correction: tuple | None = None  # r and d
@@ -45,7 +46,7 @@ CASES = [
     Case("mean 1000, 7 and 1", (7, 1), mean=1000.0, stddev=1.0),
     Case("bfloat16", dtype="bfloat16"),
     Case("mask", masked=True),
-    Case("mask, 7 and 1", (7, 1), masked=True),
+    Case("weights, 7 and 1", (7, 1), weighted=True),
     Case("channels first", shape=(3, 5, 6), axis=1),
     Case("two axes", shape=(5, 6, 3), axis=(1, 3)),
     Case("relu", activation="relu"),
@@ -122,6 +123,8 @@ def data(case):
     mask = rng.random(shape[:-1]) < 0.6
     # All of the second half's first samples: replicas have different counts.
     mask[: case.sizes[0] // 2] = False
+    if case.weighted:
+        mask = (mask * rng.uniform(0.01, 0.1, mask.shape)).astype("float32")
     return {
         # The last samples are unlike the others: both parts' statistics matter.
         "x": (
@@ -149,6 +152,7 @@ def call(case, x, gamma, beta, mask, groups=None):
         *(x, gamma, beta),
         axis=case.axis,
         mask=mask if case.masked else None,
+        weights=mask if case.weighted else None,
         activation=case.activation,
         correction=correction,
         synchronized=case.synchronized,

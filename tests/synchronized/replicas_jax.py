@@ -63,10 +63,11 @@ def _evenly(case, arrays):
             [x for pair in zip(parts, rows, strict=True) for x in pair]
         )
 
-    mask = arrays["mask"] if case.masked else np.ones_like(arrays["mask"])
+    counts = case.masked or case.weighted
+    mask = arrays["mask"] if counts else np.ones_like(arrays["mask"])
     filled = {**arrays, "mask": fill(mask, False)}
     filled |= {name: fill(arrays[name], 0) for name in ("x", "dy")}
-    return case._replace(masked=True), filled
+    return case._replace(masked=not case.weighted), filled
 
 
 def _step(case):

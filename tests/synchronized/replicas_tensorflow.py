@@ -133,7 +133,11 @@ def train(training, alone=False):
     every = model.trainable_variables + model.non_trainable_variables
     return {
         rank: tf.concat(
-            [tf.reshape(_by_rank(one.value)[rank], [-1]) for one in every], 0
+            [
+                tf.cast(tf.reshape(_by_rank(one.value)[rank], [-1]), "float32")
+                for one in every
+            ],
+            0,
         ).numpy()
         for rank in range(cases.REPLICAS)
     }

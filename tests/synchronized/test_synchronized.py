@@ -24,9 +24,8 @@ def expected(case):
     x, dy = given["x"].astype("float64"), given["dy"].astype("float64")
     gamma, beta = (oracle.spread(given[n], x, case.axis) for n in ("gamma", "beta"))
     r, d = case.correction or (1.0, 0.0)
-    weight = (
-        oracle.weights(given["mask"], x, case.axis, drop=-1) if case.masked else None
-    )
+    counts = given["mask"] if case.masked or case.weighted else None
+    weight = oracle.weights(counts, x, case.axis, drop=-1)
     settings = {"axis": case.axis, "weight": weight, "r": r, "d": d}
     result = oracle.forward(x, gamma, beta, **settings)
     y = result.y

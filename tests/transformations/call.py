@@ -28,7 +28,8 @@ class Call:
         self.scene, self.layer_class = scene, layer_class
         numbers = Numbers(scene)
         self.mask = None if numbers.mask is None else frameworks.tensor(numbers.mask)
-        self.layer = None if scene.by == "function" else self._new_layer(numbers)
+        of_function = scene.by in ("function", "along")
+        self.layer = None if of_function else self._new_layer(numbers)
         self.function = CALLS[scene.by](self)
         self.point = [frameworks.tensor(one) for one in numbers.point]
         self.tangent = [frameworks.tensor(one) for one in numbers.tangent]
@@ -117,6 +118,17 @@ def _by_function(call):
     return training if scene.training else inference
 
 
+def _by_along(call):
+    """The pure function, with weights and a residual."""
+    options = {"epsilon": EPSILON, "activation": call.scene.activation}
+
+    def function(x, gamma, beta, weights, residual):
+        along = {"weights": weights, "residual": residual}
+        return keras_bn.ops.batch_norm_train(x, gamma, beta, **along, **options)[0]
+
+    return function
+
+
 def _by_no_update(call):
     """The layer as it is, its statistics left alone."""
 
@@ -127,4 +139,9 @@ def _by_no_update(call):
     return function
 
 
-CALLS = {"layer": _by_layer, "function": _by_function, "no_update": _by_no_update}
+CALLS = {
+    "layer": _by_layer,
+    "function": _by_function,
+    "along": _by_along,
+    "no_update": _by_no_update,
+}

@@ -63,7 +63,8 @@ class Expected:
         x, *rest = [np.asarray(one, "float64") for one in self.numbers.all]
         rest = [oracle.spread(one, x, self.scene.axis) for one in rest]
         everything = [x, *rest]
-        for i, direction in enumerate(self.numbers.tangent):
+        along = 3 if self.scene.by == "along" else None  # what of it comes by `_along`
+        for i, direction in enumerate(self.numbers.tangent[:along]):
             step = direction if i == 0 else oracle.spread(direction, x, self.scene.axis)
             everything[i] = everything[i] + t * step
         return everything
@@ -76,11 +77,20 @@ class Expected:
         axis = self.scene.axis
         if not self.scene.training:
             return oracle.inference(x, mean, variance, gamma, beta, axis, EPSILON)
-        return oracle.forward(x, gamma, beta, axis, EPSILON, **self._constants()).y
+        _, residual = self._along(t)
+        constants = self._constants(t)
+        return oracle.forward(x, gamma, beta, axis, EPSILON, **constants).y + residual
 
-    def _constants(self):
+    def _along(self, t):
+        """The weights, or the mask, and the residual."""
+        if self.scene.by != "along":
+            return self.numbers.mask, 0.0
+        pairs = zip(self.numbers.point[3:], self.numbers.tangent[3:], strict=True)
+        return [np.asarray(one, "float64") + t * direction for one, direction in pairs]
+
+    def _constants(self, t):
         x, *_, mean, stddev = self._at(0.0)
-        weight = oracle.weights(self.numbers.mask, x, self.scene.axis)
+        weight = oracle.weights(self._along(t)[0], x, self.scene.axis)
         if not self.scene.renorm:
             return {"weight": weight}
         batch = oracle.forward(x, axis=self.scene.axis, weight=weight)
@@ -103,12 +113,17 @@ class Expected:
         slope = self._activated(self._normalized(t))[1]
         dz = self.numbers.upstream * slope
         axis = self.scene.axis
+        along = []
         if self.scene.training:
-            found = oracle.backward(x, dz, gamma, axis, EPSILON, **self._constants())
+            constants = self._constants(t)
+            found = oracle.backward(x, dz, gamma, axis, EPSILON, **constants)
+            if self.scene.by == "along":
+                dw = oracle.for_weights(x, dz, gamma, axis, EPSILON, **constants)
+                along = [dw.sum(-1), dz]
         else:
             found = _inference_gradients(x, dz, gamma, mean, variance, axis)
-        count = len(self.numbers.point)
-        return [found[0], *(one.ravel() for one in found[1:])][:count]
+        every = [found[0], *(one.ravel() for one in found[1:]), *along]
+        return every[: len(self.numbers.point)]
 
 
 def _inference_gradients(x, dz, gamma, mean, variance, axis):

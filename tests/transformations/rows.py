@@ -17,7 +17,7 @@ EVERY = tuple(SCENES)
 SOME = (
     *("training", "first_tanh", "mask_relu", "large", "large_first_tanh"),
     *("inference", "inference_large_relu", "function", "function_inference"),
-    "no_update",
+    *("along", "no_update"),
 )
 SMALL = (
     *("training", "first_tanh", "mask_relu", "renorm", "inference"),
@@ -32,7 +32,7 @@ LINEARIZED = "training", "mask_relu", "inference", "function"
 OF_LAYER = "training", "first_tanh", "large", "large_first_tanh", *INFERENCE
 TRACED = *OF_LAYER, "function", "function_inference_large"
 COMPILED = "training", "first_tanh", "inference"
-BATCHED = "training", "first_tanh", "renorm", "large", "inference", "function"
+BATCHED = "training", "first_tanh", "renorm", "large", "inference", "function", "along"
 # Without an activation, whose own gradient may need the output.
 LINEAR = "training", "renorm", "large", "inference", "function", "no_update_large"
 
@@ -89,7 +89,7 @@ ROWS = {
     "jacobian": Row((TENSORFLOW,), FEW, ("pushed",)),
     "jacrev": Row(BOTH, FEW, ("pushed",)),
     "jacfwd": Row(BOTH, FEW, ("pushed",)),
-    "hessian": Row(EVERYWHERE, FEW, ("hvp",)),
+    "hessian": Row(EVERYWHERE, (*FEW, "along"), ("hvp",)),
     # Batches of calls. `vmap_of_grad` over inputs gives per-sample gradients.
     "vmap_over_inputs": Row(EVERYWHERE, BATCHED, ("value",), "vmap", over="inputs"),
     "vmap_over_parameters": Row(
@@ -112,7 +112,7 @@ ROWS = {
     ),
     "recompute_grad": Row((TENSORFLOW,), PLAIN, BACK),
     # Within the framework's control flow.
-    "cond": Row((TENSORFLOW, JAX), FEW, BACK),
+    "cond": Row((TENSORFLOW, JAX), (*FEW, "along"), BACK),
     # It takes no `stateless_call`: "Mutating a variable from outside".
     "torch_cond": Row((TORCH,), ("function", "function_inference"), BACK, "cond"),
     "scan": Row((TENSORFLOW, JAX), FEW, BACK),

@@ -1,7 +1,8 @@
 """What is transformed: one call of batch normalization, in its several settings.
 
 A call is a function of a *point*, the tensors that it is differentiated for: the input,
-gamma and beta, and for the pure function of inference mean and variance. Along a line
+gamma and beta, and for the pure function of inference mean and variance, for that of
+training, in one of the scenes, weights and a residual. Along a line
 through the point every derivative that a transformation gives is one of a few
 quantities: see `expected.Expected`.
 """
@@ -43,6 +44,7 @@ SCENES = {
     "function_large": Scene((9, 32, 8, 8), axis=1, by="function"),
     "function_inference": Scene((6, 4), training=False, by="function"),
     "function_inference_large": Scene((9, 16, 16, 64), training=False, by="function"),
+    "along": Scene((5, 7, 4), activation="tanh", by="along"),
     "no_update": Scene((6, 4), by="no_update"),
     "no_update_large": Scene((9, 8, 8, 32), by="no_update"),
 }
@@ -71,6 +73,9 @@ class Numbers:
         self.parameters = [_positive(rng, channels), _normal(rng, channels)]
         self.all = [self.x, *self.parameters, *self.statistics.values()]
         self.point = self.all[: _DIFFERENTIATED[scene.by, scene.training]]
+        if scene.by == "along":
+            along = np.random.default_rng(2)
+            self.point += [_positive(along, shape[:-1]), _normal(along, shape)]
         # Short steps: the variance of a few values must not come near 0 on the line.
         self.tangent = [_normal(rng, one.shape) / 2 for one in self.point]
 
@@ -83,8 +88,9 @@ def _normal(rng, shape):
     return rng.normal(size=shape).astype("float32")
 
 
-# How many of x, gamma, beta, mean and variance.
+# How many of x, gamma, beta, mean and variance. Weights and a residual come after.
 _DIFFERENTIATED = {
+    ("along", True): 3,
     ("layer", True): 3,
     ("layer", False): 3,
     ("function", True): 3,
