@@ -15,8 +15,8 @@ class Other(NamedTuple):
         folded: How many fold.
         left: How many do not, and a word of the reason that each of them has.
         holds: What is special about it.
-        unsaved: A word of the error with which it cannot be saved or loaded as a graph,
-            by a fault of its layers.
+        unsaved: A pattern of the error with which it cannot be saved, or loaded, as a
+            graph, by a fault of its layers.
     """
 
     name: str
@@ -179,7 +179,8 @@ OTHERS = (
         16,
         (27, OF_KERAS_HUB),
         "configs that hand out live layers and variables",
-        "Cannot serialize object <Variable",
+        # To TensorFlow a variable is a tensor, which can be written, and not be read.
+        "Cannot serialize object <Variable|could not be deserialized properly",
     ),
     Other(
         "RepVGG",
