@@ -9,6 +9,7 @@ from keras.src.ops.node import Node
 
 from keras_bn.tools._carry import Fill, called, classes_known, take_over
 from keras_bn.tools._lasting import make_lasting, save_as_graph
+from keras_bn.tools._progress import Progress
 from keras_bn.tools._values import NotCopied, Values
 from keras_bn.tools._walk import (
     Layer,
@@ -85,8 +86,9 @@ def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
         OutOfReach: Something that refers to a part of the model cannot be copied; the
             message names the layer and the attribute.
     """
-    copier = _Copier(model, replace)
-    with classes_known(model):
+    layers = 1 + sum(1 for _ in sublayers(model))
+    with Progress(f"copying {model.name}", layers) as progress, classes_known(model):
+        copier = _Copier(model, replace, progress.advance)
         copy: Any = copier.copy(model).layer
         copier.finish(fill)
     _check_apart(model, copy)
@@ -96,8 +98,11 @@ def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
 class _Copier:
     """Each layer's copy, made once."""
 
-    def __init__(self, model: Any, replace: Replace) -> None:
+    def __init__(
+        self, model: Any, replace: Replace, advance: Callable[[], None]
+    ) -> None:
         self._replace = replace
+        self._advance = advance
         self._copies: dict[int, tuple[Layer, Replacement]] = {}
         self._replaced: dict[int, Layer | None] = {}
         self._followers: dict[int, list[Layer]] = {}
@@ -114,6 +119,7 @@ class _Copier:
             else:
                 self._copies[id(layer)] = (layer, chosen)
                 self._replaced[id(layer)] = chosen.layer
+            self._advance()
         return self._copies[id(layer)][1]
 
     def finish(self, fill: Fill) -> None:

@@ -16,6 +16,7 @@ from keras_bn.tools._findings import (
 from keras_bn.tools._inspection import Inspection, LayerReport
 from keras_bn.tools._moments import RunningMoments, distance_from
 from keras_bn.tools._probe import observable, observed
+from keras_bn.tools._progress import Progress
 from keras_bn.tools._walk import (
     Layer,
     at_initial_values,
@@ -115,19 +116,24 @@ def measure(
     frozen = {path: layers[path] for path in layers.keys() - trained.keys()}
     moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
     difference = size = 0.0
+    # Layer by layer: a first batch compiles every operation where the backend does.
+    calls = _data.length(model, data, batch_size, steps)
+    pieces = None if calls is None else calls * len(layers)
+    with Progress(f"inspecting {model.name}", pieces) as progress:
 
-    def see(path: str, *batch: Any) -> None:
-        moments[path].add(*batch)
+        def see(path: str, *batch: Any) -> None:
+            moments[path].add(*batch)
+            progress.advance()
 
-    for batch in _data.batches(model, data, batch_size, steps):
-        # A frozen layer is in inference mode always.
-        with observed(trained, see, True), observed(frozen, see, False):
-            training = _flat(model(batch, training=False))
-        # Observed again, so that calls with training=True written in change nothing.
-        with observed(layers, None, by_batch=False):
-            inference = _flat(model(batch, training=False))
-        difference += float(np.sum((training - inference) ** 2))
-        size += float(np.sum(inference**2))
+        for batch in _data.batches(model, data, batch_size, steps):
+            # A frozen layer is in inference mode always.
+            with observed(trained, see, True), observed(frozen, see, False):
+                training = _flat(model(batch, training=False))
+            # Observed again, so that calls with training=True in them change nothing.
+            with observed(layers, None, by_batch=False):
+                inference = _flat(model(batch, training=False))
+            difference += float(np.sum((training - inference) ** 2))
+            size += float(np.sum(inference**2))
     distances = {
         path: distance_from(layers[path], one.mean, one.variance)
         for path, one in moments.items()

@@ -1,0 +1,48 @@
+"""A bar for long work: on a terminal, after a while, and gone at the end."""
+
+import sys
+
+import pytest
+
+from keras_bn.tools import _progress
+from keras_bn.tools._progress import Progress
+
+pytestmark = pytest.mark.once
+
+
+def _work(monkeypatch, terminal, patience):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(_progress, "PATIENCE", patience)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("copying net", 4) as progress:
+        for _ in range(4):
+            progress.advance()
+
+
+def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
+    _work(monkeypatch, terminal=True, patience=0.0)
+    shown = capsys.readouterr()
+    assert "copying net" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(("terminal", "patience"), [(False, 0.0), (True, 60.0)])
+def test_short_work_and_files_get_no_bar(monkeypatch, capsys, terminal, patience):
+    _work(monkeypatch, terminal, patience)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_is_gone_after_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(_progress, "PATIENCE", 0.0)
+    progress = Progress("copying net", None)
+
+    def fail():
+        with progress:
+            progress.advance()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not progress._bar.live.is_started
+    capsys.readouterr()
