@@ -50,6 +50,7 @@ OUTSIDE = {
     "keras_bn.tools.from_flax": {"flax"},
     "keras_bn.tools._plot": {"matplotlib"},
     "keras_bn.tools._table": {"rich"},
+    "keras_bn.tools._progress": {"rich"},
     "keras_bn.tools._inspection": {"rich"},
 }
 # Flax's layer is one of those that the benchmark compares ours with.

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from keras_bn.tools._averaging import made_of_data, momentum_now
+from keras_bn.tools._converted import set_renorm_statistics
 from keras_bn.tools._walk import RENORM_STATISTICS, Layer, float64
-from keras_bn.tools.convert import set_renorm_statistics
 
 
 class RunningMoments:

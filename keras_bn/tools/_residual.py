@@ -3,6 +3,7 @@
 from typing import Any
 
 from keras_bn.tools._carry import made_like
+from keras_bn.tools._converted import activation_layer, copy_batch_norm
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._walk import (
     Layer,
@@ -12,7 +13,6 @@ from keras_bn.tools._walk import (
     graphs,
     nodes,
 )
-from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
 
 def with_sums(model: Any) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile, made_like
+from keras_bn.tools._converted import set_renorm_statistics
 from keras_bn.tools._foreign import Foreign, Options, matched, takers
 from keras_bn.tools._layouts import (
     MIXED,
@@ -19,7 +20,6 @@ from keras_bn.tools._layouts import (
 )
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import Layer, sublayers
-from keras_bn.tools.convert import set_renorm_statistics
 
 NEUTRAL = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "bias": 0.0}
 ARGUMENT = {"gamma": "scale", "beta": "center", "bias": "use_bias"}

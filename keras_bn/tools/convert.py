@@ -1,18 +1,22 @@
 """From one batch normalization layer to another, or to a norm of one sample."""
 
-import inspect
 import warnings
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
-from keras_bn.tools._averaging import carry_weights
-from keras_bn.tools._carry import carry_compile, config_of, with_own
+from keras_bn.tools._carry import carry_compile
 from keras_bn.tools._check import check_outputs
+from keras_bn.tools._converted import (
+    arguments_of,
+    check_calls,
+    check_nothing_is_lost,
+    converted,
+    copy_batch_norm,
+    following,
+)
 from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
 from keras_bn.tools._sample_norm import (
@@ -23,16 +27,8 @@ from keras_bn.tools._sample_norm import (
     warn_of_dropped,
 )
 from keras_bn.tools._walk import (
-    COUNTS,
-    RENORM_STATISTICS,
-    STATISTICS,
     Layer,
-    activation_of,
-    array,
-    assign_copy,
     batch_norms,
-    called_with,
-    float64,
     is_conditional,
     is_domain_norm,
     is_plain_batch_norm,
@@ -45,16 +41,6 @@ TARGETS: dict[str, Any] = {
     "domain": DomainBatchNormalization,
     **SAMPLE_NORMS,
 }
-ACCUMULATED = ("count", "mean", "variance", "steps")
-WEIGHTS = (
-    "gamma",
-    "beta",
-    *STATISTICS,
-    *RENORM_STATISTICS,
-    *(f"accumulated_{part}" for part in ACCUMULATED),
-    *COUNTS,
-    "moving_step",
-)
 
 
 def convert(
@@ -193,12 +179,12 @@ def convert(
         if not is_plain_batch_norm(layer):
             return None
         if target is not BatchNormalization:
-            _check_calls(layer, to)
+            check_calls(layer, to)
         if of_samples:
-            _check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
+            check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
             norm = sample_norm(layer, to, overrides)
-            return Replacement(norm, _then(layer), adder(layer))
-        return _converted(layer, target, overrides)
+            return Replacement(norm, following(layer), adder(layer))
+        return converted(layer, target, overrides)
 
     if to == "domain" and plain:
         copy = with_domains(model, partial(_domain_layer, overrides), copy_batch_norm)
@@ -228,9 +214,9 @@ def _of_one_domain(model: Any, to: str, domain: int, overrides: dict[str, Any]) 
 
 def _domain_layer(overrides: dict[str, Any], layer: Layer) -> Layer:
     """What does for each of several domains what `layer` does."""
-    own = _arguments_of(DomainBatchNormalization) - _arguments_of(BatchNormalization)
+    own = arguments_of(DomainBatchNormalization) - arguments_of(BatchNormalization)
     others = {name: value for name, value in overrides.items() if name not in own}
-    plain: Any = _converted(layer, BatchNormalization, others).layer
+    plain: Any = converted(layer, BatchNormalization, others).layer
     given = {name: value for name, value in overrides.items() if name in own}
     return DomainBatchNormalization.from_config({**plain.get_config(), **given})
 
@@ -245,16 +231,9 @@ def _check_is_expressed(norms: dict[str, Layer], to: str) -> None:
             )
 
 
-def _arguments_of(target: type) -> set[str]:
-    names = set(inspect.signature(target.__init__).parameters)  # type: ignore[misc]
-    if target is DomainBatchNormalization:
-        names |= _arguments_of(BatchNormalization)
-    return names - {"self", "kwargs"}
-
-
 def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
     # A name or a feature axis of its own is what one layer has, not all of them.
-    allowed = _arguments_of(target) - {"axis"} | {"dtype", "trainable"}
+    allowed = arguments_of(target) - {"axis"} | {"dtype", "trainable"}
     for name in overrides:
         if name not in allowed:
             raise TypeError(
@@ -271,126 +250,3 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
         )
     # Keras wraps what a constructor raises within `from_config` in other words.
     target(**overrides)
-
-
-def _converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacement:
-    """The layer of class `target` that does what `layer` does."""
-    config, own = config_of(layer)
-    config |= overrides
-    then: tuple[Layer, ...] = ()
-    accepted = _arguments_of(target) | {"name", "trainable", "dtype"}
-    if "activation" not in accepted and config.pop("activation", None) is not None:
-        then = _then(layer)
-    defaults = inspect.signature(type(layer).__init__).parameters
-    for name in sorted(set(config) - accepted):
-        if config[name] != defaults[name].default:
-            raise ValueError(
-                f"Layer '{layer.name}' cannot be converted: "
-                f"{target.__module__.split('.')[0]}'s BatchNormalization has no "
-                f"argument `{name}`. Received: {name}={config[name]!r}"
-            )
-        del config[name]
-    if target is keras.layers.BatchNormalization:
-        config["axis"] = _single_axis(layer)
-        _check_numbers(layer, config)
-    _check_nothing_is_lost(layer, config)
-    try:
-        new = target.from_config(config)  # type: ignore[attr-defined]
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"Layer '{layer.name}' cannot be converted: "
-            f"{target.__module__.split('.')[0]}'s BatchNormalization does not take its "
-            "arguments here; override them, as in `convert(..., synchronized=False)`. "
-            f"Received: {reason}"
-        ) from error
-    own = {name: one for name, one in own.items() if name not in overrides}
-    add = None if target is BatchNormalization else adder(layer)
-    return Replacement(with_own(new, own), then, add)
-
-
-def _check_calls(layer: Layer, to: str) -> None:
-    """Refuses weights, in graphs that can be read."""
-    if any(called_with(node, "weights") for node in layer._inbound_nodes):
-        raise ValueError(
-            f"Layer '{layer.name}' cannot be converted: it is called with `weights`, "
-            f'which only keras_bn\'s BatchNormalization takes. Received: to="{to}"'
-        )
-
-
-def _check_nothing_is_lost(layer: Layer, config: dict[str, Any]) -> None:
-    for name, neutral, argument in (("gamma", 1, "scale"), ("beta", 0, "center")):
-        weight = getattr(layer, name)
-        lost = weight is not None and not config[argument]
-        if lost and np.any(array(weight) != neutral):
-            raise ValueError(
-                f"Argument `{argument}` must stay True: layer '{layer.name}' has a "
-                f"{name} other than {neutral}, which would be lost. Received: "
-                f"{argument}=False"
-            )
-
-
-def _then(layer: Layer) -> tuple[Layer, ...]:
-    """What does the activation fused into `layer`, if any."""
-    activation = activation_of(layer)
-    return () if activation is None else (activation_layer(layer, activation),)
-
-
-def activation_layer(layer: Layer, activation: Any) -> Layer:
-    """The activation fused into `layer`, as a layer of its own."""
-    return keras.layers.Activation(
-        activation, name=f"{layer.name}_activation", dtype=layer.dtype_policy
-    )
-
-
-def _single_axis(layer: Layer) -> int:
-    axis = layer.axis
-    if isinstance(axis, int):
-        return axis
-    if len(axis) != 1:
-        raise ValueError(
-            f"Layer '{layer.name}' cannot be converted: Keras's BatchNormalization "
-            f"normalizes along one axis. Received: axis={axis}"
-        )
-    return int(axis[0])
-
-
-def _check_numbers(layer: Layer, config: dict[str, Any]) -> None:
-    """Refuses what Keras's layer would take without a word, and fail on in training."""
-    limits = (config["renorm_clipping"] or {}) if config["renorm"] else {}
-    settings = {name: config[name] for name in ("momentum", "renorm_momentum")} | {
-        f"renorm_clipping[{key!r}]": value
-        for key, value in limits.items()
-        if value is not None
-    }
-    for name, value in settings.items():
-        if not isinstance(value, Real):
-            raise ValueError(
-                f"Layer '{layer.name}' cannot be converted: in Keras's "
-                f"BatchNormalization `{name}` is a number, neither None nor a "
-                "schedule; override it, as in `convert(..., momentum=0.99)`. Received: "
-                f"{name}={value!r}"
-            )
-
-
-def copy_batch_norm(old: Layer, new: Layer) -> None:
-    """Gives `new` the weights of `old`; statistics that it lacked start at its own.
-
-    A layer for several domains gets them for each.
-    """
-    for name in WEIGHTS:
-        source, target = getattr(old, name, None), getattr(new, name, None)
-        if source is not None and target is not None:
-            target.assign(np.array(np.broadcast_to(array(source), target.shape)))
-            target.trainable = source.trainable
-    if new.renorm and not old.renorm:
-        set_renorm_statistics(new)
-    carry_weights(old, new)
-
-
-def set_renorm_statistics(layer: Layer) -> None:
-    """Starts the statistics of renorm at the moving ones, so that r = 1 and d = 0."""
-    stddev = np.sqrt(float64(layer.moving_variance) + layer.epsilon)
-    layer.moving_stddev.assign(stddev)
-    assign_copy(layer.renorm_mean, layer.moving_mean)
-    layer.renorm_stddev.assign(stddev)

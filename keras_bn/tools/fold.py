@@ -6,6 +6,7 @@ from typing import Any
 from keras_bn.tools._carry import Fill, carry_compile, made_like
 from keras_bn.tools._chains import ChainPlan
 from keras_bn.tools._check import check_outputs
+from keras_bn.tools._converted import activation_layer, copy_batch_norm
 from keras_bn.tools._folded import Folded
 from keras_bn.tools._lasting import base_class
 from keras_bn.tools._plan import Folding, Plan
@@ -16,7 +17,6 @@ from keras_bn.tools._table import Table
 from keras_bn.tools._takers import taker
 from keras_bn.tools._takes import folded_weights
 from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
-from keras_bn.tools.convert import activation_layer, copy_batch_norm
 
 
 class FoldReport(Table):
