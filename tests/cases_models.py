@@ -160,6 +160,16 @@ def figure_5_parameters():
 BAD_ARGUMENTS = {
     "resnet_depth": (models.resnet, {"depth": 19}, "`depth` .* 18, 20, .*=19"),
     "resnet_no_depth": (models.resnet, {"depth": "50"}, "Received: depth='50'"),
+    "resnet_sum_v2": (
+        models.resnet,
+        {"fused_sum": True, "preactivation": True},
+        "`fused_sum` must be False with `preactivation`",
+    ),
+    "resnet_sum_no_norm": (
+        models.resnet,
+        {"fused_sum": True, "norm": None},
+        "Received: fused_sum=True, preactivation=False, norm=None",
+    ),
     "vgg_depth": (models.vgg, {"depth": 12}, "one of 11, 13, 16, 19. Received: dep"),
     "vgg_head": (models.vgg, {"head": "big"}, "`head` must be one of 'imagenet', 'sm"),
     "mlp_depth": (models.mlp, {"depth": 0}, "`depth` .* at least 1. Received: depth=0"),

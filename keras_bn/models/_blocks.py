@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -122,20 +123,32 @@ class Blocks:
             return self.norm_and_activation(x, name=name)
         return self._normalize(x, name)
 
-    def norm_and_activation(self, x: Any, *, name: str) -> Any:
-        """The norm, then the activation, in one layer where the norm can."""
+    @property
+    def adds(self) -> bool:
+        """Whether the norm adds a residual before its activation."""
+        return self.fuses and "residual" in _parameters(
+            self.norm(axis=-1, name="probe").call  # type: ignore[misc]
+        )
+
+    def norm_and_activation(self, x: Any, *, name: str, **call: Any) -> Any:
+        """The norm, then the activation, in one layer where the norm can.
+
+        `call` are arguments of the norm's call.
+        """
         if self.fuses:
-            return self._normalize(x, name, activation=self.activation)
+            return self._normalize(x, name, call, activation=self.activation)
         return self._activate(self._normalize(x, name), name)
 
     def _activate(self, x: Any, name: str) -> Any:
         return layers.Activation(self.activation, name=f"{name}_activation")(x)
 
-    def _normalize(self, x: Any, name: str, **arguments: Any) -> Any:
+    def _normalize(
+        self, x: Any, name: str, call: Any = MappingProxyType({}), **arguments: Any
+    ) -> Any:
         if self.norm is None:
             return x
         axis = channel_axis() if len(x.shape) == 4 else -1
-        return self.norm(axis=axis, name=f"{name}_norm", **arguments)(x)
+        return self.norm(axis=axis, name=f"{name}_norm", **arguments)(x, **call)
 
 
 def channel_axis() -> int:

@@ -133,6 +133,17 @@ def test_weights_of_keras_s_norm_load_into_ours(name, known, tmp_path):
     assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
 
 
+def test_a_fused_sum_is_the_same_network(known):
+    plain = known("resnet20_projected")
+    fused = NETWORKS["resnet20_projected"].model(fused_sum=True)
+    assert not any(isinstance(layer, keras.layers.Add) for layer in fused.layers)
+    by_path = {weight.path: weight for weight in plain.model.weights}
+    assert {weight.path for weight in fused.weights} == set(by_path)
+    for weight in fused.weights:
+        weight.assign(by_path[weight.path])
+    np.testing.assert_allclose(predict(fused, plain.x), plain.y, atol=1e-6)
+
+
 @by_name
 def test_one_sample_is_its_row_of_the_batch(name, known):
     model, x, batch = known(name).model, known(name).x, known(name).y
