@@ -47,7 +47,8 @@ def test_tables_are_what_was_measured():
     ],
 )
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
+    # Less its code, where an item of a list may be called.
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert missing == []
