@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn.tools._data import input_names
 from keras_bn.tools._walk import is_batch_norm, sublayers
 
 DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
@@ -40,6 +41,8 @@ def load(path: Path) -> Any:
             # Keras says of a file that is not a zip that it is not there.
             known = zipfile.is_zipfile(path) or path.suffix in (".h5", ".hdf5")
             reason = _reason(first) if known else "it is no .keras file"
+            if "Could not locate" in str(first):
+                reason += " (--import MODULE imports the module that registers it)"
             raise Failure(
                 UNREADABLE,
                 "the model must be a Keras model that can be loaded. Received: "
@@ -73,8 +76,8 @@ def load_data(path: Path, model: Any) -> Any:
         return data
     with data:
         arrays = dict(data)
-    inputs = [one.name for one in getattr(model, "inputs", None) or ()]
-    if inputs and len(inputs) > 1 and set(inputs) <= set(arrays):
+    inputs = input_names(model)
+    if len(inputs) > 1 and set(inputs) <= set(arrays):
         return {name: arrays[name] for name in inputs}
     if "x" in arrays or len(arrays) == 1:
         return arrays.get("x", next(iter(arrays.values())))

@@ -1,6 +1,7 @@
 """The `keras-bn` command: the tools, on files."""
 
 import argparse
+import ast
 import importlib
 import json
 import os
@@ -214,7 +215,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an argument to set in every layer, its value in JSON, such as "
+        help="an argument to set in every layer, its value in JSON or Python, such as "
         "momentum=0.9 or renorm=true; may be repeated",
     )
 
@@ -231,14 +232,14 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        return name, json.loads(value)
-    except ValueError:
-        raise Failure(
-            USAGE, f"--set must be NAME=VALUE with a value in JSON. Received: {text!r}"
-        ) from None
+    for read in (json.loads, ast.literal_eval):  # null and true; None and True
+        try:
+            if equals:
+                return name, read(value)
+        except (ValueError, SyntaxError):
+            pass
+    expected = "--set must be NAME=VALUE with a value in JSON or Python"
+    raise Failure(USAGE, f"{expected}. Received: {text!r}")
 
 
 def _add_recalibrate(parser: argparse.ArgumentParser) -> None:

@@ -52,6 +52,8 @@ CONSTRUCTOR = {
             (None, TypeError),
             ([0.9], TypeError),
             (1j, TypeError),
+            (True, TypeError),
+            (np.bool_(False), TypeError),
         )
         if (name, value) != ("momentum", None)  # the plain average
     },
@@ -65,6 +67,7 @@ CONSTRUCTOR = {
             ("1e-3", TypeError),
             (None, TypeError),
             (np.array([1e-3, 1e-3]), TypeError),
+            (True, TypeError),
         )
     },
     "clipping keys": (
@@ -122,6 +125,14 @@ CONSTRUCTOR = {
         ValueError,
         "`replica_groups` needs synchronized=True.*Received: synchronized=False",
     ),
+    **{
+        f"{name} True": (
+            {name: True},
+            TypeError,
+            f"`{name}` must be an integer above 0.*Received: {name}=True",
+        )
+        for name in ("virtual_batch_size", "accumulation_steps")
+    },
     "freeze_statistics string": (
         {"freeze_statistics": "no"},
         TypeError,

@@ -60,6 +60,25 @@ def test_convert_there_and_back(folder):
     )
 
 
+@pytest.mark.parametrize("none", ["None", "null"])
+def test_settings_are_in_json_or_python(folder, none):
+    given = ["--set", f"momentum={none}", "--set", "zero_debias=False"]
+    assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
+    assert _load("o.keras").layers[1].momentum is None
+
+
+def test_data_by_the_names_of_inputs(folder):
+    inputs = [keras.Input((size,), name=name) for size, name in ((4, "b"), (2, "a"))]
+    model = keras.Model(inputs, [keras_bn.BatchNormalization()(one) for one in inputs])
+    model.save("two.keras")
+    np.savez("two.npz", a=images(8, 2), b=images(8, 4))
+    command = ["recalibrate", "two.keras", "out.keras", "--data", "two.npz"]
+    assert cli.main(command) == 0
+    found = numpy(_load("out.keras").layers[2].moving_mean)
+    np.testing.assert_allclose(found, images(8, 4).mean(0), atol=1e-6)
+    assert cli.main(["fold", "two.keras", "folded.keras", "--check", "two.npz"]) == 0
+
+
 def test_convert_to_domains_and_back(folder):
     given = ["--to", "domain", "--set", "domains=2"]
     assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
@@ -225,6 +244,7 @@ FAILURES = [
     (["fold", "text.keras", "out.keras"], 3, "it is no .keras file"),
     (["fold", "x.npz", "out.keras"], 3, "that can be loaded"),
     (["convert", "net.keras", "out.keras", "--set", "momentum"], 2, "NAME=VALUE"),
+    (["convert", "net.keras", "o.keras", "--set", "renorm=yes"], 2, "JSON or Python"),
     (["convert", "net.keras", "out.keras", "--set", "size=3"], 3, "`size` is not"),
     (["inspect", "net.keras", "--data", "wide.npy"], 3, "(None, 4)"),
     (["inspect", "net.keras", "--data", "none.npy"], 3, ".npy or .npz"),
@@ -314,7 +334,7 @@ def test_benchmark_is_handed_on(folder, capsys):
     assert "usage: keras-bn benchmark" in capsys.readouterr().err
 
 
-def test_custom_layers_are_imported(folder, monkeypatch):
+def test_custom_layers_are_imported(folder, monkeypatch, capsys):
     monkeypatch.syspath_prepend(folder)
     (folder / "own_layer.py").write_text(
         "import keras\n"
@@ -332,6 +352,7 @@ def test_custom_layers_are_imported(folder, monkeypatch):
     keras.saving.get_custom_objects().pop("own>Twice")
     del sys.modules["own_layer"]
     assert cli.main(command[2:]) == 3
+    assert "--import MODULE" in capsys.readouterr().err
     backend = keras.backend.backend()
     out = fresh_process.run([*command, "--import", "own_layer"], backend)
     assert "1 batch norm layers folded" in out

@@ -77,8 +77,8 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
 
 def _number(name: str, value: Any, expected: str) -> float:
     try:
-        # NumPy scalars and 0-d arrays convert; strings would too, silently.
-        if isinstance(value, (str, bytes)):
+        # NumPy scalars and 0-d arrays convert; strings and booleans would, silently.
+        if isinstance(value, (str, bytes, bool, np.bool_)):
             raise TypeError
         return float(value)
     except TypeError:
@@ -115,6 +115,8 @@ def positive_integer(name: str, value: Any) -> int:
         f"Argument `{name}` must be an integer above 0. Received: {name}={value!r}"
     )
     try:
+        if isinstance(value, bool):  # True would count as 1
+            raise TypeError
         number = index(value)
     except TypeError:
         raise TypeError(message) from None

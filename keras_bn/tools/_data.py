@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_bn.tools._walk import graph_in
+
 
 def check_sizes(steps: Any, batch_size: Any) -> None:
     """Checks the two numbers that say how much data to take.
@@ -125,12 +127,45 @@ def _iterate(model: Any, data: Any, batch_size: int) -> Iterator[Any]:
 def _inputs_of(model: Any, batch: Any) -> Any:
     """The inputs out of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
     if isinstance(batch, tuple):
-        return batch[0] if batch else batch
-    if isinstance(batch, list):
+        batch = batch[0] if batch else batch
+    elif isinstance(batch, list):
         # A DataLoader makes lists of (x, y); a model of many inputs has lists of x.
         several = len(getattr(model, "inputs", None) or ())
-        return batch if several > 1 and len(batch) == several else batch[0]
-    return batch
+        batch = batch if several > 1 and len(batch) == several else batch[0]
+    return _by_name(model, batch) if isinstance(batch, Mapping) else batch
+
+
+def input_names(model: Any) -> list[str]:
+    """The names of a model's inputs in a dictionary; none where it does not say."""
+    structure = _structure(model)
+    if isinstance(structure, Mapping):
+        return list(structure)
+    return [one.name for one in tree.flatten(structure)]
+
+
+def _by_name(model: Any, named: Mapping[str, Any]) -> Any:
+    """The inputs in a dictionary, as Keras takes them: in the model's own structure.
+
+    What is in it beyond them stays out.
+    """
+    structure, names = _structure(model), input_names(model)
+    missing = [name for name in names if name not in named]
+    if missing:
+        raise ValueError(
+            f"Argument `data` must have all inputs of the model by name, {names}. "
+            f"Received: a dictionary of {list(named)}, without {missing}"
+        )
+    if not names:
+        return named
+    if isinstance(structure, Mapping):
+        return {name: named[name] for name in names}
+    return tree.pack_sequence_as(structure, [named[name] for name in names])
+
+
+def _structure(model: Any) -> Any:
+    """The symbolic inputs of a model, as it was given them; () where it has none."""
+    graph = graph_in(model)
+    return () if graph is None else graph.input
 
 
 def _checked(model: Any, batch: Any) -> Any:

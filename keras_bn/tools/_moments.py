@@ -67,12 +67,13 @@ class RunningMoments:
 
 
 class RunningAverage:
-    """The moving average that training would keep, in float64.
+    """The moving average, in float64, moved by each batch.
 
     average = average * momentum + batch * (1 - momentum)
 
-    A schedule's momentum is that of the layer's step; with `zero_debias` the share that
-    is kept is as the layer says, and with `momentum=None` all batches are merged.
+    A schedule's momentum is that of the layer's present step for all of them; with
+    `zero_debias` the share that is kept is as the layer says, and with `momentum=None`
+    all batches are merged.
 
     Attributes:
         count: How many values were taken in here.

@@ -104,10 +104,11 @@ def recalibrate(
         m = m_a + d * n_b / n
         variance * n = variance_a * n_a + variance_b * n_b + d² * n_a * n_b / n
 
-    With `method="ema"`, the moving average that training keeps, continued over the
-    data from where it stands (by the momentum of its step, where that is a schedule).
-    What the averages are made of, where a layer keeps that (`momentum=None`,
-    `zero_debias=True`), is set to match.
+    With `method="ema"`, the moving average by the layer's momentum, continued over the
+    data from where it stands. It is what training keeps but for two things: a schedule
+    stands at the layer's present step for all batches, and each batch moves the average
+    with `accumulation_steps` too. What the averages are made of, where a layer keeps
+    that (`momentum=None`, `zero_debias=True`), is set to match.
 
     One pass serves all layers. Each layer then sees inputs that the layers before it
     normalized by the statistics of the *batch*, as in training, not by the new moving
@@ -121,8 +122,8 @@ def recalibrate(
 
     Args:
         model: A built Keras model.
-        data: An array, a dictionary of arrays, a tuple `(x, y)`, or an iterable of
-            batches `x`, `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+        data: An array, a dictionary of arrays by the inputs' names, a tuple `(x, y)`,
+            or batches `x`, `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
             `DataLoader`, a `keras.utils.PyDataset`, a generator. Labels are not used.
         steps: How many batches to take; all of them if None. Data that never end
             need it.
@@ -206,9 +207,8 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
         raise ValueError(
             f"Argument `method` must be one of {METHODS}. Received: method={method!r}"
         )
-    if prior is not None and not (
-        isinstance(prior, Real) and 0 < float(prior) < np.inf
-    ):
+    known = isinstance(prior, Real) and 0 < float(prior) < np.inf
+    if prior is not None and not known:
         raise ValueError(
             "Argument `prior` must be a number of samples above 0, or None. Received: "
             f"prior={prior!r}"

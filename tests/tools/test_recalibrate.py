@@ -139,6 +139,18 @@ def test_one_sample_is_enough_with_a_prior():
     np.testing.assert_allclose(numpy(model.layers[0].moving_mean), 0.25, rtol=1e-6)
 
 
+def test_ema_goes_by_the_present_step_and_moves_on_every_batch():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.9])
+    model = keras.Sequential(
+        [keras.Input((3,)), Norm(momentum=schedule, accumulation_steps=2)]
+    )
+    x = images(8, 3)
+    keras_bn.recalibrate(model, x, method="ema", batch_size=4, verbose=0)
+    expected = 0.25 * x[:4].mean(0) + 0.5 * x[4:].mean(0)
+    found = numpy(model.layers[0].moving_mean)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_ema_is_what_training_does():
     x = images(24, 4, 4, 3)
     model, twin = (
@@ -198,6 +210,26 @@ def test_steps_and_several_inputs():
     keras_bn.recalibrate(model, x, steps=2, batch_size=8, verbose=0)
     _check(model.layers[-2], x[0][:16].astype("float64"))
     _check(model.layers[-1], x[1][:16].astype("float64"))
+
+
+@pytest.mark.parametrize("structure", [list, tuple, dict])
+def test_inputs_by_name_come_in_the_order_of_the_model(structure):
+    features = keras.Input((3,), name="features")
+    count = keras.Input((), name="count")
+    pairs = [("features", features), ("count", count)]
+    inputs = dict(pairs) if structure is dict else structure([features, count])
+    model = keras.Model(inputs, Norm()(features, weights=count))
+    x = images(6, 3)
+    data = {"features": x, "count": np.array([1, 2, 0, 1, 3, 1], "float32")}
+    repeated = np.repeat(x, data["count"].astype(int), axis=0).astype("float64")
+    more = {**data, "id": 0}  # which is no input
+    keras_bn.recalibrate(model, ((one, 0) for one in [more]), verbose=0)
+    _check(model.layers[-1], repeated)
+    assert keras_bn.inspect(model, data).layers[0].distance < 1e-5
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"of \['features'\], without \['count'\]"):
+        keras_bn.recalibrate(model, {"features": x}, verbose=0)
+    assert weights_of(model) == before
 
 
 def test_frozen_layers_only_on_request():
