@@ -323,8 +323,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         reset.
 
         Raises:
-            ValueError: On JAX within a function that is traced, where new values could
-                not get out; call it outside.
+            ValueError: Within a function that is traced (on JAX) or transformed, where
+                new values could not get out; call it outside.
 
         Example:
 
