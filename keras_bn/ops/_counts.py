@@ -87,9 +87,9 @@ def mask_lacks(mask: Any, shape: tuple[int | None, ...], axes: Axes) -> tuple[in
     real = real_dtype("mask", mask)
     if backend.is_float_dtype(real) and not _is_of_zeros_and_ones(mask):
         raise TypeError(
-            "Argument `mask` must be boolean: it says whether a position counts. One of "
-            "zeros and ones is taken too, where its values can be looked at. How often "
-            "it counts is for the argument `weights` to say. Received: mask of dtype "
+            "Argument `mask` must be boolean: it says whether a position counts. (One "
+            "of zeros and ones is taken too, where it can be looked at.) How often it "
+            "counts is for the argument `weights` to say. Received: mask of dtype "
             f"{backend.standardize_dtype(mask.dtype)}"
         )
     return lacks
