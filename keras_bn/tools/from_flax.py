@@ -153,7 +153,7 @@ def _leaves(
 
 def _of_module(
     module: Any,
-) -> tuple[Any, dict[str, tuple[float | None, float | None]]]:
+) -> tuple[Any, dict[str, Settings]]:
     """The state of an nnx module, and the settings of its norms."""
     try:
         from flax import nnx
