@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 TOOLS: dict[str, Callable[[Any], Any]] = {
     "inspect": inspect,
     "inspect, with data": lambda model: inspect(model, _data(model)),
-    "fold": fold,
+    "fold": partial(fold, explain=True),
     "convert": convert,
 }
 

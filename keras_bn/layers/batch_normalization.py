@@ -121,7 +121,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             shape of `inputs` without the feature axis, or without the last axis (as
             `keras.layers.Masking` propagates it), or broadcasts to one of these at
             equal rank. Where both forms fit, it is the first. All positions are
-            normalized, masked out or not. A float one is an error: see `weights`.
+            normalized, masked out or not. Floats other than 0 and 1 are an error: see
+            `weights`.
         weights: How often each position counts in the statistics: finite numbers, not
             negative, of the shapes that a mask may have, beside which they may be
             given. Integers give what as many repeated samples would. See
@@ -323,8 +324,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         reset.
 
         Raises:
-            ValueError: On JAX within a function that is traced, where new values could
-                not get out; call it outside.
+            ValueError: Within a function that is traced (on JAX) or transformed, where
+                new values could not get out; call it outside.
 
         Example:
 

@@ -41,6 +41,8 @@ class DomainBatchNormalization(BatchNormalization):
             domain a sample is one of every domain. With `synchronized=True` replicas
             may have different domains, and the statistics of each are those of its
             samples on all of them: a pass and a gather for each domain.
+            `virtual_batch_size` wants batches of one domain, for it makes groups by
+            position: with a domain a sample, in training or not, it is an error.
 
     Call arguments:
         inputs: Tensor of rank 2 or more, as for `BatchNormalization`.
@@ -60,8 +62,8 @@ class DomainBatchNormalization(BatchNormalization):
             `BatchNormalization`.
         ValueError: `domain` is out of range, wherever a look at it costs nothing; it
             has neither no axis nor one for the batch, or the batch's axis is a feature
-            axis; and as `BatchNormalization`. A call that raises leaves every weight
-            as it was.
+            axis; there is one for each sample, and `virtual_batch_size`; and as
+            `BatchNormalization`. A call that raises leaves every weight as it was.
 
     Weights are those of `BatchNormalization` with a first axis of `domains`. Those of
     domains that a step does not see get a gradient of zero: an optimizer with momentum
@@ -160,6 +162,14 @@ class DomainBatchNormalization(BatchNormalization):
             raise ValueError(
                 "Argument `domain` must be a scalar where the batch's axis is a "
                 f"feature axis. Received: domain of shape {shape}, axis={self.axis}"
+            )
+        if self.virtual_batch_size is not None:
+            raise ValueError(
+                "Argument `domain` must be a scalar where `virtual_batch_size` is "
+                "given, which makes groups of samples by their position: they would "
+                "mix domains. Call the layer on batches of one domain each, or set "
+                f"`virtual_batch_size=None`. Received: domain of shape {shape}, "
+                f"virtual_batch_size={self.virtual_batch_size}"
             )
 
     def _by_domain(self, inputs: Any, domain: Any, training: bool, mask: Any) -> Any:

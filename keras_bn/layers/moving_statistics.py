@@ -84,8 +84,19 @@ class MovingStatistics:
         for name, shape, initializer in self._initial(self._layer._parameter_shape):
             weight = getattr(self._layer, name)
             new = initializers.get(initializer)(shape, dtype=weight.dtype)
-            recomputing(new, weight.value)  # raises where `new` could not get out
+            self._check_gets_out(new, weight.value)
             self.assign(name, new)
+
+    def _check_gets_out(self, new: Any, state: Any) -> None:
+        try:
+            recomputing(new, state)
+        except ValueError:
+            # What it says is of calls in training.
+            raise ValueError(
+                f"The moving statistics of layer '{self._layer.name}' cannot be reset "
+                "within a function that is traced or transformed, which the new values "
+                "could not get out of. Call `reset_statistics()` outside of it."
+            ) from None
 
     def _initial(self, shape: Shape) -> Iterator[tuple[str, Shape, Any]]:
         """The name, shape and initializer of each weight."""

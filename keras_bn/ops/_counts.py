@@ -84,13 +84,24 @@ def mask_lacks(mask: Any, shape: tuple[int | None, ...], axes: Axes) -> tuple[in
        out counts for no channel.
     """
     lacks = _lacked("mask", mask, shape, axes)
-    if backend.is_float_dtype(real_dtype("mask", mask)):
+    real = real_dtype("mask", mask)
+    if backend.is_float_dtype(real) and not _is_of_zeros_and_ones(mask):
         raise TypeError(
-            "Argument `mask` must be boolean: it says whether a position counts. How "
-            "often it counts is for the argument `weights` to say. "
-            f"Received: mask of dtype {backend.standardize_dtype(mask.dtype)}"
+            "Argument `mask` must be boolean: it says whether a position counts. (One "
+            "of zeros and ones is taken too, where it can be looked at.) How often it "
+            "counts is for the argument `weights` to say. Received: mask of dtype "
+            f"{backend.standardize_dtype(mask.dtype)}"
         )
     return lacks
+
+
+def _is_of_zeros_and_ones(mask: Any) -> bool:
+    """Whether a float `mask` can be seen to say yes or no, as in Keras's own tests."""
+    if not isinstance(mask, np.ndarray):
+        if backend.is_keras_tensor(mask) or not readable(mask):
+            return False
+        mask = ops.convert_to_numpy(mask)
+    return bool(np.isin(mask, (0, 1)).all())
 
 
 def _lacked(

@@ -58,8 +58,8 @@ def batch_norm_train(
         epsilon: Added to the variance; greater than 0.
         mask: Boolean tensor: which positions the statistics are taken over (all of
             them are normalized). It has the shape of `x` without the feature axis, or
-            without the last axis, or broadcasts to one of these at equal rank. A float
-            one is an error: see `weights`.
+            without the last axis, or broadcasts to one of these at equal rank. Floats
+            other than 0 and 1 are an error: see `weights`.
         weights: How often each position counts in the statistics: finite numbers, not
             negative, of the shapes that a mask may have. A weight is a count: integers
             give what as many repeated samples would, 0 and 1 what a mask does, which

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn.tools._foreign import Foreign
+from keras_bn.tools._foreign import CUMULATIVE, Foreign, Settings
 
 NAMES = {
     "gamma": "weight",
@@ -66,10 +66,13 @@ def _is_instance_norm(module: Any) -> bool:
     return any(cls.__name__ == "_InstanceNorm" for cls in type(module).__mro__)
 
 
-def _settings(module: Any) -> tuple[float | None, float | None]:
-    """Epsilon, and the share of the average that is kept; frozen norms have no such."""
-    momentum = getattr(module, "momentum", None)
-    return getattr(module, "eps", None), None if momentum is None else 1 - momentum
+def _settings(module: Any) -> Settings:
+    """What a module says of these; frozen ones have no momentum."""
+    epsilon = getattr(module, "eps", None)
+    if not hasattr(module, "momentum"):
+        return epsilon, None
+    momentum = module.momentum
+    return epsilon, CUMULATIVE if momentum is None else 1 - momentum
 
 
 def _is_state(value: Any) -> bool:

@@ -20,6 +20,12 @@ from keras_bn.tools._walk import (
 
 LAYERS = ("norms", "all")
 
+CUMULATIVE = "cumulative"
+"""In place of the share that is kept: all batches count alike (`momentum=None`)."""
+
+Settings = tuple[float | None, float | str | None]
+"""Epsilon and the share of the average that is kept, or `CUMULATIVE`; None: unknown."""
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -32,8 +38,7 @@ class Foreign:
             `moving_variance`; the first two may be missing.
         linears: By prefix, `kernel`, in PyTorch's layout, and maybe `bias`.
         names: For messages, what the library calls these weights.
-        settings: Epsilon and the share of the average that is kept, by prefix, where
-            known; None where not.
+        settings: What is known of the norms' arguments, by prefix.
         flatten: How its models flatten images, where there is no doubt.
         left_out: Prefixes with statistics that are not batch norm's.
         transposed: Whether transposed convolutions can be taken.
@@ -44,7 +49,7 @@ class Foreign:
     norms: dict[str, dict[str, Any]]
     linears: dict[str, dict[str, Any]]
     names: dict[str, str]
-    settings: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    settings: dict[str, Settings] = field(default_factory=dict)
     flatten: str | None = None
     left_out: tuple[str, ...] = ()
     transposed: bool = True
@@ -130,11 +135,14 @@ def items_of(takers: Mapping[str, Layer]) -> list[Item]:
 def matched(model: Any, foreign: Foreign, options: Options) -> Matching:
     """Which layer gets which weights."""
     layers = takers(model, options.layers, foreign.transposed)
-    paths = {id(layer): path for path, layer in layers.items()}
-    theirs = foreign.items()
+    every = takers(model, "all", foreign.transposed)
+    ours, theirs = items_of(layers), foreign.items()
+    others: tuple[list[Item], list[Item]] = ([], [])
     if options.layers == "norms":
+        kernels = {p: one for p, one in every.items() if p not in layers}
+        others = items_of(kernels), [one for one in theirs if one.kind == LINEAR]
         theirs = [one for one in theirs if one.kind == NORM]
-    before = precedence(model, paths)
+    before = precedence(model, {id(layer): path for path, layer in every.items()})
     try:
         if not any(one.kind == NORM for one in theirs):
             names = [foreign.names[n] for n in ("moving_mean", "moving_variance")]
@@ -142,8 +150,7 @@ def matched(model: Any, foreign: Foreign, options: Options) -> Matching:
                 f"Argument `{foreign.argument}` must have batch norm statistics, "
                 f"'{names[0]}' and '{names[1]}'. Received: none in {len(theirs)} layers"
             )
-        ours = items_of(layers)
-        return match(ours, theirs, options.mapping, options.strict, before)
+        return match(ours, theirs, options.mapping, options.strict, before, others)
     except ValueError as error:
         if not foreign.left_out:
             raise

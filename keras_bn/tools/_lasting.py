@@ -5,17 +5,18 @@ loaded, whatever stood in its place when the file was written. A layer of such a
 is given a class of its own, derived from it, whose config says what was put where.
 """
 
+import contextlib
 import functools
 import json
 import types
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import keras
 from keras.src.models.functional import functional_like_constructor
 
-from keras_bn.tools._held import Place, held, held_at_any_depth, put
+from keras_bn.tools._held import Place, held, held_at_any_depth, put, shown
 from keras_bn.tools._walk import Layer, children, has_graph, is_sequential
 
 PACKAGE, NAME = "keras_bn", "Lasting"
@@ -72,6 +73,8 @@ def make_lasting(layer: Layer, placed: Container[int]) -> None:
     if made is None:
         return
     anew = dict(held_at_any_depth(made))
+    if not anew.keys() >= {way for way, one in inside.items() if id(one) in ids}:
+        anew = _held_once_built(made, layer)
     places: dict[int, list[Any]] = {}
     lost: set[int] = set()
     for way, one in inside.items():
@@ -163,6 +166,19 @@ def _made_anew(layer: Layer) -> Layer | None:
         object.__setattr__(layer, "__class__", cls)
 
 
+def _held_once_built(made: Layer, like: Layer) -> dict[Any, Layer]:
+    """What `made` holds at any depth after its `build`, which may make layers."""
+    # Should it fail, what it holds counts as lost, which costs a longer config.
+    with (
+        contextlib.suppress(Exception),
+        warnings.catch_warnings(),
+        keras.StatelessScope(initialize_variables=False),
+    ):
+        warnings.simplefilter("ignore")
+        made.build_from_config(like.get_build_config())
+    return dict(held_at_any_depth(made))
+
+
 def base_class(layer: Layer) -> Any:
     """The class of `layer`, as its author wrote it."""
     cls = type(layer)
@@ -177,12 +193,37 @@ def _of_lasting_class(layer: Layer, ways: list[Any]) -> Layer:
 
 
 def _put_far(layer: Layer, way: list[Place], new: Layer) -> None:
-    for place in way[:-1]:
-        layer = dict(held(layer))[place]
-    old = dict(held(layer))[way[-1]]
+    """Puts `new` in its place, or has it put there once a layer has made the place."""
+    for step, place in enumerate(way):
+        inside = dict(held(layer))
+        if place not in inside:
+            _once_built(layer, functools.partial(_put_far, layer, way[step:], new))
+            return
+        if step < len(way) - 1:
+            layer = inside[place]
+    old = inside[place]
     if old.built and not new.built:  # some constructors build what they make
         new.build_from_config(old.get_build_config())
-    put(layer, way[-1], new)
+    put(layer, place, new)
+
+
+def _once_built(layer: Layer, then: Callable[[], None]) -> None:
+    """Calls `then` after the `build` of a layer that makes layers there."""
+    if layer.built:
+        raise ValueError(
+            f"Layer '{layer.name}' of class {base_class(layer).__name__} must make the "
+            "layers that it had when it was saved. Received: a layer with "
+            f"{[shown(place) for place, _ in held(layer)]}"
+        )
+    build = layer.build
+
+    @functools.wraps(build)
+    def build_and_put(*args: Any, **kwargs: Any) -> None:
+        build(*args, **kwargs)
+        object.__setattr__(layer, "build", build)
+        then()
+
+    object.__setattr__(layer, "build", build_and_put)
 
 
 @functools.cache

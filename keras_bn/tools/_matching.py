@@ -6,7 +6,7 @@ from itertools import product
 
 from keras_bn.tools._names import HEADS
 from keras_bn.tools._naming import by_families
-from keras_bn.tools._order import by_order
+from keras_bn.tools._order import as_far_as_known, by_order
 from keras_bn.tools._pairs import (
     NORM,
     Item,
@@ -38,6 +38,7 @@ def match(
     mapping: Mapping[str, str] | None,
     strict: bool,
     before: Mapping[str, frozenset[str]],
+    others: tuple[Sequence[Item], Sequence[Item]] = ((), ()),
 ) -> Matching:
     """The pairs of `ours` and `theirs`; an error where they are not certain.
 
@@ -49,7 +50,8 @@ def match(
     3. The names of a well-known network (`_names.py`), in blocks of equal sizes.
     4. Sizes, where only one layer has each.
     5. Sizes and order, where layers of one size are called one after the other in the
-       Keras model (`before`), and their names there differ in numbers only.
+       Keras model (`before`), and their names there differ in numbers only; not where
+       numbers in any pair, of `mapping`, sizes or `others`, do not follow the calls.
 
     Args:
         ours: Layers of the Keras model, in its order.
@@ -58,6 +60,7 @@ def match(
         strict: Whether each layer must get weights, and all weights a layer. If not,
             names alone decide.
         before: For each layer, those that are surely called before it.
+        others: Layers of both sides that get nothing, but may speak against an order.
     """
     given = dict(mapping or {})
     _check_mapping(ours, theirs, given)
@@ -67,9 +70,10 @@ def match(
     if left:
         kinds = {one.kind for one in left}
         rest = [one for one in rest if one.kind in kinds]
-        found, why = _decide(left, rest, strict, before)
+        known = as_far_as_known(*others, before) | given
+        found, why = _decide(left, rest, strict, before, known)
         given |= found
-        by |= dict.fromkeys(found, why)
+        by |= why
     sizes = {(one.name, one.kind): one.size for one in theirs}
     kinds_of = {one.name: one.kind for one in ours}
     return Matching(
@@ -98,8 +102,9 @@ def _decide(
     theirs: Sequence[Item],
     strict: bool,
     before: Mapping[str, frozenset[str]],
-) -> tuple[Proposal, str]:
-    """The pairs, and what they rest on."""
+    known: Mapping[str, str],
+) -> tuple[Proposal, dict[str, str]]:
+    """The pairs, and what each rests on."""
     doubts: list[str] = []
     views = _views(ours, theirs, strict)
     # Where a part will do, more of it by other names counts for more.
@@ -112,12 +117,12 @@ def _decide(
             raise ValueError(ambiguous([dict(one) for one in best]))
         if best:
             ((pairs, why),) = best.items()
-            return dict(pairs), why
+            return dict(pairs), {name: why for name, _ in pairs}
     if strict:
-        in_order, why = by_order(ours, theirs, before)
+        in_order, by, doubt = by_order(ours, theirs, before, known)
         if in_order and all(_agrees(in_order, *view) for view in views):
-            return in_order, why
-        doubts.append("by order: " + (why if not in_order else "some names say other"))
+            return in_order, by
+        doubts.append("by order: " + (doubt or "some names say other"))
     raise ValueError(refusal(ours, theirs, doubts))
 
 

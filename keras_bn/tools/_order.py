@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, permutations
 from typing import Any
 
 import keras
@@ -13,45 +13,92 @@ from keras_bn.tools._walk import Layer, children, has_graph, is_sequential, node
 
 
 def by_order(
-    ours: Sequence[Any], theirs: Sequence[Any], before: Mapping[str, frozenset[str]]
-) -> tuple[dict[str, str], str]:
-    """The prefix by layer and what it rests on; nothing, and why, where not certain.
+    ours: Sequence[Any],
+    theirs: Sequence[Any],
+    before: Mapping[str, frozenset[str]],
+    known: Mapping[str, str],
+) -> tuple[dict[str, str], dict[str, str], str]:
+    """The prefix by layer, what each rests on; nothing, and why, where not certain.
 
     Two layers of one size can be taken for each other. Their order says which is which
     only where it could not be another: each of ours is called before the next (`before`
     is what `precedence` gives), and the names of theirs are one name with other
     numbers, in the order of these. A block's shortcut and its third norm fail both.
+    And only where the numbers are known to follow the calls as far as it can be seen:
+    one list that is used from its end says that the others may be, too.
 
     Args:
         ours: Items of `_matching`, in the order of the model.
         theirs: The same, in the order of the weights.
         before: For each layer, those that are surely called before it.
+        known: Pairs of other layers that the numbers must not contradict either.
     """
-    mine, other = _by_size(ours), _by_size(theirs)
     found: dict[str, str] = {}
-    why = "size"
-    for key in mine | other:
-        names, prefixes = mine.get(key, []), other.get(key, [])
+    by: dict[str, str] = {}
+    for (kind, size), names, prefixes in _by_size(ours, theirs):
         if len(names) != len(prefixes):
-            kind, size = key
             shape = "x".join(map(str, size))
-            return {}, (
-                f"{len(names)} layers, {len(prefixes)} prefixes of {kind} size {shape}"
+            doubt = f"{len(names)} layers, {len(prefixes)} prefixes of {kind} size "
+            return {}, {}, doubt + shape
+        pairs = _in_order(names, prefixes, before)
+        if not pairs:
+            return {}, {}, f"nothing says the order of {names} or of {prefixes}"
+        found |= pairs
+        by |= dict.fromkeys(pairs, "size" if len(pairs) == 1 else "order")
+    against = _against({**known, **found}, before) if "order" in by.values() else ""
+    return ({}, {}, against) if against else (found, by, "")
+
+
+def as_far_as_known(
+    ours: Sequence[Any], theirs: Sequence[Any], before: Mapping[str, frozenset[str]]
+) -> dict[str, str]:
+    """What `by_order` would pair, of the sizes of which both sides have as many."""
+    found: dict[str, str] = {}
+    for _, names, prefixes in _by_size(ours, theirs):
+        if len(names) == len(prefixes):
+            found |= _in_order(names, prefixes, before)
+    return found
+
+
+def _in_order(
+    names: list[str], prefixes: list[str], before: Mapping[str, frozenset[str]]
+) -> dict[str, str]:
+    if len(names) > 1:
+        names, prefixes = _called(names, before), _numbered(prefixes)
+    pairs = bool(names and prefixes)
+    return dict(zip(names, prefixes, strict=True)) if pairs else {}
+
+
+def _against(pairs: Mapping[str, str], before: Mapping[str, frozenset[str]]) -> str:
+    """Where numbers do not follow the calls, in words; nothing if they all do."""
+    for one, other in permutations(pairs, 2):
+        if one in before.get(other, frozenset()) and _follows(pairs[one], pairs[other]):
+            return (
+                f"'{one}' is called before '{other}', but the one would be "
+                f"'{pairs[one]}', the other '{pairs[other]}': the numbers do not "
+                "follow the calls"
             )
-        if len(names) > 1:
-            why = "order"
-            names, prefixes = _called(names, before), _numbered(prefixes)
-            if not names or not prefixes:
-                return {}, f"nothing says the order of {mine[key]} or of {other[key]}"
-        found |= dict(zip(names, prefixes, strict=True))
-    return found, why
+    return ""
 
 
-def _by_size(items: Sequence[Any]) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-    sizes = defaultdict(list)
-    for one in items:
-        sizes[one.kind, squeezed(one.size)].append(one.name)
-    return dict(sizes)
+def _follows(one: str, other: str) -> bool:
+    """Whether the first difference of these names is a number, higher in `one`."""
+    parts = zip(re.split(r"(\d+)", one), re.split(r"(\d+)", other), strict=False)
+    a, b = next(((a, b) for a, b in parts if a != b), ("", ""))
+    return a.isdigit() and b.isdigit() and int(a) > int(b)
+
+
+def _by_size(
+    ours: Sequence[Any], theirs: Sequence[Any]
+) -> Iterator[tuple[tuple[str, tuple[int, ...]], list[str], list[str]]]:
+    """Kind and size, and the names that have these on both sides."""
+    sides: list[dict[Any, list[str]]] = [defaultdict(list), defaultdict(list)]
+    for side, items in zip(sides, (ours, theirs), strict=True):
+        for one in items:
+            side[one.kind, squeezed(one.size)].append(one.name)
+    mine, other = map(dict, sides)
+    for key in mine | other:
+        yield key, mine.get(key, []), other.get(key, [])
 
 
 def _called(names: list[str], before: Mapping[str, frozenset[str]]) -> list[str]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.layers import BatchNormalization
 from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile, made_like
 from keras_bn.tools._converted import set_renorm_statistics
-from keras_bn.tools._foreign import Foreign, Options, matched, takers
+from keras_bn.tools._foreign import CUMULATIVE, Foreign, Options, matched, takers
 from keras_bn.tools._layouts import (
     MIXED,
     flattened,
@@ -192,6 +193,8 @@ def _config(
     epsilon, kept = foreign.settings.get(prefix, (None, None))
     epsilon = options.epsilon if epsilon is None else epsilon
     kept = options.kept if kept is None else kept
+    if kept == CUMULATIVE and options.kept is not None:
+        kept = options.kept
     if epsilon is None and not np.isclose(layer.epsilon, EPSILON, atol=0):
         raise ValueError(
             f"Argument `epsilon` must be that of the {foreign.library} layers (the "
@@ -199,7 +202,25 @@ def _config(
             f"Received: epsilon=None, while layer '{path}' has {layer.epsilon:g}"
         )
     config = {} if epsilon is None else {"epsilon": float(epsilon)}
+    if kept == CUMULATIVE:
+        _check_cumulative(path, layer, foreign)
+        return {**config, "momentum": None}
     return config if kept is None else {**config, "momentum": float(kept)}
+
+
+def _check_cumulative(path: str, layer: Layer, foreign: Foreign) -> None:
+    """Refuses momentum None where the layer has no such thing."""
+    ours = isinstance(layer, BatchNormalization)
+    if ours and not layer.zero_debias:
+        return
+    reason = (
+        "has zero_debias=True" if ours else "is Keras's own, without a plain average"
+    )
+    raise ValueError(
+        f"Argument `momentum` must be given: the {foreign.library} layer has None, the "
+        f"plain average of all batches, while layer '{path}' {reason}. Received: "
+        "momentum=None"
+    )
 
 
 def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> None:

@@ -19,6 +19,7 @@ from keras_bn.tools._converted import (
 )
 from keras_bn.tools._domains import with_domains, without_domains
 from keras_bn.tools._rebuild import Replacement, adder, rebuild
+from keras_bn.tools._residual import with_sums
 from keras_bn.tools._sample_norm import (
     SAMPLE_NORMS,
     check_overrides,
@@ -120,10 +121,10 @@ def convert(
         ValueError: `to` is unknown, or does not go with `domain`; the model is not
             built, has no batch norm or is quantized; a layer that the target class
             cannot express (for `"group"`: of several axes, or that a mask reaches; for
-            `"domain"`, in a class whose `call` passes no domain on; for all but
-            `"keras_bn"`, called with `weights`); `groups` that do not divide the
-            channels of a layer; a `domain` out of range; the outputs differ, if `check`
-            is given.
+            `"domain"`, with `virtual_batch_size`, or in a class whose `call` passes no
+            domain on; for all but `"keras_bn"`, called with `weights`); `groups` that
+            do not divide the channels of a layer; a `domain` out of range; the outputs
+            differ, if `check` is given.
 
     Warns:
         UserWarning: There is nothing to convert; the compile state cannot be carried; a
@@ -175,11 +176,12 @@ def convert(
             stacklevel=2,
         )
 
+    for layer in plain if target is not BatchNormalization else ():
+        check_calls(layer, to)
+
     def replace(layer: Layer) -> Replacement | None:
         if not is_plain_batch_norm(layer):
             return None
-        if target is not BatchNormalization:
-            check_calls(layer, to)
         if of_samples:
             check_nothing_is_lost(layer, {**layer.get_config(), **overrides})
             norm = sample_norm(layer, to, overrides)
@@ -187,7 +189,8 @@ def convert(
         return converted(layer, target, overrides)
 
     if to == "domain" and plain:
-        copy = with_domains(model, partial(_domain_layer, overrides), copy_batch_norm)
+        make = partial(_domain_layer, overrides)
+        copy = with_domains(with_sums(model), make, copy_batch_norm)
         carry_compile(model, copy, slots=False)
         return copy
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
@@ -217,6 +220,14 @@ def _domain_layer(overrides: dict[str, Any], layer: Layer) -> Layer:
     own = arguments_of(DomainBatchNormalization) - arguments_of(BatchNormalization)
     others = {name: value for name, value in overrides.items() if name not in own}
     plain: Any = converted(layer, BatchNormalization, others).layer
+    if plain.virtual_batch_size is not None:
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: the model is to say the domain "
+            "of each sample, and `virtual_batch_size` makes groups of samples by their "
+            "position, which would mix domains. Take it out, as in `convert(..., "
+            "virtual_batch_size=None)`. Received: "
+            f'to="domain", virtual_batch_size={plain.virtual_batch_size}'
+        )
     given = {name: value for name, value in overrides.items() if name in own}
     return DomainBatchNormalization.from_config({**plain.get_config(), **given})
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_bn.tools._foreign import Foreign, Options, as_numpy, matched
+from keras_bn.tools._foreign import Foreign, Options, Settings, as_numpy, matched
 from keras_bn.tools._layouts import channels_first
 from keras_bn.tools._pairs import Matching
 from keras_bn.tools._transfer import kept_share, transfer
@@ -114,7 +114,7 @@ def match_flax(
 
 
 def _weights(variables: Any) -> Foreign:
-    settings: dict[str, tuple[float | None, float | None]] = {}
+    settings: dict[str, Settings] = {}
     if not isinstance(variables, Mapping):
         variables, settings = _of_module(variables)
     trees = [variables]
@@ -153,7 +153,7 @@ def _leaves(
 
 def _of_module(
     module: Any,
-) -> tuple[Any, dict[str, tuple[float | None, float | None]]]:
+) -> tuple[Any, dict[str, Settings]]:
     """The state of an nnx module, and the settings of its norms."""
     try:
         from flax import nnx

@@ -32,8 +32,12 @@ def from_torch(
       that of the PyTorch model would give other outputs: an error, unless `epsilon`
       says what it is there; the copy's layers then have it.
     - momentum, which in PyTorch is the share that is *replaced*: 0.1 there is 0.9 here.
-      `momentum` takes PyTorch's number; without it, and where it is None there, the
-      layers keep their own.
+      `momentum` takes PyTorch's number; without it the layers keep their own. In a
+      module, None is the average of all batches, each alike; `momentum=None` here is
+      nearest, and weighs them by their counts of values. How many values there were
+      PyTorch does not know: in training that average starts from the next batch.
+      Keras's own layer, and `zero_debias=True`, have no such average: an error, unless
+      `momentum` is given, which then counts for these layers.
     - how many values n of a channel each batch had. PyTorch averages n / (n - 1) times
       the variance that it normalizes by, Keras that variance itself. Inference is the
       same with what PyTorch has, and so it is taken as it is; with `count`,
@@ -53,8 +57,9 @@ def from_torch(
     well-known networks, next to those of keras.applications, keras-hub and kimm. If no
     names match, sizes decide where each stands once, and order where layers of one size
     are called one after the other here and differ in a number there
-    (`features.2`, `features.10`). Else it is an error that shows the candidates.
-    `match_torch` shows the pairs.
+    (`features.2`, `features.10`), unless sizes show, be it of kernels that are not
+    asked for, that numbers do not follow the calls. Else it is an error that shows the
+    candidates. `match_torch` shows the pairs.
 
     `model` is left as it was.
 
@@ -66,7 +71,7 @@ def from_torch(
         mapping: The prefix in the state dict for layers, by the layer's path, such as
             `{"stem_bn": "features.1"}`. Layers that it does not name are matched.
         epsilon: The PyTorch layers' `eps`.
-        momentum: The PyTorch layers' `momentum`.
+        momentum: The PyTorch layers' `momentum`, where a module does not say it.
         layers: `"norms"`, or `"all"` for the kernels and biases of convolutions and
             dense layers too.
         strict: Whether each layer must get weights, and each weight of those kinds a
@@ -84,9 +89,10 @@ def from_torch(
     Raises:
         TypeError: `model` is not a Keras model, `state_dict` not a state dict.
         ValueError: Names, sizes and order leave a choice; a weight of another size; an
-            epsilon that differs; a weight that a layer has no place for; with
-            `layers="all"` and `strict`, weights of other kinds of layers; a file that
-            cannot be read safely; an argument that is not as above.
+            epsilon that differs; momentum None there, for a layer that has no such; a
+            weight that a layer has no place for; with `layers="all"` and `strict`,
+            weights of other kinds of layers; a file that cannot be read safely; an
+            argument that is not as above.
         ImportError: The package that reads the file is not installed.
 
     Reference:

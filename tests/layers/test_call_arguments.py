@@ -166,7 +166,7 @@ def test_a_file_keeps_the_call(trained, tmp_path):
 
 BAD = {
     "float mask": (
-        {"mask": np.ones((4, 5), "float32")},
+        {"mask": np.full((4, 5), 0.5, "float32")},
         TypeError,
         "`mask` must be boolean.*argument `weights`.*mask of dtype float32",
     ),

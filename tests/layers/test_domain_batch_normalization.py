@@ -367,6 +367,23 @@ def test_domains_of_samples_want_an_axis_for_the_batch():
         layer(random((4, 3)), domain=np.zeros(4, "int32"))
 
 
+def test_ghost_batches_want_batches_of_one_domain():
+    """Groups go by position; with a domain a sample they would mix domains."""
+    layer = built((None, 3), virtual_batch_size=2)
+    plain, x = layer.domain_layer(1), random((8, 3))
+    for domain in (1, np.int32(1)):
+        y = layer(x, domain=domain, training=True)
+        np.testing.assert_array_equal(
+            frameworks.numpy(y), frameworks.numpy(plain(x, training=True))
+        )
+    before = values(layer)
+    for domain in (np.array([0, 1] * 4), keras.Input((), dtype="int32")):
+        given = keras.Input((3,)) if keras.backend.is_keras_tensor(domain) else x
+        with pytest.raises(ValueError, match=r"`domain`.*`virtual_batch_size`.*one do"):
+            layer(given, domain=domain, training=True)
+    np.testing.assert_equal(values(layer), before)
+
+
 SYMBOLIC = {
     "dtype": (keras.Input(()), TypeError, "`domain` must hold integers"),
     "rank": (keras.Input((1,), dtype="int32"), ValueError, "`domain` must be a scalar"),

@@ -191,14 +191,15 @@ def test_weights_of_ones_and_zeros_are_a_mask():
     x = rng.normal(size=(8, 4)).astype("float32")
     mask = np.array([1, 1, 0, 1, 0, 1, 1, 1], bool)
     x[2, 1], x[4, 0] = np.nan, np.inf  # a weight of 0 hides it as a mask does
-    masked, weighted = (
+    ones = mask.astype("float32")
+    masked, *alike = (
         batch_norm_train(x, **along)
-        for along in ({"mask": mask}, {"weights": mask.astype("float32")})
+        for along in ({"mask": mask}, {"weights": ones}, {"mask": ones})
     )
-    for one, other in zip(
-        (masked[0], *masked[1]), (weighted[0], *weighted[1]), strict=True
-    ):
-        np.testing.assert_array_equal(frameworks.numpy(one), frameworks.numpy(other))
+    for y, moments in alike:
+        for one, other in zip((masked[0], *masked[1]), (y, *moments), strict=True):
+            one, other = frameworks.numpy(one), frameworks.numpy(other)
+            np.testing.assert_array_equal(one, other)
 
 
 def test_no_weight_at_all_is_an_empty_batch():

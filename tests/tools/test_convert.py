@@ -44,6 +44,31 @@ class Block(L.Layer):
 
 
 @keras.saving.register_keras_serializable("test_convert")
+class Builder(L.Layer):
+    """Makes its layers in `build`, where many classes do, and one of them the same."""
+
+    def __init__(self, units, depth=1, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.depth = units, depth
+        self.norm = None
+
+    def build(self, shape):
+        self.dense = Builder(self.units, 0) if self.depth else L.Dense(self.units)
+        self.norm = L.BatchNormalization(name="built")
+        self.several = [L.BatchNormalization(name="built_too")]
+        self.dense.build(shape)
+        for layer in (self.norm, *self.several):
+            layer.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self.several[0](self.norm(self.dense(x)))
+
+    def get_config(self):
+        own = {"units": self.units, "depth": self.depth}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("test_convert")
 class Subclassed(keras.Model):
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -114,6 +139,10 @@ def _block():
     return keras.Sequential([keras.Input((6,)), Block(6)])
 
 
+def _builder():
+    return keras.Sequential([keras.Input((6,)), Builder(4)])
+
+
 def _time_distributed():
     return keras.Sequential(
         [keras.Input((3, 2)), L.TimeDistributed(L.BatchNormalization(trainable=False))]
@@ -145,6 +174,7 @@ MODELS = [
     (_functional, {"features": (6,)}, 2),
     (_sequential, (6,), 1),
     (_block, (6,), 5),
+    (_builder, (6,), 4),
     (_time_distributed, (3, 2), 1),
     (_bidirectional, (3, 2), 2),
     (_subclassed, (6,), 1),

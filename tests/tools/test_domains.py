@@ -32,6 +32,14 @@ def nested():
     return keras.Model(inputs, block(L.Dense(4)(block(inputs))))
 
 
+def residual():
+    """Summed within the calls of a norm, in a block that is a model too."""
+    x = keras.Input((4,))
+    block = keras.Model(x, Norm(activation="relu", name="sum")(x, residual=x))
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Norm(name="last")(block(inputs), residual=inputs))
+
+
 MODELS = {"sequential": sequential, "two inputs": two_inputs, "nested": nested}
 parametrize = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
@@ -87,6 +95,17 @@ def test_there_and_back(make):
         received[domains == 1], other[domains == 1], rtol=1e-5, atol=1e-5
     )
     assert np.abs(other - wanted).max() > 0.1
+
+
+def test_residuals_become_sums_of_their_own():
+    model = randomize(residual())
+    x, domains = images(6, 4), np.arange(6, dtype="int32") % 2
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    assert len(domain_norms(ours)) == 2
+    for several in (ours([x, domains]), keras_bn.convert(ours, domain=1)(x)):
+        np.testing.assert_allclose(
+            numpy(several), numpy(model(x)), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_flags_settings_and_the_loss_are_kept(tmp_path):
@@ -162,6 +181,17 @@ def named_domain():
     return keras.Model(x, Norm()(x))
 
 
+def weighted():
+    x = keras.Input((4,))
+    return keras.Model(x, Norm(name="counted")(x, weights=x[:, 0]))
+
+
+def ghosts():
+    return keras.Sequential(
+        [keras.Input((4,)), Norm(virtual_batch_size=2, name="ghost")]
+    )
+
+
 def domains():
     return keras_bn.convert(sequential(), to="domain", domains=2)
 
@@ -184,6 +214,16 @@ WRONG = {
         wrapped,
         {"to": "domain", "domains": 2},
         "'time_dist.*' cannot be converted: it is called inside a class",
+    ),
+    "weights": (
+        weighted,
+        {"to": "domain", "domains": 2},
+        "'counted' cannot be converted: it is called with `weights`",
+    ),
+    "ghost batches": (
+        ghosts,
+        {"to": "domain", "domains": 2},
+        "'ghost' cannot be converted.*`virtual_batch_size`",
     ),
     "name": (
         named_domain,

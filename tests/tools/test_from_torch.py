@@ -196,6 +196,59 @@ def test_pytorch_averages_the_unbiased_variance():
         np.testing.assert_allclose(numpy(biased.moving_variance), x.var(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", ["norms", "all"])
+def test_lists_that_are_used_from_their_end(layers):
+    import torch
+
+    class Backwards(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            n = torch.nn
+            self.norms = n.ModuleList([n.BatchNorm2d(4), n.BatchNorm2d(4)])
+            self.convs = n.ModuleList([n.Conv2d(4, 4, 3), n.Conv2d(3, 4, 3)])
+
+        def forward(self, x):
+            for conv, norm in zip(self.convs[::-1], self.norms[::-1], strict=True):
+                x = norm(conv(x))
+            return x
+
+    module = Backwards()
+    for i, norm in enumerate(module.norms):
+        torch.nn.init.constant_(norm.bias, i)
+    model = keras.Sequential([keras.Input((6, 6, 3))])
+    for name in ("one", "two"):
+        model.add(L.Conv2D(4, 3))
+        model.add(NORMS[0](epsilon=1e-5, name=name))
+    with pytest.raises(ValueError, match=r"the numbers do not follow(?s:.*)norms.1"):
+        keras_bn.tools.match_torch(model, module, layers=layers)
+    mapping = {"one": "norms.1", "two": "norms.0"}
+    ours = keras_bn.from_torch(model, module, mapping, layers=layers)
+    assert numpy(ours.get_layer("one").beta).tolist() == [1] * 4
+    if layers == "all":
+        x = images(2, 6, 6, 3)
+        theirs = module.eval()(torch.as_tensor(x.transpose(0, 3, 1, 2)))
+        theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(numpy(ours(x)), theirs, atol=1e-5)
+
+
+def test_a_plain_average_there_is_one_here():
+    import torch
+
+    module = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(3, momentum=None), torch.nn.BatchNorm1d(3, momentum=0.2)
+    )
+    ours = keras_bn.from_torch(_model(("a", "b")), module)
+    assert [one.momentum for one in ours.layers[::2]] == [None, 0.8]
+    for model, what in (
+        (_model(("a", "b"), norm=NORMS[1]), "is Keras's own"),
+        (_model(("a", "b"), zero_debias=True), "has zero_debias=True"),
+    ):
+        with pytest.raises(ValueError, match=f"`momentum` must be given.*'a' {what}"):
+            keras_bn.from_torch(model, module)
+        ours = keras_bn.from_torch(model, module, momentum=0.3)
+        assert [one.momentum for one in ours.layers[::2]] == [0.7, 0.8]
+
+
 def _frozen(epsilon):
     """A norm as detection models have it: buffers only, no momentum, maybe no eps."""
     import torch

@@ -73,7 +73,9 @@ def test_a_compiled_part_is_the_part():
 
 
 LINE = {"a": [], "b": ["a"], "c": ["a", "b"]}
+LINE_OF_4 = LINE | {"d": ["a", "b", "c"]}
 FORK = {"a": [], "b": ["a"], "c": ["a"]}
+ASIDE = {"a": [], "b": ["a"], "c": []}
 
 # Layers, prefixes, what is surely called before what, and the prefixes that they get.
 ORDERS = {
@@ -96,6 +98,12 @@ ORDERS = {
     "counts": ("a b c", "f.0 f.1", LINE, None),
     "sizes": ("a b c", "f.0 f.1 f.2:3", LINE, None),
     "a name says other": ("a:1 b:2", "b:1 a:2", {}, None),
+    "a size says other": ("a:3 b c", "f.0 f.1 f.2:3", LINE, None),
+    "sizes say other": ("a:1 b:2 c d", "g.1:1 g.0:2 f.0 f.1", LINE_OF_4, None),
+    "a size of another part": ("a:3 b c", "f.0.x f.1.x f.2.y:3", LINE, None),
+    "a size of other names": ("a:3 b c", "f.0 f.1 g.2:3", LINE, "g.2:3 f.0 f.1"),
+    "sizes alone, backwards": ("a:1 b:2 c:3", "f.2:1 f.1:2 f.0:3", LINE, "f.2 f.1 f.0"),
+    "a size of a branch": ("a b c:3", "f.1 f.2 f.0:3", ASIDE, "f.1 f.2 f.0:3"),
 }
 
 
@@ -110,6 +118,51 @@ def test_order_decides_only_where_it_is_forced(case):
         return
     matching = match(ours, theirs, None, True, past)
     assert list(matching.mapping.values()) == re.sub(r":\d", "", expected).split()
+
+
+# Sizes of two kernels, which list they are in there, and whether that is from its end.
+KERNELS = {
+    "in order": ("4x3 4x4", "convs.0 convs.1", True),
+    "from the end": ("4x3 4x4", "convs.1 convs.0", False),
+    "of two lists": ("4x3 4x4", "first.1 second.0", True),
+    "of one size": ("4x4 4x4", "convs.0 convs.1", True),
+    "one is missing": ("4x3 4x4", "convs.1", True),
+}
+
+
+@pytest.mark.parametrize("asked", ["norms", "all", "mapping"])
+@pytest.mark.parametrize("case", KERNELS)
+def test_kernels_speak_against_an_order_of_norms(case, asked):
+    sizes, names, follows = KERNELS[case]
+    shapes = [tuple(map(int, size.split("x"))) for size in sizes.split()]
+    kernels, there = (
+        [Item(name, "linear", shape) for name, shape in zip(side, shapes, strict=False)]
+        for side in (["conv_a", "conv_b"], names.split())
+    )
+    if len(there) < len(kernels) and asked != "norms":
+        kernels = kernels[:1]
+    calls = ["conv_a", "a", "conv_b", "b"]
+    before = {name: frozenset(calls[:i]) for i, name in enumerate(calls)}
+    ours, theirs = items(["a", "b"]), items(["norms.0", "norms.1"])
+    given = {o.name: t.name for o, t in zip(kernels, there, strict=False)}
+    mapping = given if asked == "mapping" else {}
+    others = (kernels, there) if asked == "norms" else ((), ())
+    if asked != "norms":
+        ours, theirs = [*kernels, *ours], [*theirs, *there]
+    if not follows:
+        message = r"the numbers do not follow(?s:.*)a \(norm .*\['norms.0', 'norms.1'\]"
+        with pytest.raises(ValueError, match=message):
+            match(ours, theirs, mapping, True, before, others)
+        mapping |= {"a": "norms.1"}
+    matching = match(ours, theirs, mapping, True, before, others)
+    norms = ["norms.0", "norms.1"] if follows else ["norms.1", "norms.0"]
+    assert [matching.mapping[name] for name in "ab"] == norms
+    by = {pair.layer: pair.by for pair in matching.pairs}
+    assert [by["a"], by["b"]] == (["order"] * 2 if follows else ["mapping", "size"])
+    if asked == "all":
+        assert matching.mapping == given | dict(zip("ab", norms, strict=True))
+        alone = "order" if shapes[0] == shapes[-1] else "size"
+        assert {by[one.name] for one in kernels} == {alone}
 
 
 def test_the_error_shows_the_candidates():
