@@ -40,5 +40,15 @@ def zero_kernels(monkeypatch):
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
 
 
+@pytest.fixture(scope="module")
+def cheap_initial_weights():
+    """The same for a module, of all that is random: these models get weights later."""
+    with pytest.MonkeyPatch.context() as patch:
+        kinds = ("VarianceScaling", "RandomNormal", "RandomUniform", "TruncatedNormal")
+        for name in kinds:
+            patch.setattr(getattr(keras.initializers, name), "__call__", _zeros)
+        yield
+
+
 def _zeros(self, shape, dtype=None):
     return np.zeros(shape, dtype or "float32")

@@ -9,17 +9,7 @@ import pytest
 import keras_bn
 from cases_tools import FAMILIES, images, numpy, randomize, weights_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_initial_weights():
-    """Zeros: `randomize` sets them, and JAX compiles a generator for each shape."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
-        yield
-
-
-def _zeros(self, shape, dtype=None):
-    return np.zeros(shape, dtype or "float32")
+pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
 
 
 def _build(case):
@@ -45,7 +35,7 @@ class Example(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: case.name)
-def example(request):
+def example(request, cheap_initial_weights):
     case = request.param
     keras.utils.clear_session(free_memory=False)
     model = randomize(_build(case))

@@ -63,7 +63,7 @@ class Example(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=OTHERS, ids=lambda case: case.name)
-def example(request):
+def example(request, cheap_initial_weights):
     case = request.param
     keras.utils.clear_session(free_memory=False)
     model = randomize(case.build())
