@@ -8,6 +8,7 @@ import pytest
 
 import keras_bn
 from cases_tools import FAMILIES, images, numpy, randomize, weights_of
+from slow import slow
 
 pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
 
@@ -34,7 +35,17 @@ class Example(NamedTuple):
     y: object
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: case.name)
+QUICK = {"ResNetV2"}  # some of its norms fold, and some stay
+ON_TORCH = slow("large graphs, which JAX compiles twice each", but_on="torch")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in FAMILIES
+    ],
+)
 def example(request, cheap_initial_weights):
     case = request.param
     keras.utils.clear_session(free_memory=False)
