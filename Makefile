@@ -36,7 +36,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure gpu passes clean \
+.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras docs measure gpu passes clean \
     check-python check-backend
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo "make test-once       the tests that need no backend"
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
 	@echo "make lint            ruff and mypy"
+	@echo "make docs            the documentation site, into build/site/index.html"
 	@echo "make measure         the benchmark on each backend, into docs/"
 	@echo "make gpu             the tests marked gpu and the benchmark on a GPU, with the"
 	@echo "                     Python at hand; DRY=1 runs the same on the CPU, small"
@@ -79,6 +80,11 @@ $(BACKENDS:%=test-%): test-%: $(TEST)/installed
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
 	@KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -m once
+
+# The tests build it as well, as strictly.
+docs: $(TEST)/installed
+	@NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
+	@echo "build/site/index.html"
 
 test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"
