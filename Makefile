@@ -6,6 +6,8 @@ BACKEND ?= jax
 ARGS ?=
 ROUNDS ?= 15
 JOBS ?= 2
+FILES ?= keras_bn/ops keras_bn/layers keras_bn/backend
+SAMPLE ?= 60
 # The lowest Keras that the tests pass on; pyproject.toml states the same.
 KERAS_MIN := 3.14.0
 KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
@@ -36,8 +38,8 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure gpu passes clean \
-    check-python check-backend
+.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure gpu passes mutants \
+    clean check-python check-backend
 
 help:
 	@echo "make demo            train with and without batch norm; BACKEND=jax (default),"
@@ -51,6 +53,8 @@ help:
 	@echo "make gpu             the tests marked gpu and the benchmark on a GPU, with the"
 	@echo "                     Python at hand; DRY=1 runs the same on the CPU, small"
 	@echo "make passes          what a step moves on a GPU, counted without one, into docs/"
+	@echo "make mutants         faults put into FILES=keras_bn/ops, and what no test sees of"
+	@echo "                     SAMPLE=60 of them on BACKEND=torch; ARGS='--seed 2'"
 	@echo "make clean           remove the virtual environments, caches and results"
 	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
 
@@ -111,6 +115,10 @@ gpu:
 # Needs tools of its own for all but PyTorch's eager steps, and says which.
 passes: $(TEST)/installed
 	@$(TEST)/bin/python docs/gpu/passes.py
+
+mutants: check-backend $(TEST)/installed
+	@KERAS_BACKEND=$(BACKEND) $(TEST)/bin/python tests/mutate.py $(FILES) \
+	    --sample $(SAMPLE) $(ARGS)
 
 clean:
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results
