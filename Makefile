@@ -6,6 +6,8 @@ BACKEND ?= jax
 ARGS ?=
 ROUNDS ?= 15
 JOBS ?= 2
+# Not empty: the tests marked slow as well, e.g. `make test-jax SLOW=1`.
+SLOW ?=
 KERAS_MIN := $(shell sed -n s/^keras==//p constraints-lowest.txt)
 KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
     tests/test_weight_exchange.py
@@ -21,6 +23,8 @@ EXTRA_torch := torch
 TEST := .venv/test
 CONSTRAINTS := constraints.txt
 OTHER_KERAS :=
+# A suite tells of its dearest tests, so that growth is seen.
+PYTEST = -m pytest --durations=5 --durations-min=5 -m "not gpu$(if $(SLOW),, and not slow) $(1)"
 DEMO := .venv/demo-$(BACKEND)
 RELEASE := .venv/release
 RECIPE := pyproject.toml $(CONSTRAINTS)
@@ -46,7 +50,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras \
+.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) test-once test-min-keras \
     test-python test-lowest test-nightly release-check measure gpu passes clean \
     check-python check-backend
 
@@ -54,6 +58,7 @@ help:
 	@echo "make demo            train with and without batch norm; BACKEND=jax (default),"
 	@echo "                     torch or tensorflow; ARGS='--dataset fashion_mnist'"
 	@echo "make test            lint, and every test on TensorFlow, JAX and PyTorch"
+	@echo "make test-all        the same with the tests marked slow"
 	@echo "make test-BACKEND    the tests on one backend, e.g. make test-jax"
 	@echo "make test-once       the tests that need no backend"
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
@@ -79,6 +84,9 @@ test: lint
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
 	    test-jax test-torch test-tensorflow test-min-keras test-once
 
+test-all:
+	@$(MAKE) --no-print-directory test SLOW=1
+
 lint: $(TEST)/installed
 	@echo "== ruff check"
 	@$(TEST)/bin/python -m ruff check
@@ -89,17 +97,17 @@ lint: $(TEST)/installed
 
 $(BACKENDS:%=test-%): test-%: $(TEST)/installed
 	@echo "== Testing on $*"
-	@KERAS_BACKEND=$* $(TEST)/bin/python -m pytest -m "not once and not gpu"
+	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once)
 
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
-	@KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -m once
+	@KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and once)
 
 test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"
 	@export KERAS_BACKEND=tensorflow PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
 	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
-	    $(TEST)/bin/python -m pytest -m "not once and not gpu" $(KERAS_MIN_TESTS)
+	    $(TEST)/bin/python $(call PYTEST,and not once) $(KERAS_MIN_TESTS)
 
 # BACKENDS="jax tensorflow" leaves a framework out, where it cannot be had.
 test-python: check-python
