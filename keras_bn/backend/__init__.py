@@ -14,23 +14,7 @@ import numpy as np
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Kernels, Processes, Replicas, Service, Tensor
 
-__all__ = [
-    "Service",
-    "copies",
-    "describe",
-    "ensure_shape",
-    "group_ranks",
-    "kernels",
-    "processes",
-    "readable",
-    "recomputing",
-    "replicas",
-    "represents",
-    "require_own_weights",
-    "require_represented",
-    "same_device",
-    "timing",
-]
+__all__ = ["Service", "describe"]  # the rest is for the parts of this package
 
 
 _KERNEL_FILES = {
