@@ -138,13 +138,9 @@ def _cases(numbers: Numbers, axes: plt.Axes) -> None:
     axes.set_ylim(len(numbers) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside upper left",
-        ncols=len(handles) % 4 or 2,
-        fontsize=9,
-    )
+    columns = 2 if len(handles) > 3 else len(handles)
+    place = {"loc": "outside upper left", "ncols": columns, "fontsize": 9}
+    axes.figure.legend(handles.values(), handles.keys(), **place)
 
 
 class Chart(NamedTuple):

@@ -26,8 +26,11 @@ _KERNEL_FILES = {
 
 
 # Keras fixes its backend at import; so do we. No other framework is imported.
-_kernels = importlib.import_module(
-    f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+_kernels = cast(
+    Kernels,
+    importlib.import_module(
+        f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+    ),
 )
 
 
@@ -41,6 +44,7 @@ def _of_framework(subject: str) -> ModuleType | None:
 _context = _of_framework("context")
 _replicas = _of_framework("replicas")
 _processes = _of_framework("processes")
+_require_own_weights = getattr(_replicas, "require_own_weights", None)
 
 
 def timing() -> ModuleType:
@@ -56,7 +60,7 @@ def timing() -> ModuleType:
 
 def kernels() -> Kernels:
     """The kernels for the backend that Keras runs on."""
-    return cast(Kernels, _kernels)
+    return _kernels
 
 
 def replicas(
@@ -134,9 +138,8 @@ def require_own_weights(layer: keras.Layer) -> None:
     Raises:
         ValueError: What Keras would train are not the weights that are trained.
     """
-    check = getattr(_replicas, "require_own_weights", None)
-    if check:
-        check(layer)
+    if _require_own_weights:
+        _require_own_weights(layer)
 
 
 def readable(x: Tensor) -> bool:
