@@ -106,17 +106,19 @@ ALIKE = {
     *("axis_1_and_a_mask_where_sizes_match", "one_channel_and_a_mask"),
     "an_infinity_in_the_batch",
 }
-# PyTorch takes seconds to compile each, to plain operators that are the same for all.
-COMPILED_ON_TORCH = {
+# Where compilers take seconds for each: PyTorch's, to plain operators that are the same
+# for all, and JAX's, to the program that the plain call has compiled of it already.
+OF_EACH_KIND = {
     *("many_samples_channels_first", "bfloat16_mean_moves_on_beyond_8", "two_axes"),
     *("axis_1_and_a_mask", "empty_batch", "a_nan_in_the_batch", "frozen"),
 }
+SECONDS = {("torch", "compiled"), ("jax", "train_on_batch")}
 TRACED = slow("each is traced, in two or three ways", witness="test_our_layer_keeps")
 
 
 def marks(name, way):
-    if (BACKEND, way) == ("torch", "compiled"):
-        return () if name in COMPILED_ON_TORCH else TRACED
+    if (BACKEND, way) in SECONDS:
+        return () if name in OF_EACH_KIND else TRACED
     return TRACED if name in ALIKE and way != "plain" else ()
 
 
