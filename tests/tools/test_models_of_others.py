@@ -66,14 +66,21 @@ class Example(NamedTuple):
 # What the others hold that this does not stands, small, in tests/cases_copies.py:
 # layers and variables in a config, configs that are not what was given.
 QUICK = {"LCNet"}
+LARGE = {"RepVGG", "YOLOv8"}
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
+NOWHERE = slow("hundreds of layers", witness="test_convert_keeps_all_that_is_there")
+
+
+def marks(name):
+    if name in QUICK:
+        return ()
+    return NOWHERE if name in LARGE else ON_TORCH
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
-        for case in OTHERS
+        pytest.param(case, id=case.name, marks=marks(case.name)) for case in OTHERS
     ],
 )
 def example(request, cheap_initial_weights):
