@@ -422,6 +422,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         axes = self._axes(shape)
         return None if mask is None else _counts.mask_lacks(mask, shape, axes)
 
+    # What comes along with the inputs, which Keras would round to the compute dtype.
+    _along: tuple[str, ...] = ("weights", "residual")
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
         inputs = args[0] if args else kwargs.get("inputs")
@@ -438,7 +441,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # takes longer than a small batch: only once there was something.
             self._convert_input_args = True
         if not backend.is_keras_tensor(inputs):
-            for name in ("weights", "residual"):
+            for name in self._along:
                 if kwargs.get(name) is not None:
                     kwargs[name] = AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)
