@@ -5,9 +5,10 @@ from typing import Any
 import keras
 from keras import activations, backend, ops
 
+from keras_bn._keras import attached_mask, convert_arguments
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
 from keras_bn.ops import _arguments, _rows, statistics_dtype
-from keras_bn.ops.batch_norm import Prepared, as_tensor, attached_mask
+from keras_bn.ops.batch_norm import Prepared, as_tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -133,7 +134,7 @@ class ConditionalBatchNormalization(BatchNormalization):
             kwargs["labels"] = labels
         if not kwargs.keys().isdisjoint(("gamma", "beta")):
             # The base class has Keras look at `inputs` only, to convert what is not.
-            self._convert_input_args = True
+            convert_arguments(self, True)
         return super().__call__(inputs, **kwargs)
 
     def compute_output_spec(  # type: ignore[override]
