@@ -58,7 +58,7 @@ def eager(x: Tensor) -> bool:
     return (
         type(x) in _PLAIN
         and not torch.compiler.is_compiling()
-        and torch_private.no_modes()
+        and torch_private.modes() == 0
     )
 
 

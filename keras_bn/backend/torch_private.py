@@ -1,6 +1,7 @@
 """What PyTorch says of the running call by names that are not public, all of them."""
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,14 +19,18 @@ _knows_task = private(
     "a pass that activation checkpointing repeats looks like any other: moving "
     "statistics move twice there",
 )
-_knows_functorch = private(
+functorch_runs: Callable[[], bool] = private(
     "torch._C:_are_functorch_transforms_active",
     "training within `torch.func` is an error of PyTorch's",
-)
-_knows_modes = private(
+) or (lambda: False)
+"""Whether a transformation of `torch.func` is around this call."""
+
+modes: Callable[[], int] = private(
     "torch._C:_len_torch_dispatch_stack",
     "no call is taken for an eager one, and training goes by the formulas, slower",
-)
+) or (lambda: 1)
+"""How many modes record or replace what operators do, as that of fake tensors does."""
+
 _knows_level = private(
     "torch.autograd.forward_ad:_current_level",
     "each tensor is asked whether it is a dual number, which takes longer",
@@ -50,20 +55,9 @@ def in_backward_pass() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def functorch_runs() -> bool:
-    """Whether a transformation of `torch.func` is around this call."""
-    known = _knows_functorch is not None
-    return known and bool(torch._C._are_functorch_transforms_active())
-
-
 def dual_numbers() -> bool:
     """Whether there may be dual numbers, of forward mode."""
     return _knows_level is None or bool(forward_ad._current_level >= 0)
-
-
-def no_modes() -> bool:
-    """Whether no mode records or replaces what operators do, as fake tensors' does."""
-    return _knows_modes is not None and torch._C._len_torch_dispatch_stack() == 0
 
 
 def active_ddp() -> Any:
