@@ -53,7 +53,7 @@ unexport PYTHONPATH
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all lint $(BACKENDS:%=test-%) test-once test-min-keras \
-    test-python test-lowest test-nightly release-check measure gpu passes mutants clean \
+    test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
     check-python check-backend
 
 help:
@@ -69,6 +69,7 @@ help:
 	@echo "make test-nightly    the tests with tonight's Keras and the newest of all else"
 	@echo "make release-check   build what would be released, and try it in new environments"
 	@echo "make lint            ruff and mypy"
+	@echo "make docs            the documentation site, into build/site/index.html"
 	@echo "make measure         the benchmark on each backend, into docs/"
 	@echo "make gpu             the tests marked gpu and the benchmark on a GPU, with the"
 	@echo "                     Python at hand; DRY=1 runs the same on the CPU, small"
@@ -106,6 +107,11 @@ $(BACKENDS:%=test-%): test-%: $(TEST)/installed
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
 	@KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and once)
+
+# The tests build it as well, as strictly.
+docs: $(TEST)/installed
+	@NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
+	@echo "build/site/index.html"
 
 test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"

@@ -14,23 +14,7 @@ import numpy as np
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Kernels, Processes, Replicas, Service, Tensor
 
-__all__ = [
-    "Service",
-    "copies",
-    "describe",
-    "ensure_shape",
-    "group_ranks",
-    "kernels",
-    "processes",
-    "readable",
-    "recomputing",
-    "replicas",
-    "represents",
-    "require_own_weights",
-    "require_represented",
-    "same_device",
-    "timing",
-]
+__all__ = ["Service", "describe"]  # the rest is for the parts of this package
 
 
 _KERNEL_FILES = {
@@ -42,8 +26,11 @@ _KERNEL_FILES = {
 
 
 # Keras fixes its backend at import; so do we. No other framework is imported.
-_kernels = importlib.import_module(
-    f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+_kernels = cast(
+    Kernels,
+    importlib.import_module(
+        f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+    ),
 )
 
 
@@ -57,6 +44,7 @@ def _of_framework(subject: str) -> ModuleType | None:
 _context = _of_framework("context")
 _replicas = _of_framework("replicas")
 _processes = _of_framework("processes")
+_require_own_weights = getattr(_replicas, "require_own_weights", None)
 
 
 def timing() -> ModuleType:
@@ -72,7 +60,7 @@ def timing() -> ModuleType:
 
 def kernels() -> Kernels:
     """The kernels for the backend that Keras runs on."""
-    return cast(Kernels, _kernels)
+    return _kernels
 
 
 def replicas(
@@ -92,22 +80,50 @@ def replicas(
 
     Raises:
         ValueError: The engine that is started cannot serve synchronized statistics, or
-            knows no such groups.
+            knows no such groups; or the backend is one whose engines are not known.
     """
-    return _replicas.replicas(groups, batch, parameters) if _replicas else None
+    if _replicas is None:
+        raise _of_one_replica("synchronized")
+    return _replicas.replicas(groups, batch, parameters)
 
 
-def processes(groups: Groups = None) -> Processes | None:
+def _of_one_replica(argument: str) -> ValueError:
+    """The error where statistics would be of this replica alone, and nobody knew."""
+    where = (
+        f"on the backend '{keras.backend.backend()}', whose replicas and processes are "
+        f"not known here, as those of {', '.join(sorted(_KERNEL_FILES))} are"
+    )
+    if argument == "replicas":
+        return ValueError(
+            f"Argument `replicas` must be given {where}. Received: replicas=None"
+        )
+    return ValueError(
+        f"Argument `synchronized` must be False {where}. For inference it may be True, "
+        "and `keras_bn.convert(model, synchronized=False)` gives a model that trains "
+        "alone. Received: synchronized=True"
+    )
+
+
+def processes(
+    groups: Groups = None, argument: str = "synchronized"
+) -> Processes | None:
     """The processes that share out data between them; None where this one is alone.
 
     Those of `torch.distributed`, of JAX's cluster, or of the strategy in
     whose scope TensorFlow is; or of this one's group among them. Devices of one process
     are none.
 
+    Args:
+        groups: See `keras_bn.backend.groups`.
+        argument: The one by which they were asked for, for the error.
+
     Raises:
-        ValueError: Groups that are not groups of them.
+        ValueError: Groups that are not groups of them; or the backend is one whose
+            processes are not known.
     """
-    return _processes.processes(groups) if _processes else None
+    if _processes is None:
+        raise _of_one_replica(argument)
+    return _processes.processes(groups)
 
 
 def copies(value: Tensor) -> list[np.ndarray]:
@@ -116,7 +132,9 @@ def copies(value: Tensor) -> list[np.ndarray]:
     Several under `tf.distribute`, and on JAX where an array was called the same on all
     devices without a check.
     """
-    return _processes.copies(value) if _processes else [np.array(value)]
+    if _processes is None:
+        return [np.array(keras.ops.convert_to_numpy(value))]
+    return _processes.copies(value)
 
 
 def group_ranks(value: object) -> list[int] | None:
@@ -150,18 +168,18 @@ def require_own_weights(layer: keras.Layer) -> None:
     Raises:
         ValueError: What Keras would train are not the weights that are trained.
     """
-    check = getattr(_replicas, "require_own_weights", None)
-    if check:
-        check(layer)
+    if _require_own_weights:
+        _require_own_weights(layer)
 
 
 def readable(x: Tensor) -> bool:
     """Whether a look at the values of `x` costs nothing and asks nothing of a tracer.
 
     Not where the call is traced or transformed, and not where the values lie on an
-    accelerator, which would have to be waited for.
+    accelerator, which would have to be waited for. On a backend that is not known here,
+    arrays of NumPy only: of others it cannot be told.
     """
-    return _context is None or bool(_context.readable(x))
+    return isinstance(x, np.ndarray) if _context is None else bool(_context.readable(x))
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
@@ -186,7 +204,12 @@ def describe() -> list[Service]:
     ... }
     True
     """
-    return list(kernels().services())
+    return [*kernels().services(), *([] if _replicas else [_NOT_SYNCHRONIZED])]
+
+
+_NOT_SYNCHRONIZED = Service(
+    "training, synchronized", "none", "an error: this backend's replicas are not known"
+)
 
 
 def represents(dtype: str) -> bool:

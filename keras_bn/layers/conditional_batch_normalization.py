@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import activations, backend, ops
 
+from keras_bn._keras import attached_mask
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
 from keras_bn.layers.call_arguments import as_it_was
 from keras_bn.ops import _arguments, _rows, statistics_dtype
-from keras_bn.ops.batch_norm import Prepared, as_tensor, attached_mask
+from keras_bn.ops.batch_norm import Prepared, as_tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
