@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from keras import activations, backend, ops
-from keras.src.backend import get_keras_mask
 
 from keras_bn.backend import ensure_shape, kernels
 from keras_bn.backend import replicas as replicas
@@ -236,14 +235,6 @@ class Prepared(NamedTuple):
     def residual(self, residual: Any) -> Tensor | None:
         """See `_arguments.residual_like`."""
         return None if residual is None else _arguments.residual_like(residual, self.x)
-
-
-def attached_mask(x: Any) -> Any:
-    """The mask that Keras has attached to `x`, or None.
-
-    Keras hands it to a layer's `mask` only where `x` is the one tensor in the call.
-    """
-    return get_keras_mask(x)
 
 
 def prepare(
