@@ -105,6 +105,9 @@ def test_a_module_brings_its_own_settings():
             r"`epsilon` must be.*'stem_bn' has 0.001",
         ),
         ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"momentum": -0.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"count": True}, ValueError, r"`count` must be a whole number"),
+        ({}, {}, {"count": 2.5}, ValueError, r"`count` must be a whole number"),
         (
             {},
             {"size": 4},
