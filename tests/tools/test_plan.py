@@ -180,7 +180,7 @@ IN_THE_WAY = [
         (_hidden, "nothing comes before it in its model"),
         (_not_finite, "not finite"),
     ],
-    ids=lambda one: getattr(one, "__name__", ""),
+    ids=lambda one: one if isinstance(one, str) else "",
 )
 def test_what_stays_says_why(build, reason):
     keras.utils.clear_session(free_memory=False)
