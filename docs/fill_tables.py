@@ -1,27 +1,37 @@
-"""Fills the performance tables of README.md, docs/performance.md and docs/tools.md.
+"""Fills the performance tables of the pages below, and draws the charts beside them.
 
 The numbers are those of docs/measurements/*.json, which `make measure` writes, and
 `make passes` those that are counted:
 
-    python docs/fill_tables.py          # rewrites the tables
+    python docs/fill_tables.py          # rewrites the tables, and what charts changed
     python docs/fill_tables.py --check  # fails if they are not up to date
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
+import charts
+from measured import (
+    BACKENDS,
+    NETWORKS,
+    find,
+    load,
+    machine_line,
+    machines,
+    measured,
+    one_line,
+)
+
 DOCS = Path(__file__).parent
 PAGES = {
     DOCS.parent / "README.md": ("summary",),
-    DOCS / "performance.md": ("networks", "passes", "full"),
+    DOCS / "performance.md": ("networks",),
+    DOCS / "measurements" / "README.md": ("full", "passes"),
     DOCS / "tools.md": ("folded", "large"),
 }
-BACKENDS = ("torch", "jax", "tensorflow")
 IMAGES = ("image 56", "image 14", "image 112")
-NETWORKS = ("resnet20", "resnet20-projected", "resnet50")
 COUNTED = (
     *("kernels", "passes", "saved", "temporary"),
     *("uploads", "waits", "graph_breaks"),
@@ -33,22 +43,6 @@ NATIVE = {
 }
 
 
-def load(name: str) -> dict:
-    """One file of measurements."""
-    return json.loads((DOCS / "measurements" / f"{name}.json").read_text())
-
-
-def find(rows: list[dict], **wanted: str) -> list[dict]:
-    """The rows that have these values."""
-    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
-
-
-def machine_line(machine: dict) -> str:
-    """What the numbers were measured on, in one line."""
-    names = ("device", "processor", "cores", "python", "keras", *BACKENDS)
-    return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
-
-
 def over_images(rows: list[dict], way: str, mode: str, contender: str) -> float | None:
     """The median over the three image shapes of a contender's time over ours."""
     found = find(rows, way=way, mode=mode, contender=contender)
@@ -57,51 +51,29 @@ def over_images(rows: list[dict], way: str, mode: str, contender: str) -> float 
 
 
 def summary() -> str:
-    """A row a backend: how much longer the peers take, and what is kept in memory."""
+    """A row a backend: how long the others take over ours, small enough for a phone."""
     lines = [
-        "| backend | training: Keras's layer takes | the framework's own takes | "
-        "inference: Keras's, own | kept for the backward pass: ours, Keras's | "
-        "added to a ResNet-20 step without norm: by ours, by Keras's (the step) |",
-        "|---|---|---|---|---|---|",
+        "| backend | Keras's layer, training | inference | the framework's own, "
+        "training | inference |",
+        "|---|--:|--:|--:|--:|",
     ]
     for backend in BACKENDS:
         rows = load(backend)["rows"]
-        way, native = rows[0]["way"], NATIVE[backend]
+        way = rows[0]["way"]
         cells = [
-            over_images(rows, way, mode, contender)
+            times(over_images(rows, way, mode, contender))
+            for contender in ("keras", NATIVE[backend])
             for mode in ("training", "inference")
-            for contender in ("keras", native)
         ]
-        train_keras, train_native, infer_keras, infer_native = map(times, cells)
-        saved = [
-            find(rows, contender=name)[0]["saved"] for name in ("keras_bn", "keras")
-        ]
-        kept = (
-            "not counted"
-            if None in saved
-            else "{:.2f} and {:.2f} inputs".format(*saved)
-        )
-        lines.append(
-            f"| {backend} ({way}) | {train_keras} | {train_native} ({native}) | "
-            f"{infer_keras}, {infer_native} | {kept} | {added(backend)} |"
-        )
-    machines = {machine_line({**load(b)["machine"]}): None for b in BACKENDS}
-    return "\n".join([*lines, "", *(f"- {line}" for line in machines)])
+        lines.append(f"| {backend} ({way}) | {' | '.join(cells)} |")
+    own = ", ".join(f"`{name}`" for name in NATIVE.values())
+    machine = one_line([load(backend)["machine"] for backend in BACKENDS])
+    return "\n".join([*lines, "", f"The own: {own}. On: {machine}."])
 
 
 def times(ratio: float | None) -> str:
     """A ratio for a reader."""
-    return "-" if ratio is None else f"{ratio:.2f} times"
-
-
-def added(backend: str) -> str:
-    """What our layer and Keras's add to the ResNet-20 step without norm."""
-    rows = load(f"{backend}-resnet20")["rows"]
-    ours, keras = (
-        find(rows, contender=name)[0]["added_ms"] for name in ("keras_bn", "keras")
-    )
-    (none,) = find(rows, contender="no norm")
-    return f"{ours:+.0f} ms, {keras:+.0f} ms ({none['median_ms']:.0f} ms)"
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def full() -> str:
@@ -227,18 +199,6 @@ def pair(rows: list[dict], name: str) -> str:
     return ", ".join(f"{n:.2f}" if isinstance(n, float) else str(n) for n in counts)
 
 
-def measured(name: str) -> list[str]:
-    """The backends that there is a file of this name for."""
-    folder = DOCS / "measurements"
-    return [b for b in BACKENDS if (folder / f"{b}-{name}.json").exists()]
-
-
-def machines(name: str) -> list[str]:
-    """What each backend's file of this name was measured on, once each."""
-    lines = (machine_line(load(f"{b}-{name}")["machine"]) for b in measured(name))
-    return [f"- {line}" for line in dict.fromkeys(lines)]
-
-
 TABLES = {
     "summary": summary,
     "full": full,
@@ -264,19 +224,23 @@ def filled(page: Path, names: tuple[str, ...]) -> str:
 
 
 def main() -> int:
-    """Rewrites the pages, or with --check says whether they would change."""
+    """Rewrites pages and charts, or with --check says whether they would change."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = [
         page for page, names in PAGES.items() if filled(page, names) != page.read_text()
     ]
+    old = [name for name in charts.DRAWN if charts.stale(name)]
+    if check:
+        for name in [page.name for page in stale] + [f"{name}.svg" for name in old]:
+            print(f"{name} is not up to date: run python docs/fill_tables.py")
+        return int(bool(stale or old))
     for page in stale:
-        if check:
-            print(f"{page.name} is not up to date: run python docs/fill_tables.py")
-        else:
-            page.write_text(filled(page, PAGES[page]))
-    return int(check and bool(stale))
+        page.write_text(filled(page, PAGES[page]))
+    for name in old:
+        charts.draw(name)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Set-up for every test: one backend a process, fixed seeds, Keras's state restored."""
 
+import collections
 import os
 
 # Triton's kernels run in its interpreter, unless set otherwise: with a GPU, `make gpu`
@@ -52,3 +53,17 @@ def cheap_initial_weights():
 
 def _zeros(self, shape, dtype=None):
     return np.zeros(shape, dtype or "float32")
+
+
+_LEFT_OUT = collections.Counter()
+
+
+def pytest_deselected(items):
+    """Counts what is slow and left to `make test-all`, by the reasons."""
+    marks = (item.get_closest_marker("slow") for item in items)
+    _LEFT_OUT.update(mark.args[0] for mark in marks if mark)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for reason, count in _LEFT_OUT.items():
+        terminalreporter.write_line(f"left to `make test-all`: {count} ({reason})")

@@ -8,7 +8,7 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 # docs/tools.md has a test of its own.
-PAGES = ["training.md", "distributed.md", "deployment.md"]
+PAGES = ["training.md", "distributed.md", "deployment.md", "networks.md"]
 
 
 def blocks(page):

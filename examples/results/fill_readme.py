@@ -1,4 +1,4 @@
-"""Fills the table of examples/README.md, and the main page's lines, from the results.
+"""Fills the sections of examples/README.md, a study each, from the results.
 
 The numbers are those of the JSON files beside this script, which the studies write:
 
@@ -321,26 +321,24 @@ def load(name: str) -> dict[str, Any]:
 
 
 def studies() -> str:
-    """The table, and what it was measured on."""
-    lines = [
-        "| study | claim and source | what we measured | picture |",
-        "|---|---|---|---|",
-    ]
+    """A section a study, and what they were measured on."""
+    parts = []
     machines: dict[str, list[str]] = {}
     for name, row in ROWS.items():
         document = load(name)
         number = len(document["settings"].get("seeds", ()))
         seeds_told = f" {number} seeds, ± their standard deviation." if number else ""
-        lines.append(
-            f"| [{name}]({name}.py) | {row.claim} {row.source} | "
-            f"{row.measured(document)}{seeds_told} "
-            f"[All numbers](results/{name}.json) | "
-            f"![{name}](results/{name}.png) |"
-        )
+        parts += [
+            f"## {name.replace('_', ' ').capitalize()}",
+            f"*{row.claim}* {row.source}",
+            f"{row.measured(document)}{seeds_told}",
+            f"![{name.replace('_', ' ')}](results/{name}.png)",
+            f"[{name}.py]({name}.py), [all numbers](results/{name}.json)",
+        ]
         about = ", ".join(f"{key} {x}" for key, x in document["machine"].items())
         machines.setdefault(about, []).append(name)
     told = [f"- {', '.join(names)}: {about}" for about, names in machines.items()]
-    return "\n".join([*lines, "", "Measured on:", "", *told])
+    return "\n\n".join([*parts, "## What it was measured on", "\n".join(told)])
 
 
 PAGES: dict[Path, Callable[[], str]] = {EXAMPLES / "README.md": studies}

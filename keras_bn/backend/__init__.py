@@ -14,23 +14,7 @@ import numpy as np
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Kernels, Processes, Replicas, Service, Tensor
 
-__all__ = [
-    "Service",
-    "copies",
-    "describe",
-    "ensure_shape",
-    "group_ranks",
-    "kernels",
-    "processes",
-    "readable",
-    "recomputing",
-    "replicas",
-    "represents",
-    "require_own_weights",
-    "require_represented",
-    "same_device",
-    "timing",
-]
+__all__ = ["Service", "describe"]  # the rest is for the parts of this package
 
 
 _KERNEL_FILES = {
@@ -42,8 +26,11 @@ _KERNEL_FILES = {
 
 
 # Keras fixes its backend at import; so do we. No other framework is imported.
-_kernels = importlib.import_module(
-    f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+_kernels = cast(
+    Kernels,
+    importlib.import_module(
+        f"keras_bn.backend.{_KERNEL_FILES.get(keras.backend.backend(), 'reference')}"
+    ),
 )
 
 
@@ -57,6 +44,7 @@ def _of_framework(subject: str) -> ModuleType | None:
 _context = _of_framework("context")
 _replicas = _of_framework("replicas")
 _processes = _of_framework("processes")
+_require_own_weights = getattr(_replicas, "require_own_weights", None)
 
 
 def timing() -> ModuleType:
@@ -72,7 +60,7 @@ def timing() -> ModuleType:
 
 def kernels() -> Kernels:
     """The kernels for the backend that Keras runs on."""
-    return cast(Kernels, _kernels)
+    return _kernels
 
 
 def replicas(
@@ -150,9 +138,8 @@ def require_own_weights(layer: keras.Layer) -> None:
     Raises:
         ValueError: What Keras would train are not the weights that are trained.
     """
-    check = getattr(_replicas, "require_own_weights", None)
-    if check:
-        check(layer)
+    if _require_own_weights:
+        _require_own_weights(layer)
 
 
 def readable(x: Tensor) -> bool:

@@ -43,6 +43,8 @@ def unavailable() -> str | None:
 
 def serves_statistics(*vectors: Tensor) -> bool:
     """Whether `usable` and `moving_average` serve these: one launch each."""
+    if not _on_cuda(vectors[0]):
+        return False
     return all(
         _on_cuda(one) and one.dtype == torch.float32 and one.numel() > 0
         for one in vectors

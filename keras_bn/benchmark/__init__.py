@@ -4,7 +4,7 @@ Each case runs this package's layer, Keras's and the framework's own in turns, A
 A B C, so that what else the machine does falls on all of them; medians are reported.
 """
 
-from keras_bn.benchmark.layer import run_case
+from keras_bn.benchmark.layer import Case, Missing, Result, Row, run_case
 from keras_bn.benchmark.measure import Timing, interleaved
 
-__all__ = ["Timing", "interleaved", "run_case"]
+__all__ = ["Case", "Missing", "Result", "Row", "Timing", "interleaved", "run_case"]

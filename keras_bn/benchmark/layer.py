@@ -21,7 +21,14 @@ PASSES = {"training": 8, "inference": 2}
 
 
 class Case(NamedTuple):
-    """An input to time the layer on."""
+    """An input to time the layer on.
+
+    Attributes:
+        name: What the report calls it.
+        shape: Its shape.
+        axis: The feature axis.
+        dtype: Its dtype; of half precision, the layers run under a mixed policy.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -97,7 +104,12 @@ class Missing(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was timed, and what could not be."""
+    """What was timed, and what could not be.
+
+    Attributes:
+        rows: One for each contender that ran.
+        missing: One for each that did not.
+    """
 
     rows: list[Row]
     missing: list[Missing]

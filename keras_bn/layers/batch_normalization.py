@@ -437,10 +437,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # Keras looks through all arguments for what to convert, which on torch
             # takes longer than a small batch: only once there was something.
             self._convert_input_args = True
-        if not backend.is_keras_tensor(inputs):
-            for name in ("weights", "residual"):
-                if kwargs.get(name) is not None:
-                    kwargs[name] = AsItIs(kwargs[name])
+        for name in ("weights", "residual"):
+            if kwargs.get(name) is not None and not backend.is_keras_tensor(inputs):
+                kwargs[name] = AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)
 
     def _is_converted(self, x: Any) -> bool:
@@ -482,7 +481,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         residual: Any = None,
     ) -> Any:
         """`call`, with the moving statistics to use and to move."""
-        weights, residual = map(as_it_was, (weights, residual))
+        weights = None if weights is None else as_it_was(weights)
+        residual = None if residual is None else as_it_was(residual)
         require_own_weights(self)
         built = self._parameter_shape
         given = prepare(

@@ -1,4 +1,4 @@
-"""The scripts for two processes run as the README starts them."""
+"""The scripts for two processes run as docs/distributed.md starts them."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ TIMEOUT = 300
 
 
 def command():
-    """The command of this backend in the README, with this environment's programs."""
-    pattern = rf"^KERAS_BACKEND={BACKEND} ((?:python|torchrun) .*)$"
-    (found,) = re.findall(pattern, (ROOT / "README.md").read_text(), re.M)
+    """The command of this backend in that page, with this environment's programs."""
+    pattern = rf"^    KERAS_BACKEND={BACKEND} ((?:python|torchrun) .*)$"
+    (found,) = re.findall(pattern, (ROOT / "docs/distributed.md").read_text(), re.M)
     program, *arguments = found.split()
     module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
     # A port of its own: another run may listen on the default one.

@@ -1,0 +1,71 @@
+"""What `tests/mutate.py` stands on: the faults it makes, and who looks for them."""
+
+import collections
+
+import pytest
+
+from mutation.faults import faults
+from mutation.tracing import likely
+
+pytestmark = pytest.mark.once
+
+MADE = {
+    # a source: what it becomes, by one fault each
+    "a + b": ["a - b"],
+    "-a * 2.5": ["-a / 2.5", "(a) * 2.5", "-a * 5.0"],
+    "a < b": ["a <= b"],
+    "a is not b": ["a is b"],
+    "(a) and (b)": ["(a) or (b)"],
+    "x = 1 if a else b": ["x = 2 if a else b", "x = 1 if (not (a)) else b"],
+    "f(a, b, c=True)": ["pass", "f(a, b, )", "f(a, b, c=False)"],
+    "x = f(a)": ["x = (a)"],
+    "x = f(x)": ["pass", "x = (x)"],
+    "x.y = f()": ["pass"],
+    "a, b = f(c), a": ["pass", "a, b = (c), a"],
+    "if a:\n    raise ValueError(f'{1 + 2}')": [
+        "if (not (a)):\n    raise ValueError(f'{1 + 2}')",
+        "if a:\n    pass",
+    ],
+    # What is for people, or not run.
+    "def f(a: 'int | None' = None) -> g(1): 'text'": [],
+    "Some = int | None": [],
+    "x: f(2)": [],
+}
+
+
+@pytest.mark.parametrize(("source", "expected"), MADE.items(), ids=MADE)
+def test_faults(source, expected):
+    found = [fault.applied(source) for fault in faults(source)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_fault_knows_its_statement():
+    source = "def f(a,\n      b=1):\n    'ä'; return g(\n        a + b)"
+    found = {fault.difference(source)[1]: fault.lines for fault in faults(source)}
+    assert found == {
+        "b=2):": (1, 2),
+        "a - b)": (3, 4),
+        "'ä'; return (a + b)": (3, 4),
+    }
+
+
+def test_who_looks_for_a_fault():
+    def traced(seconds, lines, apart=False):
+        return {"seconds": seconds, "apart": apart, "lines": {"a.py": lines}}
+
+    traces = {
+        "slow": traced(5, [3]),
+        "quick": traced(1, [3, 4]),
+        "elsewhere": traced(1, [8]),
+        "apart": traced(1, [], apart=True),
+        "too slow": traced(50, [3]),
+    }
+    none = collections.Counter()
+    assert likely(traces, "a.py", (2, 3), none, 20) == (["quick", "slow", "apart"], 7)
+    killed = collections.Counter(slow=9)
+    assert likely(traces, "a.py", (4, 4), killed, 20) == (["quick", "apart"], 2)
+    assert likely(traces, "a.py", (2, 3), killed, 6) == (["slow", "quick"], 6)
+    # As the module is imported: by all tests that run some of it.
+    names, _ = likely(traces, "a.py", (1, 1), none, 99)
+    assert set(names) == set(traces)
+    assert names[-1] == "apart"
