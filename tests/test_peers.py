@@ -1,4 +1,4 @@
-"""What docs/peers.md says of others shows, and our layer is right where they are not."""
+"""What docs/peers.md says of others shows; our layer is right where they are not."""
 
 import json
 
