@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import calls_of
 from keras_bn.ops._arguments import positive_epsilon
 from keras_bn.tools._walk import STATISTICS, Layer, array, float64, is_plain_batch_norm
 
@@ -96,7 +97,7 @@ def _check_axes(layer: Layer, axes: tuple[int, ...], rank: int) -> None:
 
 def _check_masks(layer: Layer) -> None:
     """Refuses a mask, in graphs that can be read."""
-    for node in layer._inbound_nodes:
+    for node in calls_of(layer):
         if node.arguments.kwargs.get("mask") is not None:
             raise ValueError(
                 f"Layer '{layer.name}' cannot be converted: a mask reaches it, and "

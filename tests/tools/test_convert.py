@@ -286,6 +286,19 @@ def test_training_goes_on_as_it_would_have():
         np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-6)
 
 
+def test_an_optimizer_of_other_weights_starts_anew():
+    x, y = images(8, 6), images(8, 5, seed=1)
+    model = _sequential()
+    model.compile("adam", "mse")
+    model.fit(x, y, verbose=0)
+    model.layers[1].gamma.assign(np.ones(5))
+    with pytest.raises(UserWarning, match="starts anew"):  # warnings are errors here
+        keras_bn.convert(model, scale=False)
+    model.layers[0].trainable = False  # of which its optimizer does not know
+    with pytest.raises(UserWarning, match="starts anew"):
+        keras_bn.convert(model)
+
+
 class Weighted(keras.metrics.Mean):
     """Has no `get_config`, so nothing can make another of it."""
 

@@ -65,6 +65,49 @@ def _norms(model):
     return (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
 
 
+# Layers by their data format, around norms of the channels.
+LAYOUTS = {
+    "pooled": lambda norm, **how: [
+        *(L.Conv2D(3, 2, **how), L.AveragePooling2D(2, **how), norm()),
+    ],
+    "repeated": lambda norm, **how: [
+        *(L.Conv2D(3, 2, **how), L.UpSampling2D(2, **how), norm()),
+    ],
+    "of all positions": lambda norm, **how: [
+        *(norm(), L.GlobalAveragePooling2D(**how), L.Dense(3)),
+    ],
+    "kept axes": lambda norm, **how: [
+        *(norm(), L.GlobalMaxPooling2D(keepdims=True, **how), L.Conv2D(3, 1, **how)),
+    ],
+    "without padding": lambda norm, **how: [
+        *(norm(), L.Conv2D(3, 2, strides=2, padding="same", **how)),
+    ],
+    "flat": lambda norm, **how: [norm(), L.Flatten(**how), L.Dense(3)],
+    "depthwise": lambda norm, **how: [
+        *(norm(), L.DepthwiseConv2D(3, depth_multiplier=2, **how), norm()),
+    ],
+    "separable": lambda norm, **how: [norm(), L.SeparableConv2D(3, 2, **how), norm()],
+    "transposed": lambda norm, **how: [L.Conv2DTranspose(3, 2, **how), norm()],
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_channels_first_fold_into_the_same_weights(case):
+    """Nothing is run: not every backend could."""
+    folded = []
+    for shape, axis, name in (((6, 6, 5), -1, "last"), ((5, 6, 6), 1, "first")):
+        layers = LAYOUTS[case](
+            lambda axis=axis: keras_bn.BatchNormalization(axis),
+            data_format=f"channels_{name}",
+        )
+        model = randomize(keras.Sequential([keras.Input(shape), *layers]))
+        copy, report = keras_bn.fold(model, explain=True)
+        assert report.left == []
+        folded.append(copy.get_weights())
+    for last, first in zip(*folded, strict=True):
+        np.testing.assert_allclose(first, last, rtol=1e-6)
+
+
 def _diamond():
     inputs = keras.Input((4,))
     x = L.Dense(4)(inputs)
@@ -228,8 +271,11 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
         [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
     )
     model.compile("adam", "mse", metrics=["mae"])
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
     x = images(8, 4)
     folded = keras_bn.fold(randomize(model))
+    assert int(folded.optimizer.iterations) == 0
     assert folded.evaluate(x, x, verbose=0) == pytest.approx(
         model.evaluate(x, x, verbose=0), rel=1e-5
     )

@@ -67,12 +67,14 @@ def test_matching(match, norm):
     assert weights_of(model) == before
 
 
-def test_settings_are_taken_over():
-    ours = keras_bn.from_torch(
-        _model(epsilon=1e-3), _state(), epsilon=1e-4, momentum=0.1
-    )
+def test_settings_are_taken_over_and_the_optimizer_starts_anew():
+    model = _model(epsilon=1e-3)
+    model.compile(keras.optimizers.SGD(momentum=0.9), "mae")
+    model.fit(images(4, 3), images(4, 3), verbose=0)
+    ours = keras_bn.from_torch(model, _state(), epsilon=1e-4, momentum=0.1)
     norm = ours.get_layer("stem_bn")
     assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    assert (ours.loss, int(ours.optimizer.iterations)) == ("mae", 0)
 
 
 def test_a_module_brings_its_own_settings():

@@ -359,7 +359,11 @@ def test_both_phases_train_and_fold():
         ]
     )
     model = randomize(model)
+    model.compile("sgd", "mae")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
     trained = keras_bn.quantize_aware(model, momentum=0.5)
+    assert (trained.loss, int(trained.optimizer.iterations)) == ("mae", 0)
     trained.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
     x, y = images(64, 6, 6, 2), images(64, 3, seed=1)
     first = trained.fit(x, y, epochs=3, batch_size=16, verbose=0).history["loss"]
