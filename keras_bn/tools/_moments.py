@@ -27,6 +27,8 @@ class RunningMoments:
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_bn.tools._moments import RunningMoments
     >>> moments = RunningMoments()
     >>> moments.add(2, np.array([1.0]), np.array([0.0]))
     >>> moments.add(2, np.array([3.0]), np.array([0.0]))
@@ -142,6 +144,8 @@ def distance(
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_bn.tools._moments import distance
     >>> one = np.ones(1)
     >>> distance(2 * one, one, 0 * one, one, epsilon=1e-3) < 2
     True
