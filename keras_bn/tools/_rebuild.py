@@ -184,9 +184,8 @@ class _Copier:
         if id(old) not in self._tensors:
             made_by = _keras.call_of(old)
             if made_by is None:
-                self._note([old], [_like(old)])
-            else:
-                self._call(made_by)
+                return old  # of no graph
+            self._call(made_by)
         return self._tensors[id(old)][1]
 
     def _note(self, old: list[Any], new: list[Any]) -> None:

@@ -249,6 +249,33 @@ def _loaded(model, folder):
     return keras.saving.load_model(folder / "model.keras", safe_mode=False)
 
 
+@keras.saving.register_keras_serializable("test_convert")
+class Fickle(L.Layer):
+    """Its next version makes no norm any more."""
+
+    made = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization() if self.made else None
+
+    def build(self, shape):
+        if self.norm is not None:
+            self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x)
+
+
+def test_a_class_that_has_changed_since_is_an_error(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), Fickle(name="fickle")])
+    keras_bn.convert(model).save(tmp_path / "model.keras")
+    monkeypatch.setattr(Fickle, "made", False)
+    message = r"'fickle' of class Fickle must make the layers that it had.*with \[\]"
+    with pytest.raises(ValueError, match=message):
+        keras.saving.load_model(tmp_path / "model.keras")
+
+
 def test_names_structure_and_sharing_are_kept():
     model = _functional()
     ours = keras_bn.convert(model)
