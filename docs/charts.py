@@ -111,6 +111,8 @@ def draw_ratios(numbers: Numbers, axes: plt.Axes) -> None:
             )
     axes.axvline(1, color=COLOURS[OURS], linewidth=1.5)
     axes.set_xscale("log", base=2)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.45), max(high, 2.2))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     axes.grid(axis="x", color="#dddddd")
     axes.set_xlabel("time over that of keras_bn: right of 1, keras_bn is faster")
@@ -136,9 +138,9 @@ def _cases(numbers: Numbers, axes: plt.Axes) -> None:
     axes.set_ylim(len(numbers) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=2, fontsize=9
-    )
+    columns = 2 if len(handles) > 3 else len(handles)
+    place = {"loc": "outside upper left", "ncols": columns, "fontsize": 9}
+    axes.figure.legend(handles.values(), handles.keys(), **place)
 
 
 class Chart(NamedTuple):

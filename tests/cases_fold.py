@@ -315,6 +315,29 @@ BEYOND = [
         1,
     ),
     Fold("group norm", lambda: [L.GroupNormalization(2), Norm()], IMAGE, 1),
+    # What Flatten does to an image with channels first, before a layer and after one.
+    Fold(
+        "flatten, turned",
+        lambda: [Norm(), L.Flatten(data_format="channels_first"), L.Dense(3)],
+        LINE,
+        1,
+    ),
+    Fold(
+        "flatten, turned back",
+        lambda: [
+            L.LayerNormalization(axis=(1, 2)),
+            L.Flatten(data_format="channels_first"),
+            Norm(),
+        ],
+        LINE,
+        1,
+    ),
+    Fold(
+        "permute after",
+        lambda: [Norm(axis=1), L.Permute((2, 3, 1)), L.Dense(3)],
+        (6, 5, 4),
+        1,
+    ),
     Fold(
         "norm of a norm",
         lambda: [L.ReLU(), Norm(), Norm(), L.ReLU()],

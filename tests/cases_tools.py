@@ -12,6 +12,8 @@ from keras.src.applications import (
     resnet,
 )
 
+import keras_bn
+
 
 class Family(NamedTuple):
     """A family of `keras.applications`, in a small size, and what fold makes of it."""
@@ -81,6 +83,20 @@ FAMILIES = [
     Family("InceptionV3", _public("InceptionV3"), 75, 94, 0),
     Family("InceptionResNetV2", _public("InceptionResNetV2"), 75, 204, 0),
 ]
+
+
+class InTraining(keras.layers.Layer):
+    """Calls its norm in training mode whatever the mode is."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.norm = keras_bn.BatchNormalization(**settings)
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x, training=True)
 
 
 def randomize(model, seed=0):

@@ -1,6 +1,7 @@
 """The command line: exit codes, and files that are whole or not there."""
 
 import json
+import runpy
 import sys
 
 import h5py
@@ -8,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 
-import fresh_process
 import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
@@ -27,6 +27,8 @@ def folder(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", images(32, 4))
     np.savez(tmp_path / "x.npz", x=images(32, 4), y=np.zeros(32))
     np.savez(tmp_path / "ab.npz", a=images(32, 4), b=np.zeros(32))
+    np.savez(tmp_path / "one.npz", a=images(32, 4))
+    np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object))
     np.save(tmp_path / "wide.npy", images(32, 5))
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "taken.keras").write_text("precious")
@@ -145,7 +147,7 @@ def test_the_reason_why_an_old_file_cannot_be_loaded_is_shown(folder, capsys):
     assert len(error) < 600
 
 
-@pytest.mark.parametrize("data", ["x.npy", "x.npz"])
+@pytest.mark.parametrize("data", ["x.npy", "x.npz", "one.npz"])
 def test_recalibrate(folder, data, capsys):
     command = ["recalibrate", "net.keras", "out.keras", "--data", data]
     assert cli.main([*command, "--batch-size", "8"]) == 0
@@ -213,6 +215,44 @@ def test_from_torch_by_a_mapping(folder, weights):
     np.testing.assert_array_equal(numpy(_load("out.keras").layers[1].moving_mean), mean)
 
 
+ALL_OPTIONS = [
+    *("--layers", "all", "--no-strict", "--key", "ema", "--map", "a=b=c"),
+    *("--epsilon", "0.5", "--momentum", "0.25", "--count", "9"),
+    *("--flatten", "channels_last"),
+]
+ALL_SETTINGS = {
+    **{"layers": "all", "strict": False, "key": "ema", "epsilon": 0.5},
+    **{"momentum": 0.25, "count": 9, "flatten": "channels_last"},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "mapping", "expected"),
+    [
+        ([], {}, dict.fromkeys(ALL_SETTINGS) | {"layers": "norms", "strict": True}),
+        (ALL_OPTIONS, {"a": "b=c"}, ALL_SETTINGS),
+    ],
+    ids=["none", "all"],
+)
+def test_from_torch_is_given_its_options(
+    folder, monkeypatch, options, mapping, expected
+):
+    given = []
+
+    def note(_, path, mapping, **settings):
+        given.append((path.name, mapping, settings))
+        if "epsilon" in settings:
+            raise ValueError("enough")
+
+    for tool in ("match_torch", "from_torch"):
+        monkeypatch.setattr(cli.tools, tool, note)
+    command = ["from-torch", "net.keras", "x.npy", "o.keras"]
+    assert cli.main([*command, *options]) == 3
+    names = ("layers", "strict", "key")
+    shown = {name: expected[name] for name in names}
+    assert given == [("x.npy", mapping, shown), ("x.npy", mapping, expected)]
+
+
 FROM_TORCH_FAILURES = [
     (["weights.pth", "taken.keras"], 4, "taken.keras exists: --force"),
     (["weights.pth", "out.h5"], 2, "must be a .keras file"),
@@ -250,6 +290,7 @@ FAILURES = [
     (["inspect", "net.keras", "--data", "none.npy"], 3, ".npy or .npz"),
     (["inspect", "net.keras", "--data", "text.keras"], 3, ".npy or .npz"),
     (["inspect", "net.keras", "--data", "ab.npz"], 3, "with ['a', 'b']"),
+    (["inspect", "net.keras", "--data", "objects.npy"], 3, "be a .npy or .npz"),
     (["inspect", "net.keras", "--plot", "taken.keras"], 4, "exists"),
     (["inspect", "net.keras", "--import", "no_such_module"], 2, "no_such_module"),
     (["inspect", "net.keras", "--plot", "p.doc"], 4, "could not be written"),
@@ -276,9 +317,117 @@ def test_a_model_that_fails_is_3_not_1(folder, monkeypatch, capsys):
     assert "the model fails: RuntimeError" in capsys.readouterr().err
 
 
+# The command and its options, the tool, and what it is given besides the model.
+OPTIONS = {
+    "inspect": (
+        ["inspect", "net.keras"],
+        "inspect",
+        {"steps": None, "batch_size": 128},
+    ),
+    "inspect, some": (
+        ["inspect", "net.keras", "--steps", "1", "--batch-size", "9"],
+        "inspect",
+        {"steps": 1, "batch_size": 9},
+    ),
+    "fold": (
+        ["fold", "net.keras", "o.keras", "--check"],
+        "fold",
+        {"explain": True, "check": True},
+    ),
+    "convert": (
+        ["convert", "net.keras", "o.keras"],
+        "convert",
+        {"to": "keras_bn", "check": False},
+    ),
+    "convert, some": (
+        [
+            *("convert", "net.keras", "o.keras", "--to", "group"),
+            *("--set", "groups=2", "--set", "epsilon=0.5"),
+        ],
+        "convert",
+        {"to": "group", "check": False, "groups": 2, "epsilon": 0.5},
+    ),
+    "recalibrate": (
+        ["recalibrate", "net.keras", "o.keras", "--data", "x.npy"],
+        "recalibrate",
+        {
+            **{"steps": None, "method": "population", "prior": None, "verbose": 0},
+            **{"batch_size": 32, "layer_by_layer": False, "include_frozen": False},
+        },
+    ),
+    "recalibrate, all": (
+        [
+            *("recalibrate", "net.keras", "o.keras", "--data", "x.npy", "--steps", "2"),
+            *("--batch-size", "8", "--method", "ema", "--prior", "1.5"),
+            *("--layer-by-layer", "--include-frozen"),
+        ],
+        "recalibrate",
+        {
+            **{"steps": 2, "method": "ema", "prior": 1.5, "verbose": 0},
+            **{"batch_size": 8, "layer_by_layer": True, "include_frozen": True},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "tool", "expected"), OPTIONS.values(), ids=OPTIONS)
+def test_options_come_to_the_tool(folder, monkeypatch, command, tool, expected):
+    given = {}
+
+    def note(*_, **settings):
+        given.update(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli.tools, tool, note)
+    assert cli.main(command) == 3
+    assert given == expected
+
+
+def test_a_bar_on_a_terminal_only(folder, monkeypatch, capsys):
+    command = ["recalibrate", "net.keras", "out.keras", "--data", "x.npy"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(command) == 0
+    assert "1/1" in capsys.readouterr().out
+
+
+def _own_loss(y, p):
+    return (y - p) ** 2
+
+
+def test_a_model_without_its_loss_is_read_all_the_same(folder, capsys):
+    model = _load("net.keras")
+    model.compile("sgd", _own_loss)
+    model.save("own.keras")
+    assert cli.main(["inspect", "own.keras"]) == 0
+    assert "loaded without its compile state: " in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib_is_said(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["inspect", "net.keras", "--plot", "p.png"]) == 4
+    assert "could not be written: `plot` needs matplotlib" in capsys.readouterr().err
+
+
+def test_what_came_meanwhile_is_not_overwritten(folder, monkeypatch, capsys):
+    fold = cli.tools.fold
+
+    def late(*arguments, **settings):
+        (folder / "out.keras").write_text("precious")
+        return fold(*arguments, **settings)
+
+    monkeypatch.setattr(cli.tools, "fold", late)
+    assert cli.main(["fold", "net.keras", "out.keras"]) == 4
+    assert "out.keras exists: --force overwrites it" in capsys.readouterr().err
+    assert (folder / "out.keras").read_text() == "precious"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".keras-bn")]
+
+
 def test_force_overwrites(folder):
     assert cli.main(["fold", "net.keras", "taken.keras", "--force"]) == 0
     assert len(_load("taken.keras").layers) == 2
+    (folder / "p.png").write_text("taken")
+    assert cli.main(["inspect", "net.keras", "--plot", "p.png", "--force"]) == 0
+    assert (folder / "p.png").stat().st_size > 1000
 
 
 def test_a_failing_write_leaves_the_old_file(folder, monkeypatch):
@@ -347,12 +496,14 @@ def test_custom_layers_are_imported(folder, monkeypatch, capsys):
 
     layers = [L.Dense(2), L.BatchNormalization(), own_layer.Twice()]
     keras.Sequential([keras.Input((4,)), *layers]).save("own.keras")
-    # In another process, where nobody has imported it.
-    command = ["-m", "keras_bn", "fold", "own.keras", "out.keras"]
+    # As in another process, where nobody has imported it.
+    command = ["fold", "own.keras", "out.keras"]
     keras.saving.get_custom_objects().pop("own>Twice")
     del sys.modules["own_layer"]
-    assert cli.main(command[2:]) == 3
+    assert cli.main(command) == 3
     assert "--import MODULE" in capsys.readouterr().err
-    backend = keras.backend.backend()
-    out = fresh_process.run([*command, "--import", "own_layer"], backend)
-    assert "1 batch norm layers folded" in out
+    monkeypatch.setattr(sys, "argv", ["", *command, "--import", "own_layer"])
+    with pytest.raises(SystemExit) as ended:  # `python -m keras_bn`
+        runpy.run_module("keras_bn", run_name="__main__")
+    assert ended.value.code == 0
+    assert "1 batch norm layers folded" in capsys.readouterr().out

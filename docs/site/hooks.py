@@ -24,7 +24,10 @@ LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Takes the addresses from pyproject.toml, where they stand once."""
     config.site_url = URLS["Documentation"]
-    config.repo_url = URLS["Repository"]
+    # Not `repo_url`, for which each page would ask GitHub's server for its stars.
+    config.extra["social"] = [
+        {"icon": "fontawesome/brands/git-alt", "link": URLS["Repository"]}
+    ]
     return config
 
 

@@ -2,25 +2,23 @@
 
 import re
 from collections.abc import Iterator
+from textwrap import dedent, indent
 from typing import Any
 
 import griffe
 
 EXAMPLE = re.compile(r"^Example:\n\n(.*)\Z", re.M | re.S)
 CALL_ARGUMENTS = re.compile(r"^Call arguments:$", re.M)
-RETURNS = re.compile(r"^Returns:\n    ", re.M)
+# Read as such, a return has a type, and a reference is a box that folds.
+PLAIN = re.compile(r"^(Returns|Reference):\n((?:    .*\n|\n)+)", re.M)
 
 
 def in_googles_form(docstring: str) -> str:
     """The text with those sections of Keras's form that griffe knows by other names."""
     # "Args" would be looked for in the constructor's signature.
     text = CALL_ARGUMENTS.sub("Other args: Call arguments", docstring)
-    # Whatever stands before the first colon would be a type.
-    text = RETURNS.sub("Returns:\n    : ", text)
-    return EXAMPLE.sub(
-        lambda found: "Examples:\n" + re.sub(r"^(?=.)", "    ", found[1], flags=re.M),
-        text,
-    )
+    text = EXAMPLE.sub(lambda it: f"Examples:\n{indent(it[1], '    ')}", text)
+    return PLAIN.sub(lambda it: f"**{it[1]}:**\n\n{dedent(it[2])}", f"{text}\n")
 
 
 class KerasDocstrings(griffe.Extension):

@@ -332,7 +332,8 @@ def studies() -> str:
             f"## {name.replace('_', ' ').capitalize()}",
             f"*{row.claim}* {row.source}",
             f"{row.measured(document)}{seeds_told}",
-            f"![{name.replace('_', ' ')}](results/{name}.png)",
+            # A link to itself, for a phone to show it larger.
+            f"[![{name.replace('_', ' ')}](results/{name}.png)](results/{name}.png)",
             f"[{name}.py]({name}.py), [all numbers](results/{name}.json)",
         ]
         about = ", ".join(f"{key} {x}" for key, x in document["machine"].items())

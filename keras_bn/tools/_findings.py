@@ -209,9 +209,9 @@ def _always_training(facts: Facts) -> Result:
         return None
     return (
         "warning",
-        "called with training=True: inference, too, depends on the rest of the batch, "
-        "and changes the moving statistics",
-        "leave the argument out, unless that is meant",
+        "called with training=True: where the model's own mode is left out, `model(x)` "
+        "depends on the rest of the batch, and changes the moving statistics",
+        "leave the argument out, unless that is meant; `predict` overrides it",
     )
 
 

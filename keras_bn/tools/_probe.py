@@ -110,7 +110,7 @@ class _Observer:
             None if one is None or bare else ops.stop_gradient(one.value)
             for one in (layer.gamma, layer.beta)
         ]
-        # A call with training=True written into the model ignores its mode.
+        # A class whose `call` says training=True ignores the mode; a graph does not.
         by_batch = self._by_batch or (training and normalizes_by_batch(layer))
         by_batch = by_batch or infers_by_batch(layer)
         if by_batch or self._see is not None:

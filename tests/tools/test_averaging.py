@@ -149,16 +149,34 @@ def test_recalibrated_debiased_averages_are_whole():
         np.testing.assert_array_equal(values(norm)[name], [1.0] * 3)
 
 
-@pytest.mark.parametrize("settings", [PLAIN, DEBIASED], ids=["plain", "debiased"])
-def test_the_callback_puts_counts_back(settings):
+KEPT = {"plain": PLAIN, "debiased": DEBIASED, "renorm": {"renorm": True}}
+
+
+@pytest.mark.parametrize("settings", KEPT.values(), ids=KEPT)
+def test_the_callback_puts_all_statistics_back(settings):
     model, norm = trained(Norm(**settings))
-    callback = Recalibrate(X[3])
+    callback = Recalibrate(X[3], when=("epoch", "validation"))
     callback.set_model(model)
     before = values(norm)
-    callback.on_test_begin()
-    assert np.any(values(norm)["moving_mean"] != before["moving_mean"])
+    callback.on_epoch_end(0)
+    recalibrated = values(norm)
+    for name in set(before) - {"gamma", "beta"}:
+        assert np.any(recalibrated[name] != before[name])
+    callback.on_test_begin()  # by another callback, before the next epoch
+    np.testing.assert_equal(values(norm), recalibrated)
     callback.on_test_end()
     np.testing.assert_equal(values(norm), before)
+
+
+def test_the_callback_leaves_the_statistics_of_the_end():
+    model, norm = trained(Norm())
+    callback = Recalibrate(X[3], when=("epoch", "end"))
+    callback.set_model(model)
+    callback.on_epoch_end(0)
+    callback.on_train_end()
+    recalibrated = values(norm)
+    callback.on_test_end()
+    np.testing.assert_equal(values(norm), recalibrated)
 
 
 def test_inspect_knows_how_they_average():
@@ -191,9 +209,12 @@ def test_what_remains_of_the_initial_values():
     norm = Norm(momentum=HALF)
     assert remaining(norm, 4) == pytest.approx(0.5**3 * 0.75)
     assert remaining(norm, 100_000) == 0.0
+    assert remaining(keras.layers.BatchNormalization(momentum=0.5), 3) == 0.125
     norm.build((None, 3))
     norm.moving_step.assign(3)
     assert momentum_now(norm) == 0.75
+    norm.momentum = lambda step: 0.5 + step  # what is above 1 keeps all
+    assert momentum_now(norm) == 1.0
 
 
 def test_tools_let_a_layer_infer_by_the_batch():

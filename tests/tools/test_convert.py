@@ -286,6 +286,19 @@ def test_training_goes_on_as_it_would_have():
         np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-6)
 
 
+def test_an_optimizer_of_other_weights_starts_anew():
+    x, y = images(8, 6), images(8, 5, seed=1)
+    model = _sequential()
+    model.compile("adam", "mse")
+    model.fit(x, y, verbose=0)
+    model.layers[1].gamma.assign(np.ones(5))
+    with pytest.raises(UserWarning, match="starts anew"):  # warnings are errors here
+        keras_bn.convert(model, scale=False)
+    model.layers[0].trainable = False  # of which its optimizer does not know
+    with pytest.raises(UserWarning, match="starts anew"):
+        keras_bn.convert(model)
+
+
 class Weighted(keras.metrics.Mean):
     """Has no `get_config`, so nothing can make another of it."""
 
@@ -341,6 +354,18 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_allclose(numpy(ours.renorm_stddev), stddev, rtol=1e-6)
     np.testing.assert_allclose(numpy(ours.moving_stddev), stddev, rtol=1e-6)
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
+
+
+@pytest.mark.parametrize(
+    ("argument", "weight", "neutral"),
+    [("scale", "gamma", 1.0), ("center", "beta", 0.0)],
+)
+def test_what_makes_no_difference_can_be_left_out(argument, weight, neutral):
+    model = keras.Sequential([keras.Input((2,)), Norm(name="norm")])
+    assert len(keras_bn.convert(model, **{argument: False}).weights) == 3
+    getattr(model.layers[0], weight).assign([neutral, neutral + 0.1])
+    with pytest.raises(ValueError, match=f"{weight} other than {neutral:g}.*lost"):
+        keras_bn.convert(model, **{argument: False})
 
 
 def test_what_keras_has_not_is_an_error():

@@ -67,12 +67,14 @@ def test_matching(match, norm):
     assert weights_of(model) == before
 
 
-def test_settings_are_taken_over():
-    ours = keras_bn.from_torch(
-        _model(epsilon=1e-3), _state(), epsilon=1e-4, momentum=0.1
-    )
+def test_settings_are_taken_over_and_the_optimizer_starts_anew():
+    model = _model(epsilon=1e-3)
+    model.compile(keras.optimizers.SGD(momentum=0.9), "mae")
+    model.fit(images(4, 3), images(4, 3), verbose=0)
+    ours = keras_bn.from_torch(model, _state(), epsilon=1e-4, momentum=0.1)
     norm = ours.get_layer("stem_bn")
     assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    assert (ours.loss, int(ours.optimizer.iterations)) == ("mae", 0)
 
 
 def test_a_module_brings_its_own_settings():
@@ -103,6 +105,9 @@ def test_a_module_brings_its_own_settings():
             r"`epsilon` must be.*'stem_bn' has 0.001",
         ),
         ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"momentum": -0.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"count": True}, ValueError, r"`count` must be a whole number"),
+        ({}, {}, {"count": 2.5}, ValueError, r"`count` must be a whole number"),
         (
             {},
             {"size": 4},
@@ -239,6 +244,7 @@ def test_a_plain_average_there_is_one_here():
     )
     ours = keras_bn.from_torch(_model(("a", "b")), module)
     assert [one.momentum for one in ours.layers[::2]] == [None, 0.8]
+    assert numpy(ours.layers[0].moving_count).tolist() == [0, 0, 0]  # not known
     for model, what in (
         (_model(("a", "b"), norm=NORMS[1]), "is Keras's own"),
         (_model(("a", "b"), zero_debias=True), "has zero_debias=True"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_tools import images, numpy, weights_of
+from cases_tools import InTraining, images, numpy, randomize, weights_of
 from keras_bn.tools._moments import distance
 
 L = keras.layers
@@ -46,6 +46,12 @@ def _always():
 FINDINGS = [
     ("nothing", lambda: _trained(_model()), []),
     ("never updated", _model, [("never-updated", "error")]),
+    (
+        "never updated, of its own",
+        lambda: _model(moving_mean_initializer=keras.initializers.Constant(3.0)),
+        [("never-updated", "error")],
+    ),
+    ("not known", lambda: _model(moving_mean_initializer="random_normal"), []),
     ("bias", lambda: _trained(_model(bias=True)), [("bias", "note")]),
     ("lag", lambda: _trained(_model(), 50), [("lag", "warning")]),
     ("low momentum", lambda: _trained(_model(momentum=0.9), 50), []),
@@ -79,8 +85,14 @@ def test_facts_of_a_layer():
     (row,) = keras_bn.inspect(model).layers
     assert row[:8] == ("norm", "keras_bn", -1, 20, 0.8, 1e-3, True, 7)
     assert row.gamma == (1.0, 1.0, 1.0)
-    variance = numpy(model.get_layer("norm").moving_variance)
-    np.testing.assert_allclose(row.stddev[0], np.sqrt(variance.min()), rtol=1e-6)
+    norm = model.get_layer("norm")
+    stddev = np.sqrt(numpy(norm.moving_variance))
+    norm.gamma.assign(np.linspace(-3, 1, 20))
+    (row,) = keras_bn.inspect(model).layers
+    for spread, values in ((row.stddev, stddev), (row.gamma, numpy(norm.gamma))):
+        values = abs(values)
+        expected = values.min(), np.median(values), values.max()
+        np.testing.assert_allclose(spread, expected, rtol=1e-6)
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -92,14 +104,15 @@ def test_facts_of_a_layer():
 
 
 def test_distance_is_as_defined():
-    model = keras.Sequential([keras.Input((2,)), Norm(epsilon=1e-12)])
+    model = keras.Sequential([keras.Input((2,)), Norm(epsilon=0.5)])
     norm = model.layers[0]
     norm.moving_mean.assign([1.0, 0.0])
     norm.moving_variance.assign([4.0, 1.0])
-    # Mean 4 and 0, deviation 2 and 3: 3 / 2 off in the mean, and 2 / 1 in the spread.
+    # Mean 4 and 0, variance 4 and 9.
     x = np.array([[2, -3], [6, 3]], "float32")
     (row,) = keras_bn.inspect(model, x).layers
-    assert row.distance == pytest.approx(((1.5**2 + 2**2) / 2) ** 0.5, rel=1e-5)
+    first, second = 3**2 / 4.5, (9.5**0.5 - 1.5**0.5) ** 2 / 1.5
+    assert row.distance == pytest.approx(((first + second) / 2) ** 0.5, rel=1e-5)
 
 
 def test_distance_is_the_change_of_the_normalized_output():
@@ -119,17 +132,38 @@ def test_data_show_the_distance_and_what_it_does_to_outputs():
     assert right.findings == []
     assert right.layers[0].distance < 1e-5
     assert right.output_change < 1e-5
-    shifted = keras_bn.inspect(model, x * 4 + 3)
+    shifted = keras_bn.inspect(model, x * 4 + 3, steps=2, batch_size=16)
     assert [one.code for one in shifted.findings] == ["far"]
     assert shifted.severity == "error"
-    assert shifted.output_change > 0.3
+    with keras_bn.no_update():
+        parts = np.split(x * 4 + 3, 4)[:2]
+        training, inference = (
+            np.concatenate([numpy(model(part, training=mode)) for part in parts])
+            for mode in (True, False)
+        )
+    change = np.linalg.norm(training - inference) / np.linalg.norm(inference)
+    assert shifted.output_change == pytest.approx(change, rel=1e-4)
 
 
-def test_nothing_is_written_even_by_calls_in_training_mode():
-    model = _always()
+def test_nothing_is_written_by_calls_in_training_mode_which_have_no_other():
+    model = randomize(keras.Sequential([keras.Input((4,)), InTraining()]))
     before = weights_of(model)
-    keras_bn.inspect(model, images(8, 4) + 9)
+    report = keras_bn.inspect(model, images(8, 4) + 9)
     assert weights_of(model) == before
+    assert report.layers[0].distance > 1
+    assert report.output_change == 0
+
+
+def test_what_is_written_into_a_graph_has():
+    model = _always()
+    x = images(8, 4) + 9
+    before = weights_of(model)
+    change = keras_bn.inspect(model, x).output_change
+    inference = model.predict(x, verbose=0)
+    assert weights_of(model) == before
+    norm = np.linalg.norm(numpy(model(x)) - inference) / np.linalg.norm(inference)
+    assert change == pytest.approx(norm, rel=1e-5)
+    assert weights_of(model) != before  # as the finding says
 
 
 def test_initial_statistics_that_are_right_are_not_reported():

@@ -26,6 +26,17 @@ def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
     assert shown.out == ""
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(1.99, False), (2.0, True)])
+def test_two_seconds_are_waited(monkeypatch, capsys, seconds, shown):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: 7.0)
+    with Progress("copying net", 4) as progress:
+        monkeypatch.setattr(_progress.time, "monotonic", lambda: 7.0 + seconds)
+        progress.advance()
+        assert (progress._bar is not None) == shown
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(("terminal", "patience"), [(False, 0.0), (True, 60.0)])
 def test_short_work_and_files_get_no_bar(monkeypatch, capsys, terminal, patience):
     _work(monkeypatch, terminal, patience)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import InTraining, images, numpy, randomize, weights_of
+from keras_bn.tools._data import length
 from keras_bn.tools._moments import RunningMoments
 
 L = keras.layers
@@ -107,12 +108,91 @@ def test_shared_layers_and_time_distributed():
     _check(norm, data.reshape(-1, 2).astype("float64"))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_call_in_training_mode_gives_what_it_would(frozen):
+    """By the batch, though the next layer's pass is in inference mode."""
+    first, last = InTraining(freeze_statistics=frozen), Norm()
+    model = randomize(keras.Sequential([keras.Input((3,)), first, last]))
+    x = (1 + 3 * images(16, 3)).astype("float32")
+    with keras_bn.no_update():
+        parts = [numpy(first(part)) for part in np.split(x, 4)]
+    keras_bn.recalibrate(model, x, batch_size=4, layer_by_layer=True, verbose=0)
+    _check(last, np.concatenate(parts), atol=1e-6)
+    assert keras_bn.inspect(model, x, batch_size=4).layers[-1].distance < 1e-5
+
+
 def test_fused_activations_are_applied_on_the_way():
     layers = [Norm(activation="relu"), L.Dense(2), Norm()]
     model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
     x = images(32, 3)
     keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
     _check(layers[2], numpy(layers[1](layers[0](x))), atol=1e-6)
+
+
+def test_residuals_are_added_on_the_way():
+    inputs, first, last = keras.Input((3,)), Norm(activation="relu"), Norm()
+    model = randomize(keras.Model(inputs, last(first(inputs, residual=inputs))))
+    x = images(32, 3)
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(last, numpy(first(x, residual=x)), atol=1e-6)
+
+
+class Own(Norm):
+    def call(self, inputs, **more):
+        return super().call(inputs, **more) + 1
+
+
+def test_subclasses_are_left_and_alone_are_an_error():
+    x, own, norm = images(8, 3), Own(), Norm()
+    report = keras_bn.recalibrate(
+        keras.Sequential([keras.Input((3,)), own, norm]), x, verbose=0
+    )
+    assert [row.layer for row in report.rows] == [norm.name]
+    alone = keras.Sequential([keras.Input((3,)), own])
+    with pytest.raises(ValueError, match=r"as the base class does.*of class Own: its"):
+        keras_bn.recalibrate(alone, x, verbose=0)
+
+
+class Half(keras.Model):
+    """Has two norms of one name, and calls one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.other = Norm(name="norm"), Norm(name="norm")
+        for norm in (self.norm, self.other):
+            norm.build((None, 3))
+
+    def call(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_a_layer_that_is_not_called_is_named(layer_by_layer):
+    model, x = Half(), images(8, 3)
+    model(x)
+    before = weights_of(model)
+    settings = {"layer_by_layer": layer_by_layer, "verbose": 0}
+    with pytest.raises(ValueError, match=r"does not call \['norm#2'\] on these data"):
+        keras_bn.recalibrate(model, x, **settings)
+    assert weights_of(model) == before
+    report = keras_bn.inspect(model, x)
+    assert [row.layer for row in report.layers] == ["norm#1", "norm#2"]
+    assert [row.distance is None for row in report.layers] == [False, True]
+
+
+def test_what_was_done_is_told():
+    model = keras.Sequential([keras.Input((1,)), Norm(epsilon=0.5, name="norm")])
+    x = 3 + 2 * images(33, 1)
+    report = keras_bn.recalibrate(model, x, verbose=0)
+    # In deviations of what was there, mean 0 and variance 1.
+    stddev = (x.var() + 0.5) ** 0.5
+    moved = ((x.mean() ** 2 + (stddev - 1.5**0.5) ** 2) / 1.5) ** 0.5
+    told = report.to_dict()
+    (row,) = told.pop("layers")
+    assert told == {"method": "population", "batches": 2, "samples": 33}
+    assert row.pop("moved") == pytest.approx(moved, rel=1e-5)
+    assert row == {"layer": "norm", "values": 33}
+    assert f"{moved:.3g}" in str(report)
 
 
 def test_renorm_statistics_follow():
@@ -188,6 +268,7 @@ FORMS = {
     "list of pairs": lambda x: [[x[:8], 1], [x[8:16], 1], [x[16:], 1]],
     "generator": lambda x: ((x[i : i + 8], 0, 1) for i in (0, 8, 16)),
     "dataset": Batches,
+    "list with an empty batch": lambda x: [x[:8], x[:0], x[8:16], x[16:]],
 }
 
 
@@ -203,13 +284,33 @@ def test_forms_of_data(form):
     assert (report.batches, report.samples) == (3, 24)
 
 
-def test_steps_and_several_inputs():
+@pytest.mark.parametrize("whole", [True, False])
+def test_steps_and_several_inputs(whole):
     inputs = [keras.Input((3,)), keras.Input((2,))]
     model = keras.Model(inputs, [Norm()(one) for one in inputs])
     x = [images(24, 3), images(24, 2)]
-    keras_bn.recalibrate(model, x, steps=2, batch_size=8, verbose=0)
+    data = x if whole else ([one[i : i + 8] for one in x] for i in (0, 8, 16))
+    keras_bn.recalibrate(model, data, steps=np.int64(2), batch_size=8, verbose=0)
     _check(model.layers[-2], x[0][:16].astype("float64"))
     _check(model.layers[-1], x[1][:16].astype("float64"))
+    with pytest.raises(ValueError, match=r"of one number .*inputs of \[23, 24\]"):
+        keras_bn.recalibrate(model, [x[0][1:], x[1]], verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "steps", "expected"),
+    [
+        (images(17, 3), None, 3),
+        (images(16, 3), 3, 2),
+        ((images(17, 3), np.zeros(17)), 1, 1),
+        (Batches(images(24, 3)), 9, 3),
+        ([images(24, 3)], None, 1),
+        ((one for one in [images(24, 3)]), 1, None),
+    ],
+)
+def test_how_many_batches_a_bar_is_told(data, steps, expected):
+    model = keras.Sequential([keras.Input((3,)), Norm()])
+    assert length(model, data, 8, steps) == expected
 
 
 @pytest.mark.parametrize("structure", [list, tuple, dict])
@@ -275,6 +376,7 @@ def _interrupted():
 
 
 NAN = np.full((4, 4, 4, 3), np.nan, "float32")
+LARGE = (1e30 * images(4, 4, 4, 3)).astype("float32")  # its variance is infinite
 
 FAILURES = [
     (
@@ -318,6 +420,9 @@ FAILURES = [
     (_failing, {"layer_by_layer": True}, ValueError, r"more than once.*generator"),
     (lambda: images(4, 4, 4, 3), {"method": "mean"}, ValueError, r"`method` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": 0}, ValueError, r"`prior` must be"),
+    (lambda: images(4, 4, 4, 3), {"prior": np.inf}, ValueError, r"`prior` must be"),
+    (lambda: images(4, 4, 4, 3), {"prior": "3"}, ValueError, r"`prior` must be"),
+    (lambda: LARGE, {}, ValueError, r"has a NaN or an infinity"),
     (
         lambda: images(4, 4, 4, 3),
         {"prior": 1, "method": "ema"},
@@ -348,21 +453,23 @@ def test_failures_leave_the_model_as_it_was(data, arguments, error, message):
 class Breaks:
     """Data that can be gone through again, but not a third time."""
 
-    def __init__(self):
+    def __init__(self, error):
         self.times = 0
+        self.error = error
 
     def __iter__(self):
         self.times += 1
         yield images(4, 4, 4, 3)
         if self.times == 3:
-            raise RuntimeError("gone")
+            raise self.error("gone")
 
 
-def test_a_failure_between_layers_restores_the_first():
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_between_layers_restores_the_first(error):
     model = _model()
     before = weights_of(model)
-    with pytest.raises(RuntimeError, match="gone"):
-        keras_bn.recalibrate(model, Breaks(), layer_by_layer=True, verbose=0)
+    with pytest.raises(error, match="gone"):
+        keras_bn.recalibrate(model, Breaks(error), layer_by_layer=True, verbose=0)
     assert weights_of(model) == before
 
 
@@ -370,6 +477,17 @@ def test_one_value_per_channel_is_too_little():
     model = keras.Sequential([keras.Input((2,)), Norm()])
     with pytest.raises(ValueError, match=r"at least 2 values.*Received: 1 for layer"):
         keras_bn.recalibrate(model, np.ones((1, 2), "float32"), verbose=0)
+
+
+@pytest.mark.parametrize(("prior", "least"), [(None, 2), (3, 1)])
+def test_every_channel_needs_values(prior, least):
+    """Of a step that is masked in all samples there are none."""
+    inputs = keras.Input((5, 2))
+    model = keras.Model(inputs, Norm(axis=(1, 2))(L.Masking()(inputs)))
+    x = images(9, 5, 2)
+    x[:, 3] = 0
+    with pytest.raises(ValueError, match=rf"at least {least} values.*Received: 0 for"):
+        keras_bn.recalibrate(model, x, prior=prior, verbose=0)
 
 
 def test_a_model_of_frozen_layers_is_an_error():
