@@ -20,6 +20,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,7 +53,7 @@ NEAREST = {
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
     "keras_bn/tools/*": ("tests/tools", "tests/test_bad_input.py"),
-    "keras_bn/callbacks.py": ("tests/test_callbacks.py",),
+    "keras_bn/callbacks.py": ("tests/test_callbacks.py", "tests/tools"),
     "keras_bn/*": ("tests/test_cli.py", "tests/test_weight_exchange.py"),
 }
 
@@ -156,6 +157,7 @@ def main():
     """Runs the command; the exit status says whether too many faults survived."""
     options = _options()
     os.nice(options.nice)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without the child
     options.results.mkdir(parents=True, exist_ok=True)
     backend = keras.backend.backend()
     path = options.results / f"{backend}.json"
@@ -186,7 +188,7 @@ def _options():
     option("--sample", type=int, help="how many faults; all of them by default")
     option("--seed", type=int, default=0, help="which sample")
     option("--tests", nargs="+", help="test files and folders; by default those near")
-    option("--budget", type=float, default=30, help="seconds of tests for a fault")
+    option("--budget", type=float, default=12, help="seconds of tests for a fault")
     option("--again", nargs="*", default=(), help="outcomes to try again: survived")
     option("--allowed", type=float, default=0.05, help="the share that may survive")
     option("--nice", type=int, default=10, help="how far to stand back for others")

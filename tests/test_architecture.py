@@ -1,11 +1,11 @@
 """The import rules of the package, read from its source. The tables are the rules."""
 
 import ast
+import functools
 import importlib
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -18,10 +18,12 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "keras_bn": {"layers", "models", "ops", "backend", "tools", "callbacks"},
     "models": {"layers"},
-    "layers": {"ops"},
+    "layers": {"ops", "_keras"},
     "ops": {"backend"},
-    "backend": set(),
-    "tools": {"layers", "ops"},
+    "backend": {"_keras", "_private"},
+    "tools": {"layers", "ops", "_keras"},
+    "_keras": {"_private"},
+    "_private": set(),
     "callbacks": {"tools"},
     "cli": {"tools", "benchmark", "_files", "_exchange"},
     "_exchange": {"tools", "_files"},
@@ -61,6 +63,29 @@ FORMATS = {
     "keras_bn._exchange",
     *(f"keras_bn.tools.{name}" for name in ("_checkpoint", "_names", "from_torch")),
     "keras_bn.tools.to_torch",
+    "keras_bn._keras",  # what Keras itself calls so
+}
+
+# The files that may use names which are not public in another package, and why. Of
+# `keras_bn` tests/test_private_names.py says what is lost with each of the names.
+PRIVATE_IN = {
+    "keras_bn._private": "looks them up",
+    "keras_bn._keras": "Keras's",
+    **{f"keras_bn.backend.{name}_private": name for name in FRAMEWORKS},
+    "tests.test_architecture": "what is caught, below",
+    "tests.test_private_names": "looks whether they are there",
+    "tests.test_keras_own": "Keras's own tests, by their module",
+    "tests.keras_own_plugin": "puts our layer into Keras's own tests",
+    "tests.cases_tools": "blocks of keras.applications, in small networks",
+    "tests.tools.test_layouts": "a block of keras.applications",
+    "tests.tools.test_copies": "looks that a copy leaves no mark on Keras's objects",
+    "tests.tools.test_fold_inside": "the same of what is followed",
+    "tests.synchronized.replicas_tensorflow": "two strategies in one process",
+    "tests.transformations.in_torch": "fake tensors",
+    "docs.gpu.fake_cuda": "fake tensors",
+    "docs.gpu.launches": "what PyTorch's dispatcher is asked for",
+    "docs.gpu.inductor": "what Inductor schedules",
+    "docs.gpu.xla_h100": "XLA's compiler alone",
 }
 
 PUBLIC = {
@@ -152,42 +177,47 @@ PUBLIC = {
 SAYS_NOTHING = {"common", "helper", "helpers", "misc", "util", "utils"}
 
 
-class Module(NamedTuple):
-    name: str
-    tree: ast.Module
+class Module:
+    def __init__(self, name, tree):
+        self.name = name
+        self.part = part(name)
+        self.nodes = list(ast.walk(tree))
+        self.tree = tree
 
-    @property
-    def part(self):
-        return part(self.name)
-
-    @property
+    @functools.cached_property
     def imports(self):
         """All that it imports, dotted in full: `from a import b` is `a.b`."""
-        for node in ast.walk(self.tree):
+        found = []
+        for node in self.nodes:
             if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
+                found += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 # A relative import counts as one of an unknown part: none is needed.
                 base = "." * node.level + (node.module or "")
-                yield from (f"{base}.{alias.name}" for alias in node.names)
+                found += [f"{base}.{alias.name}" for alias in node.names]
+        return found
 
-    @property
+    @functools.cached_property
     def strings(self):
         """Its string constants; not its docstrings, which may name a framework."""
-        standing_alone = {
-            id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)
-        }
-        for node in ast.walk(self.tree):
-            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-            if is_text and id(node) not in standing_alone:
-                yield node.value
+        alone = {id(node.value) for node in self.nodes if isinstance(node, ast.Expr)}
+        texts = (node for node in self.nodes if is_text(node))
+        return [node.value for node in texts if id(node) not in alone]
 
-    @property
+    @functools.cached_property
     def names(self):
         """Every identifier, and every dotted chain of them, in its code."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Name | ast.Attribute):
-                yield ast.unparse(node)
+        kinds = (ast.Name, ast.Attribute)
+        return {ast.unparse(node) for node in self.nodes if isinstance(node, kinds)}
+
+
+@functools.cache
+def module_at(path):
+    return Module(module_name(path), ast.parse(path.read_text()))
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def part(name):
@@ -228,9 +258,8 @@ def framework_files(module):
             yield f"imports {name}"
     for name in module.names:
         # The command line imports what its user names.
-        if module.name != "keras_bn.cli" and re.search(
-            "__import__|import_module$", name
-        ):
+        named = module.name in ("keras_bn.cli", "keras_bn._private")
+        if not named and re.search("__import__|import_module$|resolve_name$", name):
             yield f"uses {name}"
 
 
@@ -241,7 +270,7 @@ def backend_name(module):
     for name in module.imports:
         if name in ("keras.backend.backend", "keras.config.backend"):
             yield f"imports {name}"
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Call) and re.search(
             r"(backend|config)\.backend$", ast.unparse(node.func)
         ):
@@ -259,6 +288,81 @@ def framework_names(module):
             r"tensorflow|\bjax|torch", text, re.IGNORECASE
         ):
             yield f"names a framework: {text!r}"
+
+
+NOT_PUBLIC = re.compile(
+    r"(keras|jax)\.(_?src)\b|\btensorflow\.python\b|\b(torch|jaxlib)(\.\w+)*\._[a-zA-Z]"
+)
+ATTRIBUTE = re.compile(r"_[a-zA-Z]\w*")
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+
+
+def private_modules(module):
+    """What is not public in another package is used in the files for that only."""
+    if module.name in PRIVATE_IN:
+        return
+    for name in {*module.imports, *module.names, *module.strings}:
+        if NOT_PUBLIC.search(name):
+            yield f"uses {name}"
+
+
+@functools.cache
+def of_keras():
+    """The attributes that Keras gives its layers, models, graphs and tensors."""
+    import keras
+
+    x = keras.Input((1,))
+    objects = (keras.layers.Layer(), keras.Model(x, x), keras.Sequential(), x)
+    objects += (keras.Variable([0.0]), keras.optimizers.SGD())
+    every = {name for one in objects for name in dir(one)} | {"_keras_mask"}
+    return {name for name in every if ATTRIBUTE.fullmatch(name)}
+
+
+@functools.cache
+def of_this_package():
+    """The private names that this package itself defines anywhere."""
+    return {
+        name
+        for folder in ("keras_bn", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        if module_name(path) not in PRIVATE_IN
+        for node in module_at(path).nodes
+        for name in defined(node)
+    }
+
+
+def defined(node):
+    """What a node gives a name to."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        yield node.id if isinstance(node, ast.Name) else node.attr
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.rpartition(".")[2]
+
+
+def private_attributes(module):
+    """No attribute is used that only Keras, or a framework, knows of."""
+    if module.name in PRIVATE_IN:
+        return
+    ours = of_this_package() | OF_NAMED_TUPLES
+    # A name of a layer's own must not be one that Keras gives it, either.
+    is_layer = module.part == "layers" or any(
+        ast.unparse(base).startswith("keras.")
+        for node in module.nodes
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    )
+    for node in module.nodes:
+        if isinstance(node, ast.Attribute) and ATTRIBUTE.fullmatch(node.attr):
+            of_itself = not is_layer and ast.unparse(node.value) in ("self", "cls")
+            if node.attr not in ours or (not of_itself and node.attr in of_keras()):
+                yield f"uses {ast.unparse(node)}"
+        of_call = isinstance(node, ast.Call) and len(node.args) > 1
+        if of_call and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            text = ast.literal_eval(node.args[1]) if is_text(node.args[1]) else ""
+            if ATTRIBUTE.fullmatch(text) and (text not in ours or text in of_keras()):
+                yield f"names {text!r}"
 
 
 def docstring(module):
@@ -287,7 +391,7 @@ def public_only(module):
             yield f"uses {name}"
 
 
-FOR_ALL = [docstring, telling_name]
+FOR_ALL = [docstring, telling_name, private_modules]
 RULES = {
     "keras_bn": [
         other_parts,
@@ -295,10 +399,12 @@ RULES = {
         framework_files,
         backend_name,
         framework_names,
+        private_attributes,
         *FOR_ALL,
     ],
-    "examples": [public_only, *FOR_ALL],
+    "examples": [public_only, private_attributes, *FOR_ALL],
     "tests": FOR_ALL,
+    "docs": FOR_ALL,
 }
 FILES = [
     (path, rule)
@@ -319,8 +425,7 @@ def module_name(path):
     ids=[f"{path.relative_to(ROOT)}-{rule.__name__}" for path, rule in FILES],
 )
 def test_rule(path, rule):
-    module = Module(module_name(path), ast.parse(path.read_text()))
-    assert list(rule(module)) == [], rule.__doc__
+    assert list(rule(module_at(path))) == [], rule.__doc__
 
 
 @pytest.mark.parametrize("folder", RULES)
@@ -358,6 +463,19 @@ VIOLATIONS = [
     (framework_names, "keras_bn.layers.x", "name == 'torch'"),
     (framework_names, "keras_bn.layers.x", "raise ValueError(f'not on JAX: {x}')"),
     (framework_names, "keras_bn.layers.x", "torch_mean = 0"),
+    (private_modules, "keras_bn.ops.x", "from keras.src.backend import get_keras_mask"),
+    (private_modules, "keras_bn.ops.x", "from jax._src import core"),
+    (private_modules, "keras_bn.ops.x", "import tensorflow.python.eager.record"),
+    (private_modules, "tests.x", "from torch._subclasses import fake_tensor"),
+    (private_modules, "keras_bn.ops.x", "import torch\ntorch._C.f()"),
+    (private_modules, "docs.x", "resolve('keras.src.ops.node:Node')"),
+    (private_attributes, "keras_bn.tools.x", "layer._inbound_nodes"),
+    (private_attributes, "keras_bn.tools.x", "layer._layers"),
+    (private_attributes, "keras_bn.tools.x", "getattr(layer, '_functional', None)"),
+    (private_attributes, "keras_bn.tools.x", "tensor._trace"),
+    (private_attributes, "keras_bn.tools.x", "import sys\nsys._getframe()"),
+    (private_attributes, "examples.x", "model._nodes_by_depth"),
+    (private_attributes, "keras_bn.layers.x", "self._layers"),
     (docstring, "keras_bn.ops.x", "# A comment is not a docstring."),
     (telling_name, "keras_bn.layers._utils", ""),
     (telling_name, "examples.helpers", ""),
@@ -376,6 +494,10 @@ ALLOWED = [
     (framework_files, "keras_bn.backend", "import_module('jax')"),
     (framework_files, "keras_bn.ops.x", "from keras_bn.backend import timing"),
     (framework_files, "keras_bn.cli", "importlib.import_module(x)"),
+    (private_modules, "keras_bn._keras", "resolve('keras.src.ops.node:Node')"),
+    (private_modules, "keras_bn.ops.x", "import torch\ntorch.nn.functional.relu_"),
+    (private_attributes, "keras_bn.tools.x", "self._layers = row._replace(a=1)"),
+    (private_attributes, "keras_bn.tools.x", "statistics._layer, given._asdict()"),
     (framework_names, "keras_bn", "from keras_bn.tools import from_torch"),
     (framework_names, "keras_bn.tools.from_torch", "TORCH_EPSILON = 1e-5"),
     (other_packages, "keras_bn.benchmark.report", "import rich"),

@@ -1,6 +1,12 @@
-"""Inference on the backends that cannot train: numpy and, where installed, openvino."""
+"""On a backend that has no kernels here: inference, tools, and what is refused.
 
+numpy and, where it is installed, openvino; Keras 3.16 brings others as packages of
+their own, of which the same holds.
+"""
+
+import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -94,8 +100,91 @@ def infer(folder):
     # Not `predict`: openvino's computes even a bare convolution in bfloat16 where the
     # processor can, 2e-3 off.
     outputs["model"] = keras.ops.convert_to_numpy(model(images()))
+    outputs |= {name: tool(model) for name, tool in TOOLS.items()}
     np.savez(folder / "outputs.npz", **outputs)
-    print(keras.backend.backend())
+    said = {name: refused(call, model) for name, call in REFUSED.items()}
+    services = [list(one) for one in keras_bn.backend.describe()]
+    # As another backend would be, which Keras takes no name for that it has not got.
+    keras.backend.backend = lambda: "made_up"
+    importlib.reload(keras_bn.backend)
+    said["made up"] = refused(keras_bn.backend.replicas)
+    (folder / "said.json").write_text(json.dumps({**said, "services": services}))
+
+
+def trained():
+    """The output of a training call, and the averages after it."""
+    layer = keras_bn.BatchNormalization(momentum=0.5)
+    y = layer(images(), training=True)
+    return [keras.ops.convert_to_numpy(one) for one in (y, *layer.weights[2:])]
+
+
+def recalibrated(model):
+    copy = keras_bn.convert(model, momentum=0.9)
+    keras_bn.recalibrate(copy, images(), verbose=0)
+    return keras.ops.convert_to_numpy(copy.layers[1].moving_mean)
+
+
+def applied(tool):
+    return lambda model: keras.ops.convert_to_numpy(tool(model)(images()))
+
+
+TOOLS = {
+    "tool/keras": applied(
+        lambda model: keras_bn.convert(model, to="keras", renorm=False)
+    ),
+    "tool/fold": applied(keras_bn.fold),
+    "tool/synchronized": applied(
+        lambda model: keras_bn.convert(model, synchronized=True)
+    ),
+    "tool/recalibrated": recalibrated,
+    "tool/seen": lambda model: keras.ops.convert_to_numpy(model.layers[0](images())),
+    "tool/findings": lambda model: len(keras_bn.inspect(model, images()).layers),
+    **{f"training/{i}": lambda model, i=i: trained()[i] for i in range(3)},
+}
+
+
+def synchronized(kind=keras_bn.BatchNormalization, *call, **settings):
+    def train(model):
+        layer = kind(synchronized=True, **settings)
+        layer.build((None, 6, 6, 2))
+        before = [keras.ops.convert_to_numpy(one).copy() for one in layer.weights]
+        try:
+            layer(images(), *call, training=True)
+        finally:
+            for one, value in zip(layer.weights, before, strict=True):
+                np.testing.assert_array_equal(keras.ops.convert_to_numpy(one), value)
+
+    return train
+
+
+def fit(model):
+    model.compile("sgd", "mse")
+    model.fit(images(), np.zeros((5, 3)), verbose=0)
+
+
+REFUSED = {
+    "layer": synchronized(),
+    "ghost batches": synchronized(virtual_batch_size=2),
+    "domains": synchronized(keras_bn.DomainBatchNormalization, 0, domains=2),
+    "function": lambda _: keras_bn.ops.batch_norm_train(images(), synchronized=True),
+    "inspect": lambda model: keras_bn.inspect(
+        keras_bn.convert(model, synchronized=True), images()
+    ),
+    "recalibrate": lambda model: keras_bn.recalibrate(
+        model, images(), synchronized=True
+    ),
+    "average_statistics": keras_bn.average_statistics,
+    "fit": fit,
+}
+
+
+def refused(call, *arguments):
+    """The error that a call ends with, as text."""
+    try:
+        call(*arguments)
+    except (ValueError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +196,9 @@ def model():
 def outputs(request, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model.save(folder / "model.keras")
-    printed = fresh_process.run([__file__, folder], request.param)
-    assert printed.splitlines()[-1] == request.param
-    return dict(np.load(folder / "outputs.npz"))
+    fresh_process.run([__file__, folder], request.param)
+    said = json.loads((folder / "said.json").read_text())
+    return {**np.load(folder / "outputs.npz"), **said, "backend": request.param}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,6 +212,55 @@ def test_inference_equals_the_definition(outputs, through, name):
 def test_model_saved_on_another_backend_predicts_the_same(outputs, model):
     here = keras.ops.convert_to_numpy(model(images()))
     np.testing.assert_allclose(outputs["model"], here, rtol=0, atol=1e-5)
+
+
+def test_tools_serve(outputs, model):
+    here = keras.ops.convert_to_numpy(model(images()))
+    for tool in ("keras", "fold", "synchronized"):
+        np.testing.assert_allclose(outputs[f"tool/{tool}"], here, rtol=0, atol=1e-4)
+    mean = outputs["tool/seen"].mean((0, 1, 2))
+    np.testing.assert_allclose(outputs["tool/recalibrated"], mean, atol=1e-5)
+    assert outputs["tool/findings"] == 2
+
+
+def test_a_training_call_is_by_the_definition(outputs):
+    """There is no gradient, but what is computed is right, and moves the averages."""
+    x = images().astype("float64")
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    expected = (
+        (x - mean) / np.sqrt(variance + 1e-3),
+        0.5 * mean,
+        0.5 + 0.5 * variance,
+    )
+    for i, one in enumerate(expected):
+        np.testing.assert_allclose(outputs[f"training/{i}"], one, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [one for one in REFUSED if one != "fit"])
+def test_what_would_be_of_one_replica_is_refused(outputs, name):
+    argument = "replicas" if name == "average_statistics" else "synchronized"
+    said = outputs[name]
+    assert said.startswith("ValueError: "), said
+    assert f"Argument `{argument}` must be" in said
+    assert f"on the backend '{outputs['backend']}'" in said
+    assert "Received: " in said
+
+
+def test_an_unknown_backend_is_named(outputs):
+    assert "on the backend 'made_up'" in outputs["made up"]
+
+
+def test_keras_says_that_there_is_no_training(outputs):
+    assert outputs["fit"].startswith("NotImplementedError: ")
+
+
+def test_describe_says_so(outputs):
+    kernels = {case: kernel for case, kernel, _ in outputs["services"]}
+    assert kernels == {
+        "training, every input": "reference",
+        "inference, every input": "reference",
+        "training, synchronized": "none",
+    }
 
 
 if __name__ == "__main__":

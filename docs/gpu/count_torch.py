@@ -23,7 +23,6 @@ import keras  # noqa: E402
 import torch  # noqa: E402
 from counted import SHAPE, row, write  # noqa: E402
 from launches import Count, saved  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 import keras_bn  # noqa: E402
 
@@ -111,7 +110,7 @@ def compiled(contender: Contender, dtype: str) -> dict[str, Any]:
     """The kernels that Inductor would make of one step."""
     from inductor import Compiled
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     unit, step = _step(contender, dtype)
     count = Compiled()
     function = torch.compile(contender.function, backend=count.backend)
@@ -150,7 +149,7 @@ def _step(contender: Contender, dtype: str) -> tuple[int, Callable[..., Any]]:
 def counted(way: Callable[[Contender, str], dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows of a way."""
     rows = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_cuda.tensors():
         for dtype in DTYPES:
             for contender in contenders(dtype):
                 # Renorm's limits are numbers made tensors, which Dynamo would make on

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -36,6 +37,13 @@ def load() -> None:
         ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL)
     # Where Keras puts its tensors; it would ask CUDA itself otherwise.
     os.environ["KERAS_TORCH_DEVICE"] = "cuda"
+
+
+def tensors() -> Any:
+    """A context in which PyTorch makes fake tensors, of every device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _compile(built: Path, include: Path) -> None:

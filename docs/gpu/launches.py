@@ -7,9 +7,9 @@ input more than once stands in a table.
 
 from typing import Any, NamedTuple
 
+import keras
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # No launch: a view, an allocation, a question.
 _FREE = {
@@ -123,7 +123,9 @@ def saved(function: Any, unit: int) -> float:
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     """The tensors in it, once each."""
-    found = {id(t): t for t in tree_leaves(values) if isinstance(t, torch.Tensor)}
+    found = {
+        id(t): t for t in keras.tree.flatten(values) if isinstance(t, torch.Tensor)
+    }
     return list(found.values())
 
 

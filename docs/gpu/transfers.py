@@ -16,7 +16,6 @@ fake_cuda.load()
 
 import torch  # noqa: E402
 from launches import Count  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 import keras_bn  # noqa: E402
 
@@ -72,7 +71,7 @@ def control() -> dict:
 
 def main() -> int:
     """Prints a row a layer, size and mode."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_cuda.tensors():
         found = {"control": control()}
         for name in LAYERS:
             for size, shape in SHAPES.items():

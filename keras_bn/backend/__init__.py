@@ -80,22 +80,50 @@ def replicas(
 
     Raises:
         ValueError: The engine that is started cannot serve synchronized statistics, or
-            knows no such groups.
+            knows no such groups; or the backend is one whose engines are not known.
     """
-    return _replicas.replicas(groups, batch, parameters) if _replicas else None
+    if _replicas is None:
+        raise _of_one_replica("synchronized")
+    return _replicas.replicas(groups, batch, parameters)
 
 
-def processes(groups: Groups = None) -> Processes | None:
+def _of_one_replica(argument: str) -> ValueError:
+    """The error where statistics would be of this replica alone, and nobody knew."""
+    where = (
+        f"on the backend '{keras.backend.backend()}', whose replicas and processes are "
+        f"not known here, as those of {', '.join(sorted(_KERNEL_FILES))} are"
+    )
+    if argument == "replicas":
+        return ValueError(
+            f"Argument `replicas` must be given {where}. Received: replicas=None"
+        )
+    return ValueError(
+        f"Argument `synchronized` must be False {where}. For inference it may be True, "
+        "and `keras_bn.convert(model, synchronized=False)` gives a model that trains "
+        "alone. Received: synchronized=True"
+    )
+
+
+def processes(
+    groups: Groups = None, argument: str = "synchronized"
+) -> Processes | None:
     """The processes that share out data between them; None where this one is alone.
 
     Those of `torch.distributed`, of JAX's cluster, or of the strategy in
     whose scope TensorFlow is; or of this one's group among them. Devices of one process
     are none.
 
+    Args:
+        groups: See `keras_bn.backend.groups`.
+        argument: The one by which they were asked for, for the error.
+
     Raises:
-        ValueError: Groups that are not groups of them.
+        ValueError: Groups that are not groups of them; or the backend is one whose
+            processes are not known.
     """
-    return _processes.processes(groups) if _processes else None
+    if _processes is None:
+        raise _of_one_replica(argument)
+    return _processes.processes(groups)
 
 
 def copies(value: Tensor) -> list[np.ndarray]:
@@ -104,7 +132,9 @@ def copies(value: Tensor) -> list[np.ndarray]:
     Several under `tf.distribute`, and on JAX where an array was called the same on all
     devices without a check.
     """
-    return _processes.copies(value) if _processes else [np.array(value)]
+    if _processes is None:
+        return [np.array(keras.ops.convert_to_numpy(value))]
+    return _processes.copies(value)
 
 
 def group_ranks(value: object) -> list[int] | None:
@@ -146,9 +176,10 @@ def readable(x: Tensor) -> bool:
     """Whether a look at the values of `x` costs nothing and asks nothing of a tracer.
 
     Not where the call is traced or transformed, and not where the values lie on an
-    accelerator, which would have to be waited for.
+    accelerator, which would have to be waited for. On a backend that is not known here,
+    arrays of NumPy only: of others it cannot be told.
     """
-    return _context is None or bool(_context.readable(x))
+    return isinstance(x, np.ndarray) if _context is None else bool(_context.readable(x))
 
 
 def same_device(x: Tensor, weight: keras.Variable) -> bool:
@@ -173,7 +204,12 @@ def describe() -> list[Service]:
     ... }
     True
     """
-    return list(kernels().services())
+    return [*kernels().services(), *([] if _replicas else [_NOT_SYNCHRONIZED])]
+
+
+_NOT_SYNCHRONIZED = Service(
+    "training, synchronized", "none", "an error: this backend's replicas are not known"
+)
 
 
 def represents(dtype: str) -> bool:

@@ -1,12 +1,9 @@
 """What JAX says of the running call: whether it is checkpointed, or loses updates."""
 
-import sys
-from pathlib import Path
-from types import FrameType
-
 import jax
 import keras
 
+from keras_bn.backend import jax_private
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.stateless import collects_updates
 
@@ -17,12 +14,10 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
     Raises:
         ValueError: The call is traced without its state: an update could not get out.
     """
-    trace = getattr(update, "_trace", None)
-    if trace is None or getattr(state, "_trace", None) == trace:
+    if not jax_private.leaves_its_trace(update, state):
         return False
-    traced = getattr(getattr(trace, "frame", None), "debug_info", None)
-    checkpointed = getattr(traced, "traced_for", "") == "checkpoint / remat"
-    if checkpointed and not _collects_updates_within("ad_checkpoint.py"):
+    collected = jax_private.collects_updates_within_checkpoint
+    if jax_private.of_checkpoint(update) and not collected():
         raise ValueError(
             "Moving statistics cannot be updated inside `keras.remat` or "
             "`jax.checkpoint` on JAX: what happens there can only come out as a "
@@ -30,8 +25,7 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
             "its input alone, and is not recomputed), or checkpoint a function of the "
             "state: `jax.checkpoint(model.stateless_call)`. Received: training=True"
         )
-    source = Path(getattr(traced, "func_filename", None) or "")
-    if source.parts[-5:] == ("keras", "src", "backend", "jax", "rnn.py"):
+    if jax_private.of_loop_of_rnn(update):
         raise ValueError(
             "Moving statistics cannot be updated inside the loop of `keras.layers.RNN` "
             "on JAX: it carries the states of the cell, and no others. Use "
@@ -45,20 +39,6 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
             "`stateless_call`, which returns them, or call the layer within "
             "`keras_bn.no_update()`. Received: training=True"
         )
-    return False
-
-
-def _collects_updates_within(file: str) -> bool:
-    """Whether what collects updates is nearer to this call than a function of `file`.
-
-    A scope says nothing of the trace that it was opened in, so this looks for the two
-    among the callers.
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not frame.f_code.co_filename.endswith(file):
-        if frame.f_code.co_name == "stateless_call":
-            return True
-        frame = frame.f_back
     return False
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from keras_bn.backend import groups as grouping
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Tensor
+from keras_bn.backend.jax_private import varying_axes
 
 Indices = tuple[tuple[int, ...], ...]
 
@@ -90,9 +91,9 @@ def _batch_axes(
     """
     names = manual
     if _checked(manual[0]):
-        along = set().union(*map(_axes_of, batch))
+        along = set().union(*map(varying_axes, batch))
         names = tuple(name for name in manual if name in along)
-        of_parameters = set().union(*map(_axes_of, parameters)) & set(names)
+        of_parameters = set().union(*map(varying_axes, parameters)) & set(names)
         if of_parameters:
             _refuse_to_guess(
                 f"the manual axes {manual}, of which gamma or beta varies along "
@@ -135,16 +136,12 @@ def _require_no_groups(groups: Groups) -> None:
 
 def _checked(name: str) -> bool:
     """Whether types say what varies along manual axes (`check_vma=True`)."""
-    return bool(_axes_of(jax.lax.axis_index(name)))
-
-
-def _axes_of(x: Tensor) -> frozenset[str]:
-    return frozenset(jax.typeof(x).mat.varying)
+    return bool(varying_axes(jax.lax.axis_index(name)))
 
 
 def _varying(x: Tensor, names: Sequence[str]) -> Tensor:
     """`x`, typed as varying along the manual axes `names`, where types say so."""
-    missing = tuple(sorted(set(names) - _axes_of(x)))
+    missing = tuple(sorted(set(names) - varying_axes(x)))
     if not missing or not _checked(missing[0]):
         return x
     return jax.lax.pcast(x, missing, to="varying")
@@ -163,4 +160,4 @@ def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     Autodiff adds up over the devices what flows back through the cast; without it a
     written-out gradient would have to know what `shard_map` was told to check.
     """
-    return tuple(_varying(one, sorted(_axes_of(x))) for one in others)
+    return tuple(_varying(one, sorted(varying_axes(x))) for one in others)

@@ -19,7 +19,11 @@ from keras_bn.backend.interface import (
 )
 
 SERVICES = (
-    Service("training, every input", "reference", "keras.ops, framework's autodiff"),
+    Service(
+        "training, every input",
+        "reference",
+        "keras.ops, and the backend's autodiff where it has one",
+    ),
     Service("inference, every input", "reference", "keras.ops"),
 )
 

@@ -1,16 +1,12 @@
 """What TensorFlow says of the running call: repetition, XLA, tapes, device."""
 
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util, record
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import control_flow_util
 
+from keras_bn.backend import tensorflow_private
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.stateless import collects_updates
 
@@ -18,25 +14,19 @@ from keras_bn.backend.stateless import collects_updates
 def recomputing(update: Tensor, state: Tensor) -> bool:
     """See `keras_bn.backend.recomputing`.
 
-    Neither `tf.recompute_grad` nor `tf.vectorized_map` says anything of itself, so this
-    looks for them among the callers.
-
     Raises:
         ValueError: The call is vectorized: of all that is assigned, one would remain.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        name, file = frame.f_code.co_name, frame.f_code.co_filename
-        if name == "inner_recompute_grad" and "tensorflow" in file:
+    for around in tensorflow_private.transformations():
+        if around == "recompute_grad":
             return True
-        if name == "_pfor_impl" and "parallel_for" in file and not collects_updates():
+        if not collects_updates():
             raise ValueError(
                 "Moving statistics cannot be updated within `tf.vectorized_map`, where "
                 "all calls but one would be lost. Use `stateless_call`, which returns "
                 "them, or call the layer within `keras_bn.no_update()`. "
                 "Received: training=True"
             )
-        frame = frame.f_back
     return False
 
 
@@ -45,7 +35,7 @@ def compiled_by_xla() -> bool:
 
     What is traced before, without it, and then called from such a function, is not.
     """
-    return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))
+    return tensorflow_private.within_xla()
 
 
 def forward_mode(*tensors: Tensor) -> bool:
@@ -55,12 +45,12 @@ def forward_mode(*tensors: Tensor) -> bool:
     accumulator has no use for a written-out gradient: within a `tf.function` it takes
     the derivatives of what the operators do one by one, as if nothing was written out.
     """
-    return bool(forwardprop_util.pack_tangents(tensors).tangents)
+    return tensorflow_private.followed_forward(*tensors)
 
 
 def recorded() -> bool:
     """Whether a `tf.GradientTape` may follow the running call."""
-    return bool(record.could_possibly_record())
+    return tensorflow_private.may_be_recorded()
 
 
 def of_running_graph(*tensors: Tensor) -> list[Tensor]:

@@ -5,20 +5,21 @@ has none for two of ours, one that wants a normalization's parameters to be the 
 all, and one that fails on no samples.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.parallel_for import pfor
 
-_converters = pfor._pfor_converter_registry
-_shared_parameters: Callable[[Any], Any] = _converters["FusedBatchNormV3"]
-_not_empty: Callable[[Any], Any] = _converters["FusedBatchNormGradV3"]
+from keras_bn.backend.tensorflow_private import converters, wrap
+
+# Without them, `tf.vectorized_map` of a layer is an error of TensorFlow's.
+_converters: dict[str, Any] = converters or {}
+_shared_parameters: Any = _converters.get("FusedBatchNormV3")
+_not_empty: Any = _converters.get("FusedBatchNormGradV3")
 
 
 def _device_index(given: Any) -> Any:
     """The same for all."""
-    return pfor.wrap(given.op.outputs[0], False)
+    return wrap(given.op.outputs[0], False)
 
 
 def _euclidean_norm(given: Any) -> Any:
@@ -28,7 +29,7 @@ def _euclidean_norm(given: Any) -> Any:
     norm = tf.raw_ops.EuclideanNorm(
         input=given.stacked_input(0), axis=axes, keep_dims=given.get_attr("keep_dims")
     )
-    return pfor.wrap(norm, True)
+    return wrap(norm, True)
 
 
 def _fused_batch_norm(given: Any) -> Any:
@@ -45,8 +46,8 @@ def _fused_batch_norm(given: Any) -> Any:
     factor = tf.math.rsqrt(variance + given.get_attr("epsilon")) * scale
     y = (tf.cast(x, factor.dtype) - mean) * factor + offset
     # The statistics of a batch, which nobody reads of a normalization by given ones.
-    unused = pfor.wrap(tf.zeros_like(parameters[0][0]), False)
-    return [pfor.wrap(tf.cast(y, x.dtype), True)] + [unused] * 5
+    unused = wrap(tf.zeros_like(parameters[0][0]), False)
+    return [wrap(tf.cast(y, x.dtype), True)] + [unused] * 5
 
 
 def _fused_batch_norm_gradient(given: Any) -> Any:
@@ -56,7 +57,7 @@ def _fused_batch_norm_gradient(given: Any) -> Any:
     """
     dx, dscale, doffset, *unused = _not_empty(given)
     shape = tf.shape(given.stacked_input(2))
-    sums = [pfor.wrap(tf.reshape(one.t, shape), True) for one in (dscale, doffset)]
+    sums = [wrap(tf.reshape(one.t, shape), True) for one in (dscale, doffset)]
     return [dx, *sums, *unused]
 
 
@@ -67,5 +68,7 @@ def register() -> None:
         ("EuclideanNorm", _euclidean_norm),
     ):
         _converters.setdefault(name, convert)
-    _converters["FusedBatchNormV3"] = _fused_batch_norm
-    _converters["FusedBatchNormGradV3"] = _fused_batch_norm_gradient
+    if _shared_parameters is not None:
+        _converters["FusedBatchNormV3"] = _fused_batch_norm
+    if _not_empty is not None:
+        _converters["FusedBatchNormGradV3"] = _fused_batch_norm_gradient

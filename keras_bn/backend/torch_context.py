@@ -4,6 +4,7 @@ import keras
 import torch
 from torch.autograd import forward_ad
 
+from keras_bn.backend import torch_private
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.stateless import collects_updates
 
@@ -15,7 +16,7 @@ def recomputing(update: Tensor, state: Tensor) -> bool:
         ValueError: A transformation of `torch.func` is around the call, which lets
             nothing out that is assigned within.
     """
-    if torch._C._are_functorch_transforms_active() and not collects_updates():
+    if torch_private.functorch_runs() and not collects_updates():
         raise ValueError(
             "Moving statistics cannot be updated within a transformation of torch.func "
             "(grad, vmap, jvp, ...) unless they come out as a result. Use "
@@ -29,8 +30,7 @@ def in_backward_pass() -> bool:
     """Whether autograd runs this call: it repeats one of the forward pass."""
     if torch.compiler.is_compiling():
         return False  # what is compiled is traced once
-    # `torch.utils.checkpoint` itself tells backward passes apart by this number.
-    return bool(torch._C._current_graph_task_id() != -1)
+    return torch_private.in_backward_pass()
 
 
 def transformed(*tensors: Tensor) -> bool:
@@ -40,10 +40,10 @@ def transformed(*tensors: Tensor) -> bool:
     mode, or `torch.jit.trace`. A written-out gradient would be without a rule for them.
     """
     return (
-        torch._C._are_functorch_transforms_active()
+        torch_private.functorch_runs()
         or torch.jit.is_tracing()
         or (
-            forward_ad._current_level >= 0
+            torch_private.dual_numbers()
             and any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
         )
     )
@@ -58,7 +58,7 @@ def eager(x: Tensor) -> bool:
     return (
         type(x) in _PLAIN
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and torch_private.modes() == 0
     )
 
 

@@ -3,14 +3,14 @@
 import functools
 import sys
 import warnings
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
+from keras_bn._keras import tensor_of, torch_parameters
 from keras_bn.backend import groups as grouping
+from keras_bn.backend import torch_private
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Tensor
 from keras_bn.backend.torch_context import in_backward_pass
@@ -59,7 +59,7 @@ def replicas(groups: Groups, batch: object, parameters: object) -> ProcessGroup 
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
-    model = DistributedDataParallel._get_active_ddp_module()
+    model = torch_private.active_ddp()
     group = None if model is None else model.process_group
     if groups is not None:
         group = _chosen(groups, group)
@@ -145,9 +145,10 @@ def require_own_weights(layer: Any) -> None:
         or torch.compiler.is_compiling()
     ):
         return
-    held = layer.torch_params
+    held = torch_parameters(layer)
     for variable in layer.variables:
-        if held.get(variable.path, variable._value) is not variable._value:
+        tensor = tensor_of(variable)
+        if held.get(variable.path, tensor) is not tensor:
             raise ValueError(
                 f"Layer '{layer.name}' has weights that PyTorch has replaced, as "
                 "`fully_shard` does, where Keras would go on with those it made. Shard "
@@ -164,24 +165,22 @@ def warn_outside_of_ddp(*tensors: Tensor) -> None:
     """
     if torch.compiler.is_compiling() or not any(one.requires_grad for one in tensors):
         return
-    wrapped = DistributedDataParallel._get_active_ddp_module() is not None
-    if not wrapped and not in_backward_pass() and not _seen_within_fsdp():
+    if not torch_private.ddp_is_known() or torch_private.active_ddp() is not None:
+        return
+    if not in_backward_pass() and not _seen_within_fsdp():
         _warn_once()
 
 
 def _seen_within_fsdp() -> bool:
     """Whether a module that `fully_shard` was applied to is around this call.
 
-    PyTorch does not say, so this looks among the callers; not again once there was one.
+    Once there was one, nobody looks for it again.
     """
     global _within_fsdp
     fsdp = sys.modules.get("torch.distributed.fsdp")  # or nobody uses it
-    frame: FrameType | None = sys._getframe() if fsdp and not _within_fsdp else None
-    while frame is not None and not _within_fsdp:
-        if frame.f_code.co_name == "_call_impl":
-            kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)  # type: ignore[union-attr]
-            _within_fsdp = isinstance(frame.f_locals.get("self"), kinds)
-        frame = frame.f_back
+    if fsdp and not _within_fsdp:
+        kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+        _within_fsdp = torch_private.called_within(kinds)
     return _within_fsdp
 
 

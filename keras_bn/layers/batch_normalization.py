@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import activations, backend, constraints, initializers, ops, regularizers
 
+from keras_bn._keras import convert_arguments, converts_arguments
 from keras_bn.layers import schedules
 from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
@@ -186,7 +187,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> layer = keras_bn.BatchNormalization(momentum=0.9)
     >>> batch = np.array([[1.0, 100.0], [3.0, 300.0]], "float32")
     >>> np.round(keras.ops.convert_to_numpy(layer(batch, training=True)), 2).tolist()
@@ -263,7 +264,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         )
         self._refuse_contradictions()
         self.supports_masking = True
-        self._convert_input_args = False  # see `__call__`
+        convert_arguments(self, False)  # see `__call__`
 
         self.gamma = None
         self.beta = None
@@ -422,6 +423,9 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         axes = self._axes(shape)
         return None if mask is None else _counts.mask_lacks(mask, shape, axes)
 
+    # What comes along with the inputs, which Keras would round to the compute dtype.
+    _along: tuple[str, ...] = ("weights", "residual")
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
         inputs = args[0] if args else kwargs.get("inputs")
@@ -429,15 +433,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             # Keras makes it a tensor before `call` sees it. Where that fails, for
             # strings say, it is the framework's error, and names no argument.
             _arguments.real_dtype("inputs", inputs)
-        if not self._convert_input_args and not (
+        if not converts_arguments(self) and not (
             len(args) <= 1
             and self._is_converted(inputs)
             and (kwargs.get("mask") is None or ops.is_tensor(kwargs["mask"]))
         ):
             # Keras looks through all arguments for what to convert, which on torch
             # takes longer than a small batch: only once there was something.
-            self._convert_input_args = True
-        for name in ("weights", "residual"):
+            convert_arguments(self, True)
+        for name in self._along:
             if kwargs.get(name) is not None and not backend.is_keras_tensor(inputs):
                 kwargs[name] = AsItIs(kwargs[name])
         return super().__call__(*args, **kwargs)

@@ -5,9 +5,11 @@ from typing import Any
 import keras
 from keras import activations, backend, ops
 
+from keras_bn._keras import attached_mask
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
+from keras_bn.layers.call_arguments import as_it_was
 from keras_bn.ops import _arguments, _rows, statistics_dtype
-from keras_bn.ops.batch_norm import Prepared, as_tensor, attached_mask
+from keras_bn.ops.batch_norm import Prepared, as_tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -72,7 +74,7 @@ class ConditionalBatchNormalization(BatchNormalization):
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> x = np.array([[1.0], [3.0]], "float32")
     >>> layer = keras_bn.ConditionalBatchNormalization(epsilon=1e-6)
     >>> y = layer(x, gamma=np.array([[1.0], [10.0]]), training=True)
@@ -122,6 +124,8 @@ class ConditionalBatchNormalization(BatchNormalization):
         shape: Shape = self._parameter_shape
         return shape if len(shape) == 1 else shape[1:]
 
+    _along = ("gamma", "beta")
+
     def __call__(self, inputs: Any, labels: Any = None, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
         if labels is not None:
@@ -131,9 +135,6 @@ class ConditionalBatchNormalization(BatchNormalization):
                 labels = _rows.row_number("labels", labels, self.classes)
             # Keras lets nothing but tensors pass by position.
             kwargs["labels"] = labels
-        if not kwargs.keys().isdisjoint(("gamma", "beta")):
-            # The base class has Keras look at `inputs` only, to convert what is not.
-            self._convert_input_args = True
         return super().__call__(inputs, **kwargs)
 
     def compute_output_spec(  # type: ignore[override]
@@ -172,6 +173,7 @@ class ConditionalBatchNormalization(BatchNormalization):
         beta: Any = None,
     ) -> Any:
         """Normalizes `inputs`; see the class."""
+        gamma, beta = map(as_it_was, (gamma, beta))
         self._check_condition(inputs, labels, gamma, beta)
         if labels is not None:
             labels = _rows.row_number("labels", labels, self.classes)

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import backend, ops
 
+from keras_bn._keras import attached_mask
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
 from keras_bn.layers.moving_statistics import MovingStatistics
 from keras_bn.ops import _arguments, _rows
-from keras_bn.ops.batch_norm import Prepared, attached_mask, replicas
+from keras_bn.ops.batch_norm import Prepared, replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -75,7 +76,7 @@ class DomainBatchNormalization(BatchNormalization):
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> layer = keras_bn.DomainBatchNormalization(domains=2, momentum=0.0)
     >>> photos, sketches = np.array([[1.0], [3.0]]), np.array([[10.0], [30.0]])
     >>> y = layer(photos, domain=0, training=True)
@@ -136,6 +137,7 @@ class DomainBatchNormalization(BatchNormalization):
         """Normalizes `inputs`; see the class."""
         domain = _rows.row_number("domain", domain, self.domains)
         self._check_domain(domain, inputs)
+        # Keras hands it on only where the inputs are the one tensor in a call.
         mask = attached_mask(inputs) if mask is None else mask
         training = _arguments.boolean_training(training)
         by_batch = training or self.inference_statistics == "batch"

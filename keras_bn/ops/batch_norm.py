@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from keras import activations, backend, ops
-from keras.src.backend import get_keras_mask
 
 from keras_bn.backend import ensure_shape, kernels
 from keras_bn.backend import replicas as replicas
@@ -117,7 +116,8 @@ def batch_norm_train(
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
+    >>> from keras_bn.ops import batch_norm_train
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], "float32")
     >>> y, moments = batch_norm_train(x)
     >>> np.round(keras.ops.convert_to_numpy(moments.mean), 3).tolist()
@@ -183,7 +183,8 @@ def batch_norm_inference(
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
+    >>> from keras_bn.ops import batch_norm_inference
     >>> one_sample = np.array([[3.0, 30.0]], "float32")
     >>> y = batch_norm_inference(one_sample, mean=[2.0, 20.0], variance=[1.0, 100.0])
     >>> np.round(keras.ops.convert_to_numpy(y), 2).tolist()
@@ -234,14 +235,6 @@ class Prepared(NamedTuple):
     def residual(self, residual: Any) -> Tensor | None:
         """See `_arguments.residual_like`."""
         return None if residual is None else _arguments.residual_like(residual, self.x)
-
-
-def attached_mask(x: Any) -> Any:
-    """The mask that Keras has attached to `x`, or None.
-
-    Keras hands it to a layer's `mask` only where `x` is the one tensor in the call.
-    """
-    return get_keras_mask(x)
 
 
 def prepare(

@@ -8,6 +8,6 @@ from keras_bn.backend.interface import Processes as Processes
 from keras_bn.ops._replica_groups import replica_groups
 
 
-def processes(groups: Any = None) -> Processes | None:
+def processes(groups: Any = None, argument: str = "synchronized") -> Processes | None:
     """The processes of this one's group, all if None; None where it is alone."""
-    return processes_of_backend(replica_groups(groups, synchronized=True))
+    return processes_of_backend(replica_groups(groups, synchronized=True), argument)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-from keras.src.saving.serialization_lib import SafeModeScope
 
+from keras_bn._keras import compile_arguments, set_path
 from keras_bn.tools._lasting import base_class
 from keras_bn.tools._walk import Layer, assign_copy, sublayers
 
@@ -24,10 +24,7 @@ Fill = Callable[[Layer, Layer], None]
 
 @contextmanager
 def classes_known(model: Any) -> Iterator[None]:
-    """Lets configs name the classes in `model`, and Lambda layers be copied.
-
-    The configs come from live objects, not from a file: there is nothing to distrust.
-    """
+    """Lets configs name the classes in `model`."""
     classes = {base_class(layer) for _, layer in sublayers(model)} | {base_class(model)}
     names = {
         cls.__name__: cls
@@ -35,7 +32,7 @@ def classes_known(model: Any) -> Iterator[None]:
         if not cls.__module__.startswith("keras.")
         and ">" not in keras.saving.get_registered_name(cls)
     }
-    with keras.saving.custom_object_scope(names), SafeModeScope(False):
+    with keras.saving.custom_object_scope(names):
         yield
 
 
@@ -129,7 +126,7 @@ def _name_alike(old: Layer, new: Layer) -> None:
         return
     for one in (*new.variables, new, *(inner for _, inner in sublayers(new))):
         if one.path is not None and f"{one.path}/".startswith(f"{before}/"):
-            one._path = after + one.path[len(before) :]
+            set_path(one, after + one.path[len(before) :])
 
 
 def carry_leaf(old: Layer, new: Layer) -> None:
@@ -163,11 +160,11 @@ def carry_compile(model: Any, copy: Any, slots: bool = True) -> None:
 
 
 def _compile_alike(model: Any, copy: Any) -> None:
-    arguments = getattr(model, "_compile_config", None)
+    arguments = compile_arguments(model)
     if arguments is None or type(model).compile is not keras.Model.compile:
         copy.compile_from_config(model.get_compile_config())
         return
-    copy.compile(**_again(arguments.config))
+    copy.compile(**_again(arguments))
     if copy.built:
         copy.optimizer.build(copy.trainable_variables)
 
@@ -184,7 +181,8 @@ def _again(value: Any) -> Any:
     if isinstance(value, (types.FunctionType, keras.losses.Loss)):
         return value
     saved = keras.saving.serialize_keras_object(value)
-    return keras.saving.deserialize_keras_object(saved)
+    # Of a live object, not from a file: there is nothing to distrust.
+    return keras.saving.deserialize_keras_object(saved, safe_mode=False)
 
 
 def _carry_slots(model: Any, copy: Any, old: Any, new: Any) -> None:

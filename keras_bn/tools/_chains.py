@@ -13,7 +13,7 @@ from keras_bn.tools._graph import Graph
 from keras_bn.tools._plan import Plan
 from keras_bn.tools._reached import Reached
 from keras_bn.tools._takes import Take
-from keras_bn.tools._walk import Layer, has_graph, is_batch_norm, sublayers
+from keras_bn.tools._walk import Layer, graph_in, has_graph, is_batch_norm, sublayers
 
 
 class Chain(NamedTuple):
@@ -203,7 +203,7 @@ def _calls(plan: Chains, graph: Graph) -> Iterator[tuple[Graph, Any]]:
     for outer in plan.every:
         for node in outer.nodes:
             inner = node.operation
-            if graph.model in (inner, getattr(inner, "_functional", None)):
+            if graph.model in (inner, graph_in(inner)):
                 yield outer, node
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import calls_of
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
 from keras_bn.tools._averaging import carry_weights
 from keras_bn.tools._carry import config_of, with_own
@@ -80,7 +81,7 @@ def converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacem
 
 def check_calls(layer: Layer, to: str) -> None:
     """Refuses weights, in graphs that can be read."""
-    if any(called_with(node, "weights") for node in layer._inbound_nodes):
+    if any(called_with(node, "weights") for node in calls_of(layer)):
         raise ValueError(
             f"Layer '{layer.name}' cannot be converted: it is called with `weights`, "
             f'which only keras_bn\'s BatchNormalization takes. Received: to="{to}"'

@@ -9,19 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras.src.models.functional import functional_like_constructor
 
+from keras_bn._keras import call_of, layer_of, run_graph
 from keras_bn.tools._carry import Fill
 from keras_bn.tools._rebuild import rebuild
 from keras_bn.tools._walk import (
     Layer,
     batch_norms,
+    graph_in,
     has_graph,
     is_domain_norm,
     is_functional,
     is_plain_batch_norm,
-    is_sequential,
     sublayers,
+    takes_inputs_and_outputs,
 )
 
 INPUT = "domain"
@@ -128,13 +129,13 @@ class _Calls:
         )
 
     def _graph(self, model: Any) -> Any:
-        graph = model._functional if is_sequential(model) else model
+        graph = graph_in(model)
         old = keras.tree.flatten(graph.input)
         new = [_input_like(one) for one in old]
         inputs = keras.tree.pack_sequence_as(graph.input, new)
         outputs, inputs = self._outputs(graph, inputs)
         cls = type(model)
-        if not is_functional(model) or not functional_like_constructor(cls):
+        if not is_functional(model) or not takes_inputs_and_outputs(cls):
             if type(model) is not keras.Sequential:
                 warnings.warn(
                     f"Model '{model.name}' is of class {cls.__name__}, whose "
@@ -172,9 +173,7 @@ class _Adding(_Calls):
                 return self._layer(layer)(_joined(given, domain), *rest, **kwargs)
             return layer(*args, **kwargs)
 
-        outputs = graph._run_through_graph(
-            inputs, operation_fn=lambda layer: layer, call_fn=call
-        )
+        outputs = run_graph(graph, inputs, call)
         return outputs, _joined(inputs, domain)
 
 
@@ -196,9 +195,7 @@ class _Removing(_Calls):
                 return new(_only(given, self._kept[id(new)]), *rest, **kwargs)
             return layer(*args, **kwargs)
 
-        outputs = graph._run_through_graph(
-            inputs, operation_fn=lambda layer: layer, call_fn=call
-        )
+        outputs = run_graph(graph, inputs, call)
         before, after = _sources(graph.output), _sources(outputs)
         kept = [
             id(new) in after or id(old) not in before
@@ -218,7 +215,7 @@ class _Removing(_Calls):
 
 
 def _input_like(tensor: Any) -> Any:
-    layer = tensor._keras_history.operation
+    layer = layer_of(tensor)
     return keras.Input(
         batch_shape=tensor.shape,
         dtype=tensor.dtype,
@@ -258,6 +255,5 @@ def _sources(outputs: Structure) -> set[int]:
         tensor = pending.pop()
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            operation, index, _ = tensor._keras_history
-            pending += operation._inbound_nodes[index].input_tensors
+            pending += call_of(tensor).input_tensors
     return seen

@@ -18,7 +18,7 @@ class Folded(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
         self.supports_masking = True
-        self._build_at_init()
+        self.built = True  # there is nothing to build
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         """`activation(inputs)`."""

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_bn._keras import marks_of_calls
 from keras_bn.tools._affine import Inexact
-from keras_bn.tools._walk import Layer, called_in_training, sublayers
+from keras_bn.tools._walk import (
+    Layer,
+    called_in_training,
+    graph_in,
+    is_sequential,
+    nodes,
+    sublayers,
+)
 
 Shape = tuple[int | None, ...]
 
@@ -151,39 +159,36 @@ def _unnoticed(layer: Layer) -> Iterator[None]:
     """Takes the marks off that symbolic calls leave in the layers inside."""
     inside = [layer, *(one for _, one in sublayers(layer))]
     for one in list(inside):
-        if getattr(one, "_functional", None) is not None:
-            inside.append(one._functional)
+        if is_sequential(one) and graph_in(one) is not None:
+            inside.append(graph_in(one))
     before = [
-        (one, len(one._inbound_nodes), len(one._outbound_nodes), dict(vars(one)))
+        (one, [(marks, len(marks)) for marks in marks_of_calls(one)], dict(vars(one)))
         for one in inside
     ]
     try:
         yield
     finally:
-        for one, inbound, outbound, attributes in before:
+        for one, every, attributes in before:
             # What a call notes in an attribute would be a symbolic tensor here.
             vars(one).clear()
             vars(one).update(attributes)
-            del one._inbound_nodes[inbound:]
-            del one._outbound_nodes[outbound:]
+            for marks, count in every:
+                del marks[count:]
 
 
 def _skeleton(graph: Any) -> list[Any]:
     """Which operation is called on what, masks left out."""
     place: dict[int, Any] = {id(tensor): i for i, tensor in enumerate(graph.inputs)}
     calls: list[Any] = []
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if node.operation is None or node.is_input:
-                continue
-            sources = [
-                place.get(id(tensor))
-                for tensor in node.input_tensors
-                if tensor.dtype != "bool"
-            ]
-            for i, tensor in enumerate(node.outputs):
-                place[id(tensor)] = (len(calls), i)
-            is_layer = isinstance(node.operation, keras.Layer)
-            what = id(node.operation) if is_layer else type(node.operation)
-            calls.append((what, sources, called_in_training(node)))
+    for node in nodes(graph):
+        sources = [
+            place.get(id(tensor))
+            for tensor in node.input_tensors
+            if tensor.dtype != "bool"
+        ]
+        for i, tensor in enumerate(node.outputs):
+            place[id(tensor)] = (len(calls), i)
+        is_layer = isinstance(node.operation, keras.Layer)
+        what = id(node.operation) if is_layer else type(node.operation)
+        calls.append((what, sources, called_in_training(node)))
     return calls

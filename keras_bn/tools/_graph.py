@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 from keras_bn.tools._affine import Inexact
-from keras_bn.tools._walk import called_in_training, graphs, nodes
+from keras_bn.tools._walk import called_in_training, graph_in, graphs, nodes
 
 
 class Graph:
@@ -116,5 +116,5 @@ def graphs_of(model: Any) -> list[Graph]:
         for node in nodes(graph):
             if id(graph) in training or called_in_training(node):
                 inner = node.operation
-                training.add(id(getattr(inner, "_functional", None) or inner))
+                training.add(id(graph_in(inner) or inner))
     return [Graph(prefix, graph, id(graph) in training) for prefix, graph in every]

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import replace_tracked
 from keras_bn.tools._walk import Layer, has_graph
 
 Place = tuple[str | int, ...]
@@ -46,8 +47,7 @@ def put(owner: Layer, place: Place, layer: Layer) -> None:
     held = getattr(owner, name)
     # An attribute set anew leaves the old layer tracked, and the order changed.
     old = _at(held, keys)
-    if owner._tracker.is_in_store("layers", old):  # else it was in another place too
-        owner._tracker.replace_tracked_value("layers", old, layer)
+    replace_tracked(owner, old, layer)  # if it was not in another place too
     value = _with(held, keys, layer)
     if value is not held:
         setattr(owner, name, value)

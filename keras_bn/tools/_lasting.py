@@ -14,10 +14,16 @@ from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import keras
-from keras.src.models.functional import functional_like_constructor
 
 from keras_bn.tools._held import Place, held, held_at_any_depth, put, shown
-from keras_bn.tools._walk import Layer, children, has_graph, is_sequential
+from keras_bn.tools._walk import (
+    Layer,
+    any_graph,
+    children,
+    has_graph,
+    is_sequential,
+    takes_inputs_and_outputs,
+)
 
 PACKAGE, NAME = "keras_bn", "Lasting"
 
@@ -51,7 +57,8 @@ class Lasting:
     def __reduce__(self) -> Any:
         """For pickle, which looks classes up by their names, and finds the other."""
         saved: Any = super().__reduce__()
-        return (base_class(self)._unpickle_model, *saved[1:])
+        unpickle = types.MethodType(saved[0].__func__, base_class(self))
+        return (unpickle, *saved[1:])
 
 
 def make_lasting(layer: Layer, placed: Container[int]) -> None:
@@ -99,8 +106,8 @@ def save_as_graph(model: Any) -> None:
             `call` of its own, what the constructor makes.
     """
     cls: Any = type(model)
-    plain: Any = keras.Sequential if is_sequential(model) else type(_any_graph())
-    if functional_like_constructor(cls) or cls.__init__ is plain.__init__:
+    plain: Any = keras.Sequential if is_sequential(model) else type(any_graph())
+    if takes_inputs_and_outputs(cls) or cls.__init__ is plain.__init__:
         return
     lasts = cls.call is plain.call
     if lasts:
@@ -116,12 +123,6 @@ def save_as_graph(model: Any) -> None:
         UserWarning,
         stacklevel=2,
     )
-
-
-@functools.cache
-def _any_graph() -> Any:
-    inputs = keras.Input((1,), name="any")
-    return keras.Model(inputs, inputs, name="any")
 
 
 @functools.cache
@@ -159,7 +160,9 @@ def _made_anew(layer: Layer) -> Layer | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of lambdas: this is no file
-            return keras.saving.deserialize_keras_object(_described(layer))
+            return keras.saving.deserialize_keras_object(
+                _described(layer), safe_mode=False
+            )
     except Exception:
         return None  # nothing of it can be saved, with other layers or without
     finally:

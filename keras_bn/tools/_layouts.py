@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.tools._walk import Layer, float64, has_graph, is_sequential, nodes
+from keras_bn.tools._walk import Layer, float64, graph_in, has_graph, nodes
 
 _L = keras.layers
 DEPTHWISE = (_L.DepthwiseConv1D, _L.DepthwiseConv2D)
@@ -103,7 +103,7 @@ def _mark(layer: Layer, images: list[Any], found: dict[int, Any]) -> list[Any]:
     """Notes who takes a flattened image; which images the outputs hold, flattened."""
     if not has_graph(layer):
         return images
-    graph = layer._functional if is_sequential(layer) else layer
+    graph = graph_in(layer)
     pairs = zip(graph.inputs, images, strict=False)
     known = {id(tensor): image for tensor, image in pairs}
     for node in nodes(graph):

@@ -6,20 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import kind as kind
 from keras_bn.tools import _affine
 from keras_bn.tools._affine import Affine, Inexact, across_line
-from keras_bn.tools._walk import called_in_training, float64
+from keras_bn.tools._walk import called_in_training, float64, given_to
 
 Shape = tuple[int | None, ...]
-
-
-def kind(operation: Any) -> str:
-    """The name of one of Keras's own classes, as `ops.Add`, `layers.Add`."""
-    module, name = type(operation).__module__, type(operation).__name__
-    # Keras exports its functions, and not the classes that stand in graphs for them.
-    if module.startswith("keras.src.ops."):
-        return f"ops.{name}"
-    return f"layers.{name}" if module.startswith("keras.src.layers.") else name
 
 
 def passed(affine: Affine, node: Any, back: bool) -> Affine:
@@ -70,8 +62,6 @@ def _step_by_step(affine: Affine, node: Any, back: bool) -> Affine:
 def _constant(value: Any, rank: int) -> np.ndarray:
     """A factor or summand in the layout of a sample."""
     value = float64(value)
-    if value.ndim > rank + 1:
-        raise Inexact("an operation with a constant adds axes")
     value = value.reshape((1,) * (rank + 1 - value.ndim) + value.shape)
     if value.shape[0] > 1:
         raise Inexact("an operation differs from sample to sample of the batch")
@@ -179,7 +169,7 @@ def _uniform(affine: Affine, node: Any, back: bool) -> Affine:
 def _padded(affine: Affine, node: Any, back: bool) -> Affine:
     operation = node.operation
     if operation.mode == "constant":
-        fill = [one for one in node.arguments._flat_arguments[1:] if one is not None]
+        fill = [one for one in given_to(node)[1:] if one is not None]
         if np.any(affine.offset) or any(np.any(float64(one)) for one in fill):
             raise Inexact(
                 f"'{operation.name}' pads with a constant, which it would shift"

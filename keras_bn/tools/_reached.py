@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import own_variables
 from keras_bn.tools._affine import Inexact
 from keras_bn.tools._follow import Call, Followed, follow
 from keras_bn.tools._graph import Graph, fits
@@ -13,6 +14,7 @@ from keras_bn.tools._lasting import base_class
 from keras_bn.tools._walk import (
     Layer,
     called_in_training,
+    given_to,
     graph_in,
     has_graph,
     is_batch_norm,
@@ -171,15 +173,12 @@ class Reached:
                 if isinstance(layer, keras.Layer):
                     self.calls.update(id(one) for one in self._held_by(layer))
                     continue
-                flat = node.arguments._flat_arguments
-                self.read |= {id(v) for v in flat if isinstance(v, keras.Variable)}
+                given = given_to(node)
+                self.read |= {id(v) for v in given if isinstance(v, keras.Variable)}
         owned = Counter(
             id(variable)
             for _, layer in sublayers(model)
-            for variable in (
-                *layer._trainable_variables,
-                *layer._non_trainable_variables,
-            )
+            for variable in own_variables(layer)
         )
         self.read |= {variable for variable, times in owned.items() if times > 1}
 

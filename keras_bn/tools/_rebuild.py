@@ -5,8 +5,8 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import keras
-from keras.src.ops.node import Node
 
+from keras_bn import _keras
 from keras_bn.tools._carry import Fill, called, classes_known, take_over
 from keras_bn.tools._lasting import make_lasting, save_as_graph
 from keras_bn.tools._progress import Progress
@@ -14,6 +14,7 @@ from keras_bn.tools._values import NotCopied, Values
 from keras_bn.tools._walk import (
     Layer,
     children,
+    graph_in,
     has_graph,
     is_functional,
     is_sequential,
@@ -57,22 +58,6 @@ class OutOfReach(ValueError):
 Replace = Callable[[Layer], Replacement | None]
 """Says what to put in the place of a layer; None to copy it as it is."""
 
-# What a call or `compile` leaves on a layer: of that layer, not of its copy.
-OF_CALLS = {
-    "_inbound_nodes": list,
-    "_outbound_nodes": list,
-    "_losses": list,
-    "_loss_ids": set,
-    "_losses_override": list,
-}
-OF_COMPILE = (
-    *("optimizer", "loss", "compiled", "history", "stop_training"),
-    *("_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker"),
-    *("_compiled_trainable_state", "_eval_epoch_iterator", "_jax_state"),
-    *("train_function", "test_function", "predict_function"),
-)
-OF_GRAPH = ("_keras_history", "_keras_mask")
-
 
 def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
     """A copy of `model`, of the same names, weights, random states and flags.
@@ -86,6 +71,7 @@ def rebuild(model: Any, replace: Replace, fill: Fill) -> Any:
         OutOfReach: Something that refers to a part of the model cannot be copied; the
             message names the layer and the attribute.
     """
+    _keras.require_copies()
     layers = 1 + sum(1 for _ in sublayers(model))
     with Progress(f"copying {model.name}", layers) as progress, classes_known(model):
         copier = _Copier(model, replace, progress.advance)
@@ -131,7 +117,7 @@ class _Copier:
             if id(old) in self._replaced:
                 take_over(old, new, fill)
             elif new.built:
-                new._post_build()
+                _keras.finish_copy(new)
         placed = {id(one) for one in self._replaced.values() if one is not None}
         if placed:
             # What holds another was noted before it.
@@ -148,8 +134,8 @@ class _Copier:
         new = (keras.layers.Layer if is_layer else keras.Operation).__new__(type(old))
         self._copies[id(old)] = (old, chosen._replace(layer=new))
         self._values.remember(old, new)
-        if is_sequential(old) and old._functional is not None:
-            self.copy(old._functional)
+        if is_sequential(old) and graph_in(old) is not None:
+            self.copy(graph_in(old))
         of_graph = self._graph(old) if is_functional(old) else {}
         loose, self._values.loose = self._values.loose, has_graph(old)
         try:
@@ -160,19 +146,20 @@ class _Copier:
 
     def _attributes(self, old: Layer, new: Layer, left_out: set[str]) -> None:
         # The methods that `__new__` has wrapped are the new layer's own.
-        left_out |= {"build", "quantize", *OF_CALLS}
+        left_out |= {*_keras.WRAPPED, *_keras.OF_CALLS}
         state: dict[str, Any] = new.__dict__
-        state.update((name, kind()) for name, kind in OF_CALLS.items())
+        state.update((name, kind()) for name, kind in _keras.OF_CALLS.items())
         if isinstance(old, keras.Model):
-            left_out |= set(OF_COMPILE)
-            state.update((n, self._bare[n]) for n in OF_COMPILE if n in self._bare)
+            compiled = _keras.OF_COMPILE
+            left_out |= set(compiled)
+            state.update((n, self._bare[n]) for n in compiled if n in self._bare)
         for name, value in list(vars(old).items()):
             if name in left_out:
                 continue
-            if name == "_modules":  # `_post_build` lists the copy's weights there
-                value = {k: v for k, v in value.items() if not _lists_weights(v)}
             try:
-                state[name] = self._values.of(value)
+                state[name] = self._values.of(
+                    _keras.without_listed_weights(name, value)
+                )
             except NotCopied as error:
                 raise OutOfReach(
                     f"Layer '{old.name}' of class {type(old).__name__} cannot be "
@@ -195,11 +182,11 @@ class _Copier:
     def _tensor(self, old: Any) -> Any:
         """The symbolic tensor in the copy that `old` is in the model."""
         if id(old) not in self._tensors:
-            operation, index, _ = getattr(old, "_keras_history", (None, 0, 0))
-            if operation is None:
+            made_by = _keras.call_of(old)
+            if made_by is None:
                 self._note([old], [_like(old)])
             else:
-                self._call(operation._inbound_nodes[index])
+                self._call(made_by)
         return self._tensors[id(old)][1]
 
     def _note(self, old: list[Any], new: list[Any]) -> None:
@@ -231,7 +218,7 @@ class _Copier:
                 self._tensors[id(t)][1] if node.is_input else _like(t)
                 for t in node.outputs
             ]
-            Node(operation=layer, call_args=args, call_kwargs=kwargs, outputs=outputs)
+            _keras.note_call(layer, args, kwargs, outputs)
         for one in then if residual is None or add is None else (add, *then):
             follower = _made(one)
             self._followers.setdefault(id(old), []).append(follower)
@@ -247,9 +234,9 @@ class _Copier:
     def _give_masks(self, tensors: list[Any]) -> None:
         """What a layer that is called anew looks for on its inputs."""
         for old in tensors:
-            mask = getattr(old, "_keras_mask", None)
+            mask = _keras.attached_mask(old)
             if mask is not None and id(mask) in self._tensors:
-                self._tensor(old)._keras_mask = self._tensor(mask)
+                _keras.attach_mask(self._tensor(old), self._tensor(mask))
 
     def _standing(self, old: Layer) -> list[Layer]:
         """The layers in the place of `old`: one, but where it is in a graph."""
@@ -258,10 +245,6 @@ class _Copier:
             self._followers[id(old)] = [_made(one) for one in then]
         every = [first, *self._followers.get(id(old), ())]
         return [one for one in every if one is not None]
-
-
-def _lists_weights(module: Any) -> bool:
-    return type(module).__name__ == "ParameterDict"
 
 
 def adder(layer: Layer) -> Callable[[], Layer]:
@@ -290,7 +273,7 @@ def _ordered(structure: Any, like: Any) -> Any:
 def _like(tensor: Any) -> Any:
     """A symbolic tensor like `tensor`, in no graph."""
     new = object.__new__(type(tensor))
-    state = {k: v for k, v in vars(tensor).items() if k not in OF_GRAPH}
+    state = {k: v for k, v in vars(tensor).items() if k not in _keras.OF_GRAPH}
     vars(new).update(state)
     return new
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn._keras import trained_variables
 from keras_bn.layers import BatchNormalization
 from keras_bn.tools._averaging import made_of_data
 from keras_bn.tools._carry import carry_compile, made_like
@@ -243,4 +244,4 @@ def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> 
 
 def _trained(layer: Layer) -> bool:
     """Whether `layer`, without the layers in it, has weights that training changes."""
-    return bool(getattr(layer, "_trainable_variables", None))
+    return bool(trained_variables(layer))

@@ -16,8 +16,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils.tracking import Tracker
 
+from keras_bn._keras import Tracker, copied_variable, recount_tracked
 from keras_bn.tools._references import SHARED, holds, names_read, slots_of
 from keras_bn.tools._walk import Layer, array, sublayers
 
@@ -49,7 +49,7 @@ class Values:
         self.loose = False
         # The originals are kept beside their copies: an id may be given out again.
         self._memo: dict[int, tuple[Any, Any]] = {}
-        self._trackers: list[Tracker] = []
+        self._trackers: list[Any] = []
         self._own: dict[int, Any] = {id(model): model}
         self._own |= {id(one): one for _, one in sublayers(model)}
         self._own |= {id(v): v for v in model.variables}
@@ -107,25 +107,10 @@ class Values:
     def finish(self) -> None:
         """Does what can be done only when everything has been copied."""
         for tracker in self._trackers:
-            stores = {name: store for name, (_, store) in tracker.config.items()}
-            tracker.stored_ids = {
-                name: {id(one) for one in store} for name, store in stores.items()
-            }
+            recount_tracked(tracker)
 
     def _variable(self, old: Any) -> Any:
-        new = type(old)(
-            array(old.value),
-            dtype=old.dtype,
-            trainable=old.trainable,
-            autocast=old._autocast,
-            aggregation=old.aggregation,
-            synchronization=old.synchronization,
-            name=old.name,
-        )
-        new._path = old.path
-        new.overwrite_with_gradient = old.overwrite_with_gradient
-        new.regularizer, new.constraint = old.regularizer, old.constraint
-        return self.remember(old, new)
+        return self.remember(old, copied_variable(old, array(old.value)))
 
     def _list(self, old: Any) -> Any:
         new = self.remember(old, _empty(old))
@@ -269,5 +254,5 @@ _COPIES: tuple[tuple[Any, Callable[[Values, Any], Any]], ...] = (
     (types.MethodType, Values._method),
     (partial, Values._partial),
     (weakref.ref, Values._weak),
-    (Tracker, Values._tracker_of),
+    *([] if Tracker is None else [(Tracker, Values._tracker_of)]),
 )

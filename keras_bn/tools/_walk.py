@@ -1,5 +1,7 @@
 """What the tools share: finding the batch norm layers of a model, and its graphs."""
 
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import (
+    RUN_BY_BATCH_NORM,
+    direct_layers,
+    graph_of_sequential,
+)
+from keras_bn._keras import Layer as Layer
+from keras_bn._keras import nodes as nodes
 from keras_bn.layers import (
     BatchNormalization,
     ConditionalBatchNormalization,
     DomainBatchNormalization,
 )
-
-Layer = Any
-"""A `keras.layers.Layer`, or an operation of a functional model's graph."""
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
@@ -56,7 +62,7 @@ _RUN = {
         *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
         *("_fused_activation", "_statistics"),
     ),
-    keras.layers.BatchNormalization: ("__call__", "call", "_moments"),
+    keras.layers.BatchNormalization: RUN_BY_BATCH_NORM,
 }
 """What runs when a batch norm is called."""
 
@@ -90,7 +96,7 @@ def is_sequential(layer: Layer) -> bool:
 
 def is_functional(layer: Layer) -> bool:
     """Whether `layer` is a model with a graph that can be walked."""
-    return hasattr(layer, "_run_through_graph")
+    return isinstance(layer, keras.Function)
 
 
 def activation_of(layer: Layer) -> Any:
@@ -101,7 +107,7 @@ def activation_of(layer: Layer) -> Any:
 
 def children(layer: Layer) -> list[Layer]:
     """The layers directly inside, in the order that their weights are listed in."""
-    return list(layer.layers if is_functional(layer) else getattr(layer, "_layers", ()))
+    return list(layer.layers) if is_functional(layer) else direct_layers(layer)
 
 
 def sublayers(model: Layer) -> Iterator[tuple[str, Layer]]:
@@ -183,15 +189,33 @@ def has_graph(layer: Layer) -> bool:
 def graph_in(layer: Layer) -> Any:
     """The functional graph of `layer`; None where it has none (a subclassed model)."""
     # A built Sequential holds the Functional that it runs.
-    layer = layer._functional if is_sequential(layer) else layer
+    layer = graph_of_sequential(layer) if is_sequential(layer) else layer
     return layer if is_functional(layer) else None
 
 
-def nodes(graph: Any) -> list[Any]:
-    """The calls of `graph` in an order in which they can be run, inputs left out."""
-    depths = sorted(graph._nodes_by_depth, reverse=True)
-    every = (node for depth in depths for node in graph._nodes_by_depth[depth])
-    return [node for node in every if node.operation and not node.is_input]
+@functools.cache
+def any_graph() -> Any:
+    """Some functional model."""
+    inputs = keras.Input((1,), name="any")
+    return keras.Model(inputs, inputs, name="any")
+
+
+def takes_inputs_and_outputs(cls: Any) -> bool:
+    """Whether a class of models can be made of inputs and outputs, as Keras sees it.
+
+    By the names of its constructor's arguments. If so, its config is that of its graph.
+    """
+    plain, given = (
+        inspect.getfullargspec(one.__init__) for one in (type(any_graph()), cls)
+    )
+    takes_any = given.varargs is not None and given.varkw is not None
+    return takes_any or given.args[1:] == plain.args[1:]
+
+
+def given_to(node: Any) -> list[Any]:
+    """All arguments of a call, one by one."""
+    given = (node.arguments.args, node.arguments.kwargs)
+    return keras.tree.flatten(given)  # type: ignore[no-any-return]
 
 
 def called_in_training(node: Any) -> bool:

@@ -177,7 +177,7 @@ def _of_engine(layers: dict[str, Layer], groups: Any) -> list[dict[str, State]]:
             for i in range(most)
         ]
     )
-    together = processes(groups)
+    together = processes(groups, "replicas")
     if together is not None:
         rows = together.gather(rows.ravel()).reshape(-1, rows.shape[1])
     return [_apart(row, weights) for row in rows]

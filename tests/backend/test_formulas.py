@@ -7,11 +7,23 @@ from test_kernels import Inputs
 
 import cases
 import frameworks
-from keras_bn.backend import derivatives, formulas
+from keras_bn.backend import derivatives, formulas, reference
+from slow import slow
 
 CASES = cases.KINDS | {"weights": cases.WEIGHTS["weights_keras_two_axes"]}
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+ONCE = slow("JAX compiles each operator of each shape", but_on="torch")
+
+
+def beside(centre):
+    """A centre beside the mean, as a sample's is, or that of other replicas."""
+    return centre + 0.25
+
+
+def moments(x, inputs, mask, settled=beside):
+    return formulas.centred_moments(x, inputs.axes, mask, settled)
 
 
 def _tangents_and_gradients(case, activation):
@@ -25,14 +37,24 @@ def _tangents_and_gradients(case, activation):
         tangents.append(frameworks.tensor(rng.normal(size=tuple(inputs.mask.shape))))
     x, scale, offset = inputs.tensors
     axes, mask = inputs.axes, inputs.mask
-    centred = formulas.centred_moments(x, axes, mask)
-    given = (x, scale, offset, mask, centred)
+    given = (x, scale, offset, mask, moments(x, inputs, mask))
     every = (*tangents, *[None] * (4 - len(tangents)))
     along = derivatives.tangent(*given, every, axes, 1e-3, activation)
     slopes = derivatives.gradients(
         *(*given, inputs.dy, axes, 1e-3, activation), of_weights=weighted(inputs)
     )
     return inputs, tangents, along, slopes
+
+
+def assert_near(received, expected):
+    """Both are dictionaries of tensors, or of lists of them."""
+    for name, value in received.items():
+        pairs = (value, expected[name])
+        if not isinstance(value, list):
+            pairs = [[one] for one in pairs]
+        for one, other in zip(*pairs, strict=True):
+            one, other = map(frameworks.numpy, (one, other))
+            np.testing.assert_allclose(one, other, atol=1e-11, err_msg=name)
 
 
 def weighted(inputs):
@@ -65,7 +87,7 @@ def test_the_tangent_is_the_derivative(case):
             one + step * tangent for one, tangent in zip(every, tangents, strict=True)
         ]
         mask = moved.pop() if weighted(inputs) else inputs.mask
-        centred = formulas.centred_moments(moved[0], inputs.axes, mask)
+        centred = moments(moved[0], inputs, mask, settled=lambda centre: centre)
         return keras.ops.sigmoid(formulas.normalize(*moved, centred, inputs.axes, 1e-3))
 
     step = 1e-5
@@ -77,8 +99,7 @@ def test_the_tangent_is_the_derivative(case):
 def test_a_tangent_of_none_is_one_of_zeros(case):
     inputs = Inputs(case, "float64")
     x, scale, offset = inputs.tensors
-    centred = formulas.centred_moments(x, inputs.axes, inputs.mask)
-    given = (x, scale, offset, inputs.mask, centred)
+    given = (x, scale, offset, inputs.mask, moments(x, inputs, inputs.mask))
 
     def along(tangents):
         found = derivatives.tangent(*given, tangents, inputs.axes, 1e-3, "sigmoid")
@@ -91,3 +112,126 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
         if tangent is not None
     ]
     np.testing.assert_allclose(sum(parts), along(tangents), atol=1e-12)
+
+
+@ONCE
+@cases.parametrize(CASES)
+def test_a_centre_beside_the_mean_changes_nothing(case):
+    inputs = Inputs(case, "float64", mean=3.0)
+    x, *parameters = inputs.tensors
+    at, aside = (
+        moments(x, inputs, inputs.mask, settled)
+        for settled in (lambda centre: centre, beside)
+    )
+    assert np.all(np.abs(frameworks.numpy(aside.residual)) > 0.2)
+    received, expected = (
+        {
+            **centred.bookkeeping()._asdict(),
+            "y": formulas.normalize(x, *parameters, centred, inputs.axes, 1e-3),
+        }
+        for centred in (aside, at)
+    )
+    assert_near(received, expected)
+
+
+class Replica:
+    """One of two that run one after the other; `heard` is what the other said."""
+
+    def __init__(self, heard=()):
+        self._heard, self.said = list(heard), []
+
+    def gather(self, values):
+        return keras.ops.stack([values, *self._exchanged(values)])
+
+    def total(self, values):
+        return sum(self._exchanged(values), values)
+
+    def _exchanged(self, values):
+        self.said.append(values)
+        return [self._heard.pop(0)] if self._heard else []
+
+
+def on_both(function):
+    """`function(number, replica)` of two replicas that hear each other."""
+    alone = [Replica(), Replica()]
+    for number, replica in enumerate(alone):
+        function(number, replica)
+    return [function(number, Replica(alone[1 - number].said)) for number in (0, 1)]
+
+
+@ONCE
+@pytest.mark.parametrize("name", ["image", "weights"])
+def test_two_replicas_are_one_batch(name):
+    """Of a sample and of all the others, about centres that differ."""
+    inputs = Inputs(CASES[name], "float64", mean=3.0)
+    tangent = Inputs(CASES[name], "float64", mean=1.0)
+    x, scale, offset = inputs.tensors
+    halves = slice(1), slice(1, None)
+    mask = [None if inputs.mask is None else inputs.mask[half] for half in halves]
+    options = (inputs.axes, 1e-3, "tanh")
+
+    def own_moments(number, replica):
+        own = moments(x[halves[number]], inputs, mask[number], beside)
+        return formulas.over_replicas(own, replica)
+
+    found = on_both(own_moments)
+
+    def slopes(number, replica):
+        half = halves[number]
+        return derivatives.gradients(
+            *(x[half], scale, offset, mask[number], found[number], inputs.dy[half]),
+            *(*options, replica),
+            of_weights=weighted(inputs),
+        )
+
+    def along(number, replica):
+        half = halves[number]
+        tangents = (tangent.tensors[0][half], *tangent.tensors[1:])
+        weights = tangent.mask[half] if weighted(inputs) else None
+        return derivatives.tangent(
+            *(x[half], scale, offset, mask[number], found[number]),
+            *((*tangents, weights), *options, replica),
+        )
+
+    whole = moments(x, inputs, inputs.mask)
+    given = (x, scale, offset, inputs.mask, whole)
+    dx, dscale, doffset, *dweights = derivatives.gradients(
+        *(*given, inputs.dy, *options), of_weights=weighted(inputs)
+    )
+    tangents = (*tangent.tensors, tangent.mask if weighted(inputs) else None)
+    expected = {
+        "y'": derivatives.tangent(*given, tangents, *options),
+        **{"dx": dx, "dscale": dscale, "doffset": doffset},
+        "dweights": dweights,
+    }
+    together = keras.ops.concatenate
+    one, other = on_both(slopes)
+    received = {
+        "y'": together(on_both(along)),
+        "dx": together([one[0], other[0]]),
+        # Of each replica's own output, as everywhere.
+        **{"dscale": one[1] + other[1], "doffset": one[2] + other[2]},
+        "dweights": [together(pair) for pair in zip(one[3:], other[3:], strict=True)],
+    }
+    assert_near(received, expected)
+    for replica in found:
+        assert_near(replica.bookkeeping()._asdict(), whole.bookkeeping()._asdict())
+
+
+@ONCE
+@pytest.mark.parametrize("name", ["first_image", "two_axes"])
+def test_inference_gradients_are_those_of_the_reference(name):
+    inputs = Inputs(CASES[name], "float64", mean=3.0)
+    x, scale, offset = inputs.tensors
+    given = (x, offset, scale * scale + 0.5, scale, offset)
+    _, _, expected = frameworks.gradients(
+        lambda *tensors: (
+            reference.inference(*tensors, inputs.axes, 1e-3, None),
+            None,
+        ),
+        given,
+        inputs.dy,
+    )
+    found = derivatives.inference_gradients(*given, inputs.dy, inputs.axes, 1e-3)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(frameworks.numpy(one), other, atol=1e-10)

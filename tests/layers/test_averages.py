@@ -208,6 +208,33 @@ def test_renorm_statistics_are_debiased_too(momentum, momenta):
         np.testing.assert_allclose(got[name], value, rtol=2e-5, err_msg=name)
 
 
+def test_debiased_averages_that_take_in_nothing_stay():
+    layer = built(momentum=1, zero_debias=True, renorm=True, renorm_momentum=1.0)
+    before = values(layer)
+    layer(batches()[0], training=True)
+    after = values(layer)
+    # With renorm it is the square of another.
+    del before["moving_variance"], after["moving_variance"]
+    np.testing.assert_equal(after, before)
+
+
+def test_a_schedule_is_kept_in_the_range_of_a_momentum():
+    x = batches()[:3]
+    layer = built(momentum=lambda step: step * (step * 4 - 6))  # 0, -2, 4
+    for batch, expected in zip(x, (x[0], x[1], x[1]), strict=True):
+        layer(batch, training=True)
+        assert_statistics(layer, [expected.mean(0), expected.var(0)])
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3, 0.3])
+def test_the_variance_of_a_constant_is_never_negative(epsilon):
+    layer = built(momentum=0.0, renorm=True, epsilon=epsilon)
+    layer(np.full((8, 3), 5.0, "float32"), training=True)
+    variance = values(layer)["moving_variance"]
+    assert np.all(variance >= 0)
+    np.testing.assert_allclose(variance, 0, atol=1e-7)
+
+
 @keras.saving.register_keras_serializable("tests")
 def rising_share(step):
     return keras.ops.minimum((step + 1) / 4, 1.0)

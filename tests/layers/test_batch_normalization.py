@@ -290,6 +290,30 @@ def test_inputs_are_cast_to_the_compute_dtype(inputs, mask, seen, first):
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    # Of which bfloat16, float16 and float32 have no more.
+    [
+        ("mixed_bfloat16", 257),
+        ("float16", 2049),
+        ("float32", 4097),
+        ("float64", 2**25 + 1),
+    ],
+)
+def test_integers_keep_their_digits(dtype, number):
+    layer = keras_bn.BatchNormalization(momentum=0.0, dtype=dtype)
+    x = np.array([[number], [0]], "int32")
+    y = layer(x, training=True)
+    half = number / 2
+    np.testing.assert_array_equal(frameworks.numpy(layer.moving_mean), [half])
+    np.testing.assert_allclose(
+        frameworks.numpy(layer.moving_variance), [half**2], rtol=1e-6
+    )
+    assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+    np.testing.assert_allclose(frameworks.numpy(y), [[1], [-1]], atol=1e-6)
+
+
 def test_a_mask_survives_the_cast():
     x = keras.layers.Masking()(np.array([[[1.0], [3.0]], [[0.0], [5.0]]], "float32"))
     layer = keras_bn.BatchNormalization(dtype="mixed_bfloat16", momentum=0.0)

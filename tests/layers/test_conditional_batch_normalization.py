@@ -136,6 +136,17 @@ def test_bfloat16_is_widened_for_gamma_and_beta():
     assert (np.abs(frameworks.numpy(y) - wanted) <= allowed).all()
 
 
+@pytest.mark.parametrize("kind", [np.asarray, frameworks.tensor])
+def test_gamma_and_beta_keep_their_digits_under_a_policy_of_half(kind):
+    x = np.array([[1.0], [-1.0]], "float32")
+    gamma, beta = np.full_like(x, 257.0), np.full_like(x, -256.0)
+    layer = keras_bn.ConditionalBatchNormalization(dtype="mixed_bfloat16")
+    for _ in range(2):  # whatever was converted before
+        y = layer(x, gamma=kind(gamma), beta=kind(beta), training=True)
+        # Of bfloat16, 257 is 256.
+        np.testing.assert_array_equal(frameworks.numpy(y), [[1], [-512]])
+
+
 @pytest.mark.parametrize("label", [2, np.int64(2)], ids=["int", "numpy"])
 def test_one_class_for_all_samples(label):
     layer = keras_bn.ConditionalBatchNormalization(CLASSES)

@@ -82,6 +82,22 @@ def test_accumulation_leaves_out_a_batch_with_a_nan_in_its_channel():
     assert_statistics(layer, (mean, variance))
 
 
+@pytest.mark.parametrize("settings", [{}, {"renorm": True}, {"zero_debias": True}])
+def test_accumulation_of_nothing_leaves_statistics(settings):
+    """Empty batches and spoilt ones count as steps, but an average takes in none."""
+    layer, x = built(accumulation_steps=2, **settings), batches(3)
+    before = values(layer)
+    layer(x[0, :0], training=True)
+    layer(np.full_like(x[0], np.nan), training=True)
+    for name, value in values(layer).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    layer(x[1], training=True)
+    layer(x[2, :0], training=True)
+    once = built(**settings)
+    once(x[1], training=True)
+    assert_statistics(layer, statistics(once))
+
+
 def test_accumulation_normalizes_each_batch_by_itself():
     x = batches(1)[0]
     one, other = built(accumulation_steps=4), built()

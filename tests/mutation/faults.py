@@ -67,7 +67,7 @@ def faults(source: str) -> list[Fault]:
 
 def _compiles(source: str) -> bool:
     try:
-        compile(source, "fault", "exec")
+        ast.parse(source)
     except SyntaxError:
         return False
     return True
@@ -90,7 +90,7 @@ class _Finder(ast.NodeVisitor):
             self._lines = _lines(node)
         if not _is_type(node):
             getattr(self, f"_{type(node).__name__}", lambda node: None)(node)
-        if not (_is_type(node) or isinstance(node, (ast.Raise, ast.JoinedStr))):
+        if not (_is_type(node) or _is_for_people(node)):
             for name, value in ast.iter_fields(node):
                 if name not in _NOT_LOOKED_INTO:
                     for child in value if isinstance(value, list) else [value]:
@@ -162,7 +162,7 @@ class _Finder(ast.NodeVisitor):
 
     def _Call(self, node: ast.Call) -> None:
         for keyword in node.keywords:
-            if keyword.arg is not None:
+            if keyword.arg not in (None, "strict"):
                 start, end = self._span(keyword)
                 comma = re.match(rb"\s*,[ \t]*", self._data[end:])
                 end += comma.end() if comma else 0
@@ -200,6 +200,12 @@ def _lines(node: ast.stmt) -> tuple[int, int]:
 
 def _names(node: ast.AST) -> Iterator[str]:
     return (one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+
+
+def _is_for_people(node: ast.AST) -> bool:
+    """Whether it is a message, or guards against a mistake in the code itself."""
+    strict = isinstance(node, ast.keyword) and node.arg == "strict"
+    return strict or isinstance(node, (ast.Raise, ast.JoinedStr))
 
 
 def _is_type(node: ast.AST) -> bool:

@@ -53,16 +53,17 @@ def _run(work, seconds, answer, log):
 
 def _wait(child, end):
     """The signal that ended the child, or 0."""
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            break
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what it has started, and left
-    return os.WTERMSIG(status)
+    try:
+        while True:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                return os.WTERMSIG(status)
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # and what it has started, and left
 
 
 def run_pytest(package, arguments, plugin):
@@ -78,5 +79,6 @@ def run_pytest(package, arguments, plugin):
     found = f"pythonpath={' '.join(map(str, paths))}"
     # hypothesis, a plugin, has been imported before the fork.
     ignored = "ignore::pytest.PytestAssertRewriteWarning"
-    options = ["-q", "-p", "no:cacheprovider", "-W", ignored, "-o", found]
+    quick = ["-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow"]
+    options = [*quick, "-W", ignored, "-o", found]
     return pytest.main([*options, *arguments], plugins=[plugin])

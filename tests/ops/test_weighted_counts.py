@@ -194,7 +194,12 @@ def test_weights_of_ones_and_zeros_are_a_mask():
     ones = mask.astype("float32")
     masked, *alike = (
         batch_norm_train(x, **along)
-        for along in ({"mask": mask}, {"weights": ones}, {"mask": ones})
+        for along in (
+            {"mask": mask},
+            {"weights": ones},
+            {"mask": ones},
+            {"mask": mask.tolist()},
+        )
     )
     for y, moments in alike:
         for one, other in zip((masked[0], *masked[1]), (y, *moments), strict=True):
