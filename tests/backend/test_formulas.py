@@ -259,6 +259,7 @@ def test_a_joint_sum_is_the_sum_of_sums(axis):
 def test_a_compiler_for_a_gpu_is_given_joint_sums(monkeypatch, device):
     """It splits one sum over all axes by itself; of sums in turn it makes kernels."""
     import torch
+
     from keras_bn.backend import torch_kernels
 
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
