@@ -15,6 +15,8 @@ KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
     tests/test_weight_exchange.py
 KERAS_MIN_PATH := .venv/keras-$(KERAS_MIN)
 BACKENDS := tensorflow jax torch
+# Two processes a backend.
+SUITES = $(BACKENDS:%=test-%-rest) $(BACKENDS:%=test-%-kernels)
 # The tests and the demo want TensorFlow's small build.
 EXTRA_tensorflow := tensorflow-cpu
 EXTRA_jax := jax
@@ -27,6 +29,11 @@ CONSTRAINTS := constraints.txt
 OTHER_KERAS :=
 # A suite tells of its dearest tests, so that growth is seen.
 PYTEST = -m pytest --durations=5 --durations-min=5 -m "not gpu$(if $(SLOW),, and not slow) $(1)"
+# Half the time of the tests on JAX would be LLVM's optimizations. They are for the tests of
+# the kernels, whose last digits hang on them, and for all tests in `make test-all`.
+KERNELS := tests/backend tests/ops
+UNOPTIMIZED = $(if $(SLOW),,XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
+    --xla_llvm_disable_expensive_passes=true")
 DEMO := .venv/demo-$(BACKEND)
 RELEASE := .venv/release
 RECIPE := pyproject.toml $(CONSTRAINTS)
@@ -52,7 +59,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) test-once test-min-keras \
+.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) $(SUITES) test-once test-min-keras \
     test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
     check-python check-backend
 
@@ -87,7 +94,7 @@ demo: check-backend $(DEMO)/installed
 test: lint
 	@echo "== Testing, $(JOBS) at a time: each prints when it is done"
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	    test-jax test-torch test-tensorflow test-min-keras test-once
+	    $(SUITES) test-min-keras test-once
 
 test-all:
 	@$(MAKE) --no-print-directory test SLOW=1
@@ -100,9 +107,16 @@ lint: $(TEST)/installed
 	@echo "== mypy"
 	@$(TEST)/bin/python -m mypy
 
-$(BACKENDS:%=test-%): test-%: $(TEST)/installed
+$(BACKENDS:%=test-%): test-%: test-%-kernels test-%-rest
+
+$(BACKENDS:%=test-%-kernels): test-%-kernels: $(TEST)/installed
+	@echo "== Testing the kernels on $*"
+	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once) $(KERNELS)
+
+$(BACKENDS:%=test-%-rest): test-%-rest: $(TEST)/installed
 	@echo "== Testing on $*"
-	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once)
+	@$(UNOPTIMIZED) KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once) \
+	    $(KERNELS:%=--ignore=%)
 
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"

@@ -53,7 +53,7 @@ def over_images(rows: list[dict], way: str, mode: str, contender: str) -> float 
 def summary() -> str:
     """A row a backend: how long the others take over ours, small enough for a phone."""
     lines = [
-        "| backend | Keras's layer, training | inference | the framework's own, "
+        "| backend | Keras's layer: training | inference | the framework's own: "
         "training | inference |",
         "|---|--:|--:|--:|--:|",
     ]
@@ -68,7 +68,9 @@ def summary() -> str:
         lines.append(f"| {backend} ({way}) | {' | '.join(cells)} |")
     own = ", ".join(f"`{name}`" for name in NATIVE.values())
     machine = one_line([load(backend)["machine"] for backend in BACKENDS])
-    return "\n".join([*lines, "", f"The own: {own}. On: {machine}."])
+    return "\n".join(
+        [*lines, "", f"The framework's own: {own}. Measured on: {machine}."]
+    )
 
 
 def times(ratio: float | None) -> str:

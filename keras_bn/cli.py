@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Example:
 
+    >>> from keras_bn.cli import main
     >>> main(["fold", "no-such-file.keras", "out.keras"])
     3
     """

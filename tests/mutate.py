@@ -54,7 +54,7 @@ NEAREST = {
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
     "keras_bn/tools/*": ("tests/tools", "tests/test_bad_input.py"),
-    "keras_bn/callbacks.py": ("tests/test_callbacks.py",),
+    "keras_bn/callbacks.py": ("tests/test_callbacks.py", "tests/tools"),
     "keras_bn/*": ("tests/test_cli.py", "tests/test_weight_exchange.py"),
 }
 

@@ -1,6 +1,7 @@
 """The command line: exit codes, and files that are whole or not there."""
 
 import json
+import runpy
 import sys
 
 import h5py
@@ -8,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 
-import fresh_process
 import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
@@ -496,12 +496,14 @@ def test_custom_layers_are_imported(folder, monkeypatch, capsys):
 
     layers = [L.Dense(2), L.BatchNormalization(), own_layer.Twice()]
     keras.Sequential([keras.Input((4,)), *layers]).save("own.keras")
-    # In another process, where nobody has imported it.
-    command = ["-m", "keras_bn", "fold", "own.keras", "out.keras"]
+    # As in another process, where nobody has imported it.
+    command = ["fold", "own.keras", "out.keras"]
     keras.saving.get_custom_objects().pop("own>Twice")
     del sys.modules["own_layer"]
-    assert cli.main(command[2:]) == 3
+    assert cli.main(command) == 3
     assert "--import MODULE" in capsys.readouterr().err
-    backend = keras.backend.backend()
-    out = fresh_process.run([*command, "--import", "own_layer"], backend)
-    assert "1 batch norm layers folded" in out
+    monkeypatch.setattr(sys, "argv", ["", *command, "--import", "own_layer"])
+    with pytest.raises(SystemExit) as ended:  # `python -m keras_bn`
+        runpy.run_module("keras_bn", run_name="__main__")
+    assert ended.value.code == 0
+    assert "1 batch norm layers folded" in capsys.readouterr().out

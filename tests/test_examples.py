@@ -14,7 +14,10 @@ import batch_renorm
 import fresh_process
 import keras_bn
 import train
+from slow import slow
 
+# It starts the other two backends as well.
+quick_run_on_one = slow("starts three frameworks in new processes", but_on="torch")
 PIXELS = np.arange(24, dtype="uint8").reshape(2, 3, 4)
 
 
@@ -67,6 +70,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", fail)
 
 
+@quick_run_on_one
 def test_quick_run_prints_its_tables(quick_run):
     _, printed = quick_run
     assert "steps to 95%" in printed
@@ -75,6 +79,7 @@ def test_quick_run_prints_its_tables(quick_run):
     assert "One image alone: predicted" in printed
 
 
+@quick_run_on_one
 def test_quick_run_writes_a_figure(quick_run):
     folder, _ = quick_run
     content = (folder / "curves.png").read_bytes()
@@ -82,6 +87,7 @@ def test_quick_run_writes_a_figure(quick_run):
     assert struct.unpack(">II", content[16:24]) == (1440, 900)
 
 
+@quick_run_on_one
 def test_quick_run_writes_both_curves(quick_run):
     folder, _ = quick_run
     runs = json.loads((folder / "results.json").read_text())["runs"]
@@ -89,6 +95,7 @@ def test_quick_run_writes_both_curves(quick_run):
     assert all(0 <= share <= 1 for run in runs for share in run["accuracy"])
 
 
+@quick_run_on_one
 def test_quick_run_agrees_with_the_other_backends_and_with_one_image(quick_run):
     folder, _ = quick_run
     results = json.loads((folder / "results.json").read_text())
@@ -96,6 +103,7 @@ def test_quick_run_agrees_with_the_other_backends_and_with_one_image(quick_run):
     assert max(*results["backends"].values(), results["single_image"]) <= 1e-5
 
 
+@quick_run_on_one
 def test_quick_run_saves_a_model_that_loads(quick_run):
     folder, _ = quick_run
     model = keras.models.load_model(folder / "model.keras")

@@ -73,6 +73,7 @@ def test_a_forbidden_import_is_seen_even_if_guarded(answers):
     assert answers[GUARDED]["asked"] == ["matplotlib"]
 
 
+@pytest.mark.once
 def test_loading_a_model_needs_only_the_import(tmp_path):
     import keras_bn
 

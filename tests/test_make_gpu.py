@@ -9,6 +9,8 @@ from pathlib import Path
 import keras
 import pytest
 
+from slow import slow
+
 ROOT = Path(__file__).parents[1]
 BACKEND = keras.backend.backend()
 
@@ -36,6 +38,8 @@ def make(*arguments, out):
     )
 
 
+# What it runs elsewhere, tests/ops and tests/benchmark run there.
+@slow("tests and benchmark in new processes", but_on="torch")
 def test_a_dry_run_tests_and_measures(tmp_path):
     done = make("DRY=1", out=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ import _data
 import _study
 import _trainer
 import keras_bn
+from slow import slow
 
 STUDIES = (
     "standardization",
@@ -32,7 +33,20 @@ RESULTS = Path(_study.RESULTS)
 SCRIPT = RESULTS / "fill_readme.py"
 
 
-@pytest.fixture(scope="module", params=STUDIES)
+IN_SHORT = ("standardization",)
+QUICK_RUNS = [
+    *IN_SHORT,
+    *(
+        pytest.param(
+            name, marks=slow("compiles a step for each architecture", but_on="torch")
+        )
+        for name in STUDIES
+        if name not in IN_SHORT
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=QUICK_RUNS)
 def quick(request, tmp_path_factory):
     """A study's name, the folder that its quick run filled, and what it returned."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -62,6 +76,7 @@ def test_quick_run_writes_a_picture(quick):
     assert height >= 600
 
 
+@slow("trains and adapts three times", but_on="torch")
 @pytest.mark.parametrize("quick", ["repair"], indirect=True)
 def test_a_lag_and_shifts_are_repaired_but_no_shift_of_the_classes(quick):
     _, folder, (lag, shift) = quick

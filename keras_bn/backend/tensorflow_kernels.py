@@ -95,6 +95,10 @@ def train(
             *(correction, activation, replicas),
         )
         return x.with_flat_values(y), moments
+    # Of a variable, which people have for an input that they optimize, its value:
+    # `forward_mode` cannot ask otherwise.
+    x = tf.convert_to_tensor(x)
+    mask = None if mask is None else tf.convert_to_tensor(mask)
     # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
     # gradient does not look for them.
     x, scale, offset = of_running_graph(x, scale, offset)

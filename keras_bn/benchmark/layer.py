@@ -58,7 +58,8 @@ class Row(NamedTuple):
         shape: Its shape, 32x56x56x64.
         dtype: Its dtype.
         mode: `"training"`, `"inference"`, or of a model `"step"`, `"predict"`.
-        way: How it ran: one of `keras_bn.backend.timing().WAYS`.
+        way: How it ran: on JAX "jit", on PyTorch "eager", "compiled" or,
+            on a GPU, "graph", on TensorFlow "graph" or "xla".
         contender: Whose layer.
         median_ms: Milliseconds, median over the rounds; `low_ms` and `high_ms` are the
             quartiles.
@@ -131,7 +132,8 @@ def run_case(
     Args:
         case: The input.
         mode: `"training"` or `"inference"`.
-        way: How steps run: one of `keras_bn.backend.timing().WAYS`.
+        way: How steps run: on JAX "jit", on PyTorch "eager", "compiled" or,
+            on a GPU, "graph", on TensorFlow "graph" or "xla".
         rounds: How often each contender runs.
         tick: Called after each round.
 

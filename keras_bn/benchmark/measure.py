@@ -66,6 +66,7 @@ def interleaved(
 
     Example:
 
+    >>> from keras_bn.benchmark import interleaved
     >>> steps = {"none": lambda: None, "some": lambda: sum(range(9**4))}
     >>> timings = interleaved(steps, rounds=5)
     >>> timings["none"].ratio, timings["some"].ratio > 1

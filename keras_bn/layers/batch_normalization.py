@@ -187,7 +187,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> layer = keras_bn.BatchNormalization(momentum=0.9)
     >>> batch = np.array([[1.0, 100.0], [3.0, 300.0]], "float32")
     >>> np.round(keras.ops.convert_to_numpy(layer(batch, training=True)), 2).tolist()

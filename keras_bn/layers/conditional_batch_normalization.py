@@ -74,7 +74,7 @@ class ConditionalBatchNormalization(BatchNormalization):
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> x = np.array([[1.0], [3.0]], "float32")
     >>> layer = keras_bn.ConditionalBatchNormalization(epsilon=1e-6)
     >>> y = layer(x, gamma=np.array([[1.0], [10.0]]), training=True)

@@ -76,7 +76,7 @@ class DomainBatchNormalization(BatchNormalization):
 
     Example:
 
-    >>> import keras_bn, numpy as np
+    >>> import keras, keras_bn, numpy as np
     >>> layer = keras_bn.DomainBatchNormalization(domains=2, momentum=0.0)
     >>> photos, sketches = np.array([[1.0], [3.0]]), np.array([[10.0], [30.0]])
     >>> y = layer(photos, domain=0, training=True)

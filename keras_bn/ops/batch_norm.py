@@ -116,7 +116,8 @@ def batch_norm_train(
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
+    >>> from keras_bn.ops import batch_norm_train
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], "float32")
     >>> y, moments = batch_norm_train(x)
     >>> np.round(keras.ops.convert_to_numpy(moments.mean), 3).tolist()
@@ -182,7 +183,8 @@ def batch_norm_inference(
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
+    >>> from keras_bn.ops import batch_norm_inference
     >>> one_sample = np.array([[3.0, 30.0]], "float32")
     >>> y = batch_norm_inference(one_sample, mean=[2.0, 20.0], variance=[1.0, 100.0])
     >>> np.round(keras.ops.convert_to_numpy(y), 2).tolist()

@@ -39,6 +39,7 @@ def moving_average(
     Example:
 
     >>> import numpy as np
+    >>> from keras_bn.ops import moving_average
     >>> float(moving_average(np.float32(10.0), np.float32(20.0), momentum=0.9))
     11.0
     """

@@ -50,6 +50,7 @@ def renorm_correction(
     Example:
 
     >>> import numpy as np
+    >>> from keras_bn.ops import renorm_correction
     >>> one = np.ones(1, "float32")
     >>> r, d = renorm_correction(3 * one, 4 * one, 2 * one, one, clipping={"rmax": 1.5})
     >>> float(r[0]), float(d[0])

@@ -27,6 +27,8 @@ class RunningMoments:
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_bn.tools._moments import RunningMoments
     >>> moments = RunningMoments()
     >>> moments.add(2, np.array([1.0]), np.array([0.0]))
     >>> moments.add(2, np.array([3.0]), np.array([0.0]))
@@ -126,6 +128,8 @@ def distance(
 ) -> float:
     """How far batch statistics are from moving ones, in moving standard deviations.
 
+    All are in float64.
+
     With s = sqrt(variance + epsilon), averaged over the channels:
 
         distance² = mean(((m_batch - m_moving)² + (s_batch - s_moving)²) / s_moving²)
@@ -140,15 +144,16 @@ def distance(
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_bn.tools._moments import distance
     >>> one = np.ones(1)
     >>> distance(2 * one, one, 0 * one, one, epsilon=1e-3) < 2
     True
     """
     batch, moving = (
-        np.sqrt(np.maximum(np.asarray(one, "float64"), 0) + epsilon)
-        for one in (variance, moving_variance)
+        np.sqrt(np.maximum(one, 0) + epsilon) for one in (variance, moving_variance)
     )
-    shift = np.asarray(mean, "float64") - np.asarray(moving_mean, "float64")
+    shift = mean - moving_mean
     return float(np.sqrt(np.mean((shift**2 + (batch - moving) ** 2) / moving**2)))
 
 

@@ -62,8 +62,6 @@ def _step_by_step(affine: Affine, node: Any, back: bool) -> Affine:
 def _constant(value: Any, rank: int) -> np.ndarray:
     """A factor or summand in the layout of a sample."""
     value = float64(value)
-    if value.ndim > rank + 1:
-        raise Inexact("an operation with a constant adds axes")
     value = value.reshape((1,) * (rank + 1 - value.ndim) + value.shape)
     if value.shape[0] > 1:
         raise Inexact("an operation differs from sample to sample of the batch")

@@ -156,7 +156,7 @@ def match_torch(
     ... )
     >>> state = {"net.stem.bn.running_mean": np.ones(2),
     ...          "net.stem.bn.running_var": np.ones(2)}
-    >>> matching = match_torch(model, state)
+    >>> matching = keras_bn.tools.match_torch(model, state)
     >>> matching.mapping, matching.pairs[0].by
     ({'stem_bn': 'net.stem.bn'}, 'name')
     """

@@ -261,6 +261,27 @@ def test_jacobian(shape):
     np.testing.assert_allclose(jacobian(kernels()), expected, atol=1e-4 * size)
 
 
+def test_variables_for_inputs():
+    layer, x = BatchNormalization(), tf.Variable(normal(SMALL))
+    given = {
+        "weights": tf.Variable(tf.reshape(tf.range(1.0, 5.0), (4, 1, 1))),
+        "residual": tf.Variable(normal(SMALL, seed=1)),
+    }
+    variables = [x, *given.values()]
+    with tf.GradientTape() as tape:
+        y = layer(x, training=True, **given)
+    found = tape.gradient(y, variables, y)
+    tensors = [tf.convert_to_tensor(one) for one in variables]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        again = layer(
+            tensors[0], training=True, weights=tensors[1], residual=tensors[2]
+        )
+    np.testing.assert_array_equal(y, again)
+    for one, other in zip(found, tape.gradient(again, tensors, again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @CALLS
 def test_all_sizes_unknown(call, shape):
     """But that of the channels, which `ops` sets from the weights."""

@@ -1,5 +1,6 @@
 """The benchmark on small inputs: what it prints and writes, never how fast it is."""
 
+import functools
 import itertools
 import json
 import unittest.mock
@@ -12,11 +13,27 @@ from keras_bn.backend.peer import Peer
 from keras_bn.benchmark import interleaved
 from keras_bn.benchmark.command import main
 from keras_bn.benchmark.layer import CASES
-from keras_bn.benchmark.model import NETWORKS, NORMS
+from keras_bn.benchmark.model import NETWORKS, NORMS, Network
 from keras_bn.benchmark.tools import TOOLS
-from keras_bn.models import resnet
+from keras_bn.models import plain_cnn, resnet
+from slow import slow
 
 SMALL = ["--shape", "4x6x6x8", "--rounds", "2"]
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """A network among the benchmark's that compiles in a second."""
+    build = functools.partial(plain_cnn, depth=3, filters=(4,), classes=10)
+    monkeypatch.setitem(NETWORKS, "shallow", Network(build, 8, 10))
+
+
+compiled_deep = slow("compiles ResNet-20 three times", but_on="torch")
+DEEP = [
+    pytest.param(name, marks=compiled_deep)
+    for name in ("resnet20", "resnet20-projected")
+]
+BY_NETWORK = pytest.mark.parametrize("network", ["shallow", *DEEP])
 
 
 def test_turns_are_interleaved():
@@ -59,9 +76,11 @@ def test_half_precision_and_channels_first(dtype, tmp_path):
     assert {row["dtype"] for row in rows} == {dtype}
 
 
-def test_folded_and_not(tmp_path, capsys):
+@BY_NETWORK
+@pytest.mark.usefixtures("shallow")
+def test_folded_and_not(network, tmp_path, capsys):
     file = tmp_path / "result.json"
-    arguments = ["--model", "resnet20", "--fold", "--batch", "1", "--rounds", "1"]
+    arguments = ["--model", network, "--fold", "--batch", "1", "--rounds", "1"]
     assert main([*arguments, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["contender"] for row in rows] == [
@@ -106,7 +125,8 @@ def test_every_result_is_waited_for():
     assert waited == ["result"] * 3
 
 
-@pytest.mark.parametrize("network", ["resnet20-projected", "resnet20"])
+@BY_NETWORK
+@pytest.mark.usefixtures("shallow")
 def test_a_network_s_steps_are_paired(network, tmp_path, capsys):
     file = tmp_path / "result.json"
     way = timing().WAYS[0]

@@ -9,9 +9,24 @@ import pytest
 
 import keras_bn
 from cases_models import NETWORKS, PLACED
+from slow import slow
 
+# A network of every kind of block; what they are made of, tests/layers tries.
+QUICK = ("mlp", "lenet5", "plain_cnn", "resnet20_projected")
 networks = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
-by_name = pytest.mark.parametrize("name", NETWORKS)
+by_name = pytest.mark.parametrize(
+    "name",
+    [
+        *QUICK,
+        *(
+            pytest.param(
+                name, marks=slow("a deep network, compiled whole", but_on="torch")
+            )
+            for name in NETWORKS
+            if name not in QUICK
+        ),
+    ],
+)
 KERAS_NORM = keras.layers.BatchNormalization
 
 

@@ -1,6 +1,9 @@
 """Runs every case on this backend's engine, and saves what each replica got."""
 
 import faulthandler
+import multiprocessing
+import os
+import socket
 import sys
 import warnings
 
@@ -53,8 +56,39 @@ def run_groups(folder):
     return more
 
 
-if __name__ == "__main__":
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run(rank):
+    """All of one process's part; `rank` is its number among those that started."""
+    os.environ["RANK"] = str(rank)
     faulthandler.dump_traceback_later(280, exit=True)  # of replicas that wait for ever
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(sys.argv[1], caught)
+
+
+def run_together(count):
+    """Runs `count` processes that know of each other, and fails if one of them does."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(cases.REPLICAS),
+    }
+    # They have this process's imports, which would take each of them seconds.
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in processes))
+
+
+if __name__ == "__main__":
+    if cases.STARTED > 1:
+        run_together(cases.STARTED)
+    run(0)

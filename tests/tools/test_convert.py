@@ -356,6 +356,18 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
 
 
+@pytest.mark.parametrize(
+    ("argument", "weight", "neutral"),
+    [("scale", "gamma", 1.0), ("center", "beta", 0.0)],
+)
+def test_what_makes_no_difference_can_be_left_out(argument, weight, neutral):
+    model = keras.Sequential([keras.Input((2,)), Norm(name="norm")])
+    assert len(keras_bn.convert(model, **{argument: False}).weights) == 3
+    getattr(model.layers[0], weight).assign([neutral, neutral + 0.1])
+    with pytest.raises(ValueError, match=f"{weight} other than {neutral:g}.*lost"):
+        keras_bn.convert(model, **{argument: False})
+
+
 def test_what_keras_has_not_is_an_error():
     model = keras.Sequential(
         [keras.Input((3,)), keras_bn.BatchNormalization(freeze_statistics=True)]

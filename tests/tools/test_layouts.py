@@ -122,6 +122,32 @@ def test_a_flattened_image(order):
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
 
 
+def test_an_image_with_channels_first_is_flattened_with_channels_last():
+    """By Keras; a reshape leaves the order as it is, which is PyTorch's."""
+    shape = (4, 3, 2)
+    theirs = trained(nn.Sequential(norm_of(24), nn.Linear(24, 3)))
+    x = images(5, *shape)
+    with torch.no_grad():
+        expected = theirs(torch.as_tensor(x.reshape(5, 24))).numpy()
+
+    def model(flatten):
+        layers = [flatten, L.BatchNormalization(), L.Dense(3)]
+        return keras.Sequential([keras.Input(shape), *layers])
+
+    flat = model(L.Flatten(data_format="channels_first"))
+    ours = keras_bn.from_torch(flat, theirs, layers="all", flatten="channels_first")
+    np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
+    reshaped = model(L.Reshape((24,)))
+    with pytest.raises(ValueError, match=r"`flatten` must say.*shape \(4, 3, 2\)"):
+        keras_bn.from_torch(reshaped, theirs, layers="all")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        ours = keras_bn.from_torch(reshaped, theirs, layers="all")
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
+
+
 def test_a_flattened_image_among_other_values():
     image, other = keras.Input((3, 2, 4)), keras.Input((5,))
     inner = keras.Sequential([keras.Input((24,)), L.ReLU()])

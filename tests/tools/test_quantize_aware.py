@@ -428,6 +428,26 @@ def test_what_belongs_to_the_linear_layer_comes_along():
     assert np.abs(numpy(merged(x)) - numpy(model(x))).max() < 0.1
 
 
+@pytest.mark.parametrize("explain", [False, True])
+def test_norms_that_stay_in_float_are_named(explain):
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    norm = keras_bn.DomainBatchNormalization(2, name="of_domains")
+    y = norm(keras.layers.Dense(3)(inputs[0]), domain=inputs[1])
+    model = keras.Model(inputs, y, name="m")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = keras_bn.quantize_aware(model, explain=explain)
+    said = [str(one.message) for one in caught if one.category is UserWarning]
+    if explain:
+        ((path, into, reason),) = made[1].left
+        assert (path, into, said) == ("of_domains", None, [])
+        assert "statistics for each domain" in reason
+    else:
+        assert len(said) == 1
+        assert "1 batch normalization layers of model 'm' stay in float" in said[0]
+        assert "'of_domains' the first: it has statistics for each domain" in said[0]
+
+
 def test_masks_pass():
     model = randomize(
         keras.Sequential(

@@ -50,7 +50,7 @@ CASES = [
     Case("first, below 0", lambda: Norm(axis=-3), (12, 3, 2), "group", {}, 6),
     Case("epsilon", lambda: Norm(epsilon=0.1), (3, 4), "group", {}, 2),
     Case("no gamma", lambda: Norm(scale=False), (3, 4), "group", {}, 2),
-    Case("no positions", lambda: Norm(), (12,), "group", {"groups": 4}, None),
+    Case("no positions", lambda: Norm(), (12,), "group", {"groups": 1}, None),
     Case("one pixel", lambda: Norm(axis=1), (12, 1, 1), "group", {}, None),
     Case("all features", lambda: Norm(axis=(1, 2)), (3, 4), "group", {}, None),
     Case("layer", lambda: Norm(), (3, 12), "layer", {"epsilon": 0.1}, None),
@@ -109,7 +109,12 @@ def test_a_network_keeps_all_but_its_statistics(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         new = keras_bn.convert(model, to="group", groups=4)
-    (told,) = (str(one.message) for one in caught if one.category is UserWarning)
+    told = [str(one.message) for one in caught if one.category is UserWarning]
+    unread, told = told
+    assert (
+        "`groups` is not read for 1 layers of model 'net', 'half' the first" in unread
+    )
+    assert unread.endswith("Received: groups=4")
     assert "of 2 layers of model 'net' are dropped, 'shared' the first" in told
     shared, half = new.get_layer("shared"), new.get_layer("half")
     frozen = new.layers[-3].layers[-1]

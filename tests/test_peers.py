@@ -1,0 +1,46 @@
+"""What docs/peers.md says of others shows; our layer is right where they are not."""
+
+import json
+
+import keras
+import pytest
+
+import peers
+
+
+def key(row):
+    return row["case"], row["library"], row["layer"]
+
+
+def test_what_the_page_says_shows_and_nothing_else():
+    recorded = json.loads(peers.RESULTS.read_text())
+    # Haiku, Equinox and tf-keras are not among what the tests install; other versions
+    # may have mended what these have not.
+    now, then = peers.versions(), recorded["versions"]
+    here = {
+        one.library for one in peers.PEERS if now.get(one.package) == then[one.package]
+    }
+    expected, found = (
+        sorted(key(row) for row in rows if row["library"] in here)
+        for rows in (recorded["shown"][keras.backend.backend()], peers.shown())
+    )
+    assert found == expected
+
+
+@pytest.mark.once
+def test_the_page_has_the_table():
+    page = peers.PAGE.read_text()
+    assert peers.filled(page) == page
+
+
+def test_one_case_by_name(capsys):
+    (row,) = peers.main(["momentum_2"])
+    assert (row["library"], row["seen"]) == ("Keras", "taken")
+    assert "momentum_2" in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_an_unknown_case(capsys):
+    with pytest.raises(SystemExit):
+        peers.main(["momentum_3"])
+    assert "expected one of mean_1e4, " in capsys.readouterr().err
