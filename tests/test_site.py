@@ -137,7 +137,7 @@ def test_readme_link_leads_somewhere(text, link, site):
         assert (ROOT / link.removeprefix(SOURCE)).is_file() or link in URLS.values()
 
 
-@pytest.mark.parametrize("wanted", ["Moving statistics lag", "From torch"])
+@pytest.mark.parametrize("wanted", ["Moving statistics lag", "from torch"])
 def test_readme_names_what_people_look_for(wanted):
     assert [link for text, link in links() if wanted in text]
 
