@@ -51,6 +51,7 @@ NEAREST = {
     "keras_bn/benchmark/*": ("tests/benchmark",),
     "keras_bn/layers/*": ("tests/layers", "tests/ops", "tests/test_bad_input.py"),
     "keras_bn/models/*": ("tests/models",),
+    "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
     "keras_bn/tools/*": ("tests/tools", "tests/test_bad_input.py"),
     "keras_bn/callbacks.py": ("tests/test_callbacks.py", "tests/tools"),

@@ -117,6 +117,17 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
     np.testing.assert_allclose(sum(parts), along(tangents), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "size"),
+    [((64, 3), -1, (2, 3)), ((65, 2, 3), 2, (3, 2, 3)), ((3, 33), 0, (3, 2))],
+)
+def test_a_sample_is_a_32nd_or_more(shape, axis, size):
+    inputs = Inputs(cases.Case(shape, axis), "float64")
+    sample = frameworks.numpy(formulas.sample(inputs.tensors[0], inputs.axes))
+    whole = frameworks.numpy(inputs.tensors[0])
+    np.testing.assert_array_equal(sample, whole[tuple(map(slice, size))])
+
+
 @ONCE
 @cases.parametrize(CASES)
 def test_a_centre_beside_the_mean_changes_nothing(case):
@@ -127,6 +138,7 @@ def test_a_centre_beside_the_mean_changes_nothing(case):
         for settled in (lambda centre: centre, beside)
     )
     assert np.all(np.abs(frameworks.numpy(aside.residual)) > 0.2)
+    assert {keras.backend.standardize_dtype(one.dtype) for one in at} == {"float64"}
     received, expected = (
         {
             **centred.bookkeeping()._asdict(),
@@ -163,7 +175,7 @@ def on_both(function):
 
 
 @ONCE
-@pytest.mark.parametrize("name", ["image", "weights"])
+@pytest.mark.parametrize("name", ["dense", "image", "weights"])
 def test_two_replicas_are_one_batch(name):
     """Of a sample and of all the others, about centres that differ."""
     inputs = Inputs(CASES[name], "float64", mean=3.0)

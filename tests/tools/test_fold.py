@@ -6,7 +6,7 @@ import pytest
 
 import keras_bn
 from cases_fold import BEYOND, FOLDS, GRAPHS
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 
 L = keras.layers
 _COMPILED = keras.backend.backend() == "jax"
@@ -60,7 +60,7 @@ def _built(case):
 
 
 def _norms(model):
-    return (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
+    return (one for one in layers_in(model) if hasattr(one, "moving_mean"))
 
 
 # Layers by their data format, around norms of the channels.

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_bn
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn import BatchNormalization as Norm
 
 L = keras.layers
@@ -285,7 +285,7 @@ def _run(model, x):
 
 def _calls(model):
     """What symbolic calls leave in layers."""
-    every = [*model._flatten_layers()]
+    every = layers_in(model)
     return [
         (len(one._inbound_nodes), len(one._outbound_nodes), {**vars(one)})
         for one in every

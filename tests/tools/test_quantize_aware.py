@@ -11,7 +11,7 @@ import frameworks
 import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import QuantizedLinear
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("zero_kernels")
 
 
 def _parts(model, kind):
-    return [one for one in model._flatten_layers() if isinstance(one, kind)]
+    return [one for one in layers_in(model) if isinstance(one, kind)]
 
 
 def _run(model, x):
@@ -327,7 +327,7 @@ def test_rounding_stands_where_a_deployed_graph_has_it():
         ["point", "point_norm"],
         ["stem_inputs", "stem", "stem_norm"],
     ]
-    frozen = {one.name for one in trained._flatten_layers() if not one.trainable}
+    frozen = {one.name for one in layers_in(trained) if not one.trainable}
     assert frozen == {"stem"}
     assert [v.name for v in trained.trainable_variables] == [
         v.name for v in model.trainable_variables

@@ -153,6 +153,25 @@ def test_subclasses_are_left_and_alone_are_an_error():
         keras_bn.recalibrate(alone, x, verbose=0)
 
 
+class Named(keras.Model):
+    """Says nothing of its inputs, which it takes by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = Norm()
+
+    def call(self, inputs):
+        return self.norm(inputs["x"])
+
+
+def test_a_dictionary_for_a_model_that_does_not_say_its_inputs():
+    model, x = Named(), images(24, 3)
+    model({"x": x})
+    report = keras_bn.recalibrate(model, {"x": x, "id": x}, batch_size=8, verbose=0)
+    assert report.batches == 3
+    _check(model.norm, x.astype("float64"))
+
+
 class Half(keras.Model):
     """Has two norms of one name, and calls one of them."""
 
