@@ -137,9 +137,12 @@ def test_readme_link_leads_somewhere(text, link, site):
         assert (ROOT / link.removeprefix(SOURCE)).is_file() or link in URLS.values()
 
 
-@pytest.mark.parametrize("wanted", ["Moving statistics lag", "from torch"])
-def test_readme_names_what_people_look_for(wanted):
-    assert [link for text, link in links() if wanted in text]
+@pytest.mark.parametrize("wanted", ["Moving statistics lag", "From torch"])
+def test_readme_leads_to_what_people_look_for(wanted, site):
+    found = [link for text, link in links() if wanted.lower() in text.lower()]
+    pages = [site / link.removeprefix(URLS["Documentation"]) for link in found]
+    heading = f'id="{wanted.lower().replace(" ", "-")}"'
+    assert [page for page in pages if heading in page.read_text()]
 
 
 FETCHED = re.compile(
