@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_bn
-from cases_tools import images, numpy, randomize
+from cases_tools import images, layers_in, numpy, randomize
 
 L = keras.layers
 pytestmark = pytest.mark.usefixtures("zero_kernels")
@@ -190,7 +190,7 @@ def test_what_stays_says_why(build, reason):
     assert reason in report.rows[0].reason
     assert reason.split("'")[0] in " ".join(str(report).split())
     assert report.to_dict()["left"] == 1
-    assert sum(hasattr(one, "moving_mean") for one in folded._flatten_layers()) == 1
+    assert sum(hasattr(one, "moving_mean") for one in layers_in(folded)) == 1
 
 
 def test_nothing_folded_is_said():
