@@ -101,7 +101,7 @@ class Experiment:
 
 
 def known():
-    """The faults that are listed as making no difference: file, new line, old or None."""
+    """The faults listed as making no difference: file, new line, old line or None."""
     found, file = set(), None
     for line in KNOWN.read_text().splitlines() if KNOWN.exists() else ():
         if heading := re.match(r"#+ `?(keras_bn/[\w/.]+)", line):
@@ -140,8 +140,8 @@ def report(results):
     equivalent, table = known(), collections.defaultdict(collections.Counter)
     for one in results:
         outcome = one["outcome"]
-        faults = {(one["file"], one["new"], old) for old in (one["old"], None)}
-        if outcome == "survived" and faults & equivalent:
+        names = {(one["file"], one["new"], old) for old in (one["old"], None)}
+        if outcome == "survived" and names & equivalent:
             outcome = "equivalent"
         if outcome == "survived":
             print(f"{one['file']}:{one['line']}\n  - {one['old']}\n  + {one['new']}")
