@@ -110,7 +110,7 @@ def _order(node: Any) -> list[int]:
         axes[one], axes[other] = axes[other], axes[one]
         return axes
     moved = np.moveaxis(np.empty(axes), operation.source, operation.destination)
-    return [int(size) for size in moved.shape]
+    return list(moved.shape)
 
 
 def _transposed(affine: Affine, node: Any, back: bool) -> Affine:

@@ -38,8 +38,11 @@ def _check(layer, inputs, rtol=1e-6, atol=1e-7):
     )
 
 
-@pytest.mark.parametrize("norm", [Norm, L.BatchNormalization])
-@pytest.mark.parametrize("batch_size", [1, 7, 19, 40])
+@pytest.mark.parametrize(
+    ("norm", "batch_size"),
+    # Whose layer it is says what is measured, not how batches are added up.
+    [*((Norm, size) for size in (1, 7, 19, 40)), (L.BatchNormalization, 7)],
+)
 def test_any_split_gives_the_moments_of_all_data(norm, batch_size):
     model = _model(norm)
     x = (2 + 3 * images(19, 4, 4, 3)).astype("float32")
@@ -151,6 +154,25 @@ def test_subclasses_are_left_and_alone_are_an_error():
     alone = keras.Sequential([keras.Input((3,)), own])
     with pytest.raises(ValueError, match=r"as the base class does.*of class Own: its"):
         keras_bn.recalibrate(alone, x, verbose=0)
+
+
+class Named(keras.Model):
+    """Says nothing of its inputs, which it takes by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = Norm()
+
+    def call(self, inputs):
+        return self.norm(inputs["x"])
+
+
+def test_a_dictionary_for_a_model_that_does_not_say_its_inputs():
+    model, x = Named(), images(24, 3)
+    model({"x": x})
+    report = keras_bn.recalibrate(model, {"x": x, "id": x}, batch_size=8, verbose=0)
+    assert report.batches == 3
+    _check(model.norm, x.astype("float64"))
 
 
 class Half(keras.Model):
