@@ -351,6 +351,26 @@ def test_gradients_of_many_samples(shape, axis, dy, activation):
         assert error <= 5e-5 * typical * per
 
 
+def test_a_number_of_samples_that_no_equal_runs_make_up():
+    """A prime, of more than a kernel adds up in a row."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, [1, 5], (16411, 2)).astype("float32")
+    dy = rng.normal(1, 1, x.shape).astype("float32")
+    gamma, beta = np.array([[0.5, 2.0], [1.0, -1.0]], "float32")
+    y, moments, slopes = frameworks.gradients(
+        batch_norm_train,
+        map(frameworks.tensor, (x, gamma, beta)),
+        frameworks.tensor(dy),
+    )
+    expected = oracle.forward(x, gamma, beta)
+    np.testing.assert_allclose(y, expected.y, atol=1e-5)
+    for found, right in zip(moments[1:], expected[1:3], strict=True):
+        np.testing.assert_allclose(frameworks.numpy(found), right.ravel(), rtol=1e-5)
+    for found, right in zip(slopes, oracle.backward(x, dy, gamma), strict=True):
+        size = np.max(np.abs(right))
+        np.testing.assert_allclose(found, right.reshape(found.shape), atol=1e-5 * size)
+
+
 def test_describe_names_existing_kernel_files():
     rows = backend.describe()
     assert {row.case.split(",")[0] for row in rows} == {"training", "inference"}
