@@ -101,13 +101,13 @@ class Experiment:
 
 
 def known():
-    """The faults that are listed as making no difference: file and line."""
+    """The faults listed as making no difference: file, new line, old line or None."""
     found, file = set(), None
     for line in KNOWN.read_text().splitlines() if KNOWN.exists() else ():
         if heading := re.match(r"#+ `?(keras_bn/[\w/.]+)", line):
             file = heading[1]
-        elif fault := re.match(r"- `(.+?)`: ", line):
-            found.add((file, fault[1]))
+        elif fault := re.match(r"- (?:`(.+?)` -> )?`(.*?)`:", line):
+            found.add((file, fault[2], fault[1]))
     return found
 
 
@@ -140,7 +140,8 @@ def report(results):
     equivalent, table = known(), collections.defaultdict(collections.Counter)
     for one in results:
         outcome = one["outcome"]
-        if outcome == "survived" and (one["file"], one["new"]) in equivalent:
+        names = {(one["file"], one["new"], old) for old in (one["old"], None)}
+        if outcome == "survived" and names & equivalent:
             outcome = "equivalent"
         if outcome == "survived":
             print(f"{one['file']}:{one['line']}\n  - {one['old']}\n  + {one['new']}")

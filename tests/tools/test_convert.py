@@ -10,6 +10,7 @@ import pytest
 
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -194,9 +195,20 @@ def _inputs(shape):
     return images(4, *shape)
 
 
-@pytest.mark.parametrize(
-    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
-)
+# Copying is done in Keras's words; on the others one graph, class and wrapper of each.
+QUICK = {"_functional", "_sequential", "_block", "_subclassed", "_nested_wrapper"}
+ON_TORCH = slow("models that JAX compiles op by op", but_on="torch")
+PARAMETERS = [
+    pytest.param(
+        *one,
+        id=one[0].__name__,
+        marks=() if one[0].__name__ in QUICK else ON_TORCH,
+    )
+    for one in MODELS
+]
+
+
+@pytest.mark.parametrize(("build", "shape", "count"), PARAMETERS)
 def test_there_and_back(build, shape, count):
     keras.utils.clear_session(free_memory=False)
     model = randomize(build())
@@ -220,9 +232,7 @@ def test_there_and_back(build, shape, count):
         np.testing.assert_allclose(numpy(new), numpy(old), atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
-)
+@pytest.mark.parametrize(("build", "shape", "count"), PARAMETERS)
 def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
     """Also where the constructor makes Keras's layer, in each of four ways to copy."""
     keras.utils.clear_session(free_memory=False)

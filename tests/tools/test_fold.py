@@ -7,24 +7,31 @@ import pytest
 import keras_bn
 from cases_fold import BEYOND, FOLDS, GRAPHS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from slow import slow
 
 L = keras.layers
 _COMPILED = keras.backend.backend() == "jax"
+pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
+
+# `fold` knows layers, and no backend: one row of each kind of linear layer, of what is
+# on the way, and of what stays.
+QUICK = {
+    *("dense", "conv1d causal", "conv2d strides", "groups", "depthwise2d"),
+    *("separable2d", "transpose2d", "two norms", "keras's", "flatten", "fused, apart"),
+    *("same average after", "upsampling, bilinear", "zero padding", "einsum"),
+    *("group norm", "steps", "concatenation of concatenations, fused"),
+    *("weighted sum", "padding by the border", "resizing", "embedding", "shared norm"),
+}
+ON_TORCH = slow("100 graphs, each of which JAX compiles for itself", but_on="torch")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_initial_weights():
-    """Zeros: `randomize` sets them, and JAX compiles a generator for each shape."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
-        yield
-
-
-def _zeros(self, shape, dtype=None):
-    return np.zeros(shape, dtype or "float32")
-
-
-@pytest.mark.parametrize("case", [*FOLDS, *BEYOND, *GRAPHS], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in (*FOLDS, *BEYOND, *GRAPHS)
+    ],
+)
 def test_outputs_agree_and_counts_are_as_stated(case):
     keras.utils.clear_session(free_memory=False)
     model = randomize(_built(case))

@@ -8,6 +8,7 @@ from keras.src.applications import resnet
 
 import keras_bn
 from cases_tools import images, numpy, weights_of
+from slow import slow
 
 L, nn = keras.layers, torch.nn
 
@@ -91,7 +92,15 @@ def outputs(module, x):
     return np.moveaxis(y, 1, -1)
 
 
-@pytest.mark.parametrize("case", LINEAR)
+# How a kernel lies is Keras's, the same on every backend; only what runs it is not.
+QUICK = {"dense", "conv2d", "depthwise2d", "transposed2d"}
+ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=() if name in QUICK else ON_TORCH) for name in LINEAR],
+)
 def test_kernels(case):
     layer, module, shape = LINEAR[case]
     model = keras.Sequential([keras.Input(shape), layer(), L.BatchNormalization()])
@@ -218,6 +227,7 @@ class ResNet(nn.Module):
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+@slow("a network that JAX compiles for seconds", but_on="torch")
 def test_a_resnet_of_torchvision_in_one_of_keras():
     def stacks(x):
         for i, stride in ((2, 1), (3, 2)):

@@ -14,12 +14,13 @@ from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import QuantizedLinear
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
 ON_TORCH = keras.backend.backend() == "torch"
 # Where each shape is compiled for itself, one row of a kind.
-ROWS = {"groups", "separable2d", "keras's", "flatten", "fused, twice", "padding after"}
+ROWS = {"groups", "flatten", "fused, twice"}
 CASES = [one for one in FOLDS if ON_TORCH or one.name in ROWS]
 pytestmark = pytest.mark.usefixtures("zero_kernels")
 
@@ -83,7 +84,16 @@ WHOLE_STEPS = {
 }
 
 
-@pytest.mark.parametrize("case", WHOLE_STEPS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("conv, one step", "depthwise"),
+        *(
+            pytest.param(case, marks=slow("shapes that JAX compiles", but_on="torch"))
+            for case in ("conv", "both sides", "transpose", "flatten, one step")
+        ),
+    ],
+)
 def test_folded_weights_are_whole_steps(case):
     layers, axes = WHOLE_STEPS[case]
     model = randomize(keras.Sequential([keras.Input((6, 6, 4)), *layers()]))
@@ -97,9 +107,12 @@ def test_folded_weights_are_whole_steps(case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("frozen", [False, True], ids=["batch", "frozen"])
-@pytest.mark.parametrize("per_channel", [True, False], ids=["channel", "tensor"])
-@pytest.mark.parametrize("kind", ["dense", "dense after", "conv"])
+@pytest.mark.parametrize(
+    ("kind", "per_channel", "frozen"),
+    [*itertools.product(["dense", "dense after", "conv"], *[[True, False]] * 2)]
+    if ON_TORCH
+    else [("dense", True, False), ("dense after", False, False), ("conv", False, True)],
+)
 def test_values_and_gradients_are_those_of_the_papers(kind, per_channel, frozen):
     shape, linear = (5,), L.Dense(4, dtype="float64")
     if kind == "conv":
@@ -334,6 +347,7 @@ def test_rounding_stands_where_a_deployed_graph_has_it():
     ]
 
 
+@slow("trains a network of two branches", but_on="torch")
 def test_files_and_configs_bring_it_back(tmp_path):
     trained = keras_bn.quantize_aware(_network(), per_channel=False)
     x = images(4, 8, 8, 2)
@@ -350,6 +364,7 @@ def test_files_and_configs_bring_it_back(tmp_path):
     )
 
 
+@slow("trains two networks, three and two epochs", but_on="torch")
 def test_both_phases_train_and_fold():
     model = keras.Sequential(
         [
@@ -448,6 +463,7 @@ def test_norms_that_stay_in_float_are_named(explain):
         assert "'of_domains' the first: it has statistics for each domain" in said[0]
 
 
+@slow("a recurrent layer that JAX compiles", but_on="torch")
 def test_masks_pass():
     model = randomize(
         keras.Sequential(

@@ -10,6 +10,7 @@ import pytest
 import keras_bn
 import oracle
 from cases_tools import images, numpy, weights_of
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -60,7 +61,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# The others differ in arguments, which no backend sees.
+QUICK = {"default", "first", "no positions", "layer", "layer first", "axes"}
+ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in CASES
+    ],
+)
 def test_the_norm_of_a_sample(case):
     model = model_of(case.layer(), case.shape)
     old = model.layers[0]
@@ -100,6 +112,7 @@ def _network():
     return keras.Model(inputs, Norm(dtype="mixed_bfloat16", name="half")(x), name="net")
 
 
+@slow("trains a network, and runs others op by op", but_on="torch")
 def test_a_network_keeps_all_but_its_statistics(tmp_path):
     model = _network()
     model.get_layer("shared").beta.trainable = False
