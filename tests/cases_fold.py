@@ -333,6 +333,12 @@ BEYOND = [
         1,
     ),
     Fold(
+        "permute after",
+        lambda: [Norm(axis=1), L.Permute((2, 3, 1)), L.Dense(3)],
+        (6, 5, 4),
+        1,
+    ),
+    Fold(
         "norm of a norm",
         lambda: [L.ReLU(), Norm(), Norm(), L.ReLU()],
         (4,),

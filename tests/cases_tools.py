@@ -13,6 +13,7 @@ from keras.src.applications import (
 )
 
 import keras_bn
+from keras_bn.tools._walk import sublayers
 
 
 class Family(NamedTuple):
@@ -128,6 +129,11 @@ def numpy(tensor):
 
 def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def layers_in(model):
+    """The model, and each layer inside it at any depth."""
+    return [model, *(layer for _, layer in sublayers(model))]
 
 
 def weights_of(model):

@@ -124,6 +124,9 @@ class _Torch:
         return sum(storages.values())
 
     def compiled(self, function, unknown=None):
+        # Closures of one place count as one function, which after eight compilations
+        # PyTorch runs as it is, and says so in a log alone.
+        self.torch.compiler.reset()
         return self.torch.compile(function, backend="aot_eager", dynamic=bool(unknown))
 
     xla = compiled
@@ -143,6 +146,8 @@ compiled = _FRAMEWORK.compiled
 xla = _FRAMEWORK.xla
 float64 = _FRAMEWORK.float64
 saved_bytes = _FRAMEWORK.saved_bytes
+# The compilers that differ: JAX and PyTorch have one each.
+COMPILERS = {"compiled": compiled} | ({} if xla == compiled else {"xla": xla})
 
 
 def gradients(function, tensors, upstream):

@@ -365,6 +365,17 @@ def private_attributes(module):
                 yield f"names {text!r}"
 
 
+def attributes_of_keras(module):
+    """A test looks at Keras's objects by what is public of them, or by `_keras`."""
+    if module.name in PRIVATE_IN:
+        return
+    foreign = of_keras() - of_this_package()
+    for node in module.nodes:
+        used = isinstance(node, ast.Attribute) and node.attr in foreign
+        if used and ast.unparse(node.value) != "self":
+            yield f"uses {ast.unparse(node)}"
+
+
 def docstring(module):
     """Every module says what it is for."""
     if not ast.get_docstring(module.tree):
@@ -403,7 +414,7 @@ RULES = {
         *FOR_ALL,
     ],
     "examples": [public_only, private_attributes, *FOR_ALL],
-    "tests": FOR_ALL,
+    "tests": [attributes_of_keras, *FOR_ALL],
     "docs": FOR_ALL,
 }
 FILES = [
@@ -476,6 +487,7 @@ VIOLATIONS = [
     (private_attributes, "keras_bn.tools.x", "import sys\nsys._getframe()"),
     (private_attributes, "examples.x", "model._nodes_by_depth"),
     (private_attributes, "keras_bn.layers.x", "self._layers"),
+    (attributes_of_keras, "tests.x", "model._flatten_layers()"),
     (docstring, "keras_bn.ops.x", "# A comment is not a docstring."),
     (telling_name, "keras_bn.layers._utils", ""),
     (telling_name, "examples.helpers", ""),

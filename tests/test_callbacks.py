@@ -8,6 +8,7 @@ import pytest
 
 import keras_bn
 from cases_tools import images, numpy
+from keras_bn import callbacks
 from keras_bn.callbacks import Monitor, Recalibrate
 
 L = keras.layers
@@ -104,6 +105,16 @@ def test_averaged_weights_without_recalibration_are_worse():
     assert without["val_loss"] != repaired["val_loss"]
 
 
+def test_defaults():
+    assert Recalibrate(X).when == {"validation", "end"}
+    assert Recalibrate(X, when="epoch").when == {"epoch"}
+    monitor = Monitor(X)
+    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
+    monitor.set_model(model)
+    with pytest.raises(UserWarning, match="inference lags behind"):  # from 0.3 on
+        monitor.on_epoch_end(0)
+
+
 @pytest.mark.parametrize("when", ["never", (), ("end", "start")])
 def test_when_must_be_known(when):
     with pytest.raises(ValueError, match="`when` must be one or several of"):
@@ -123,8 +134,29 @@ def test_monitor_is_in_the_logs_and_warns_once(tmp_path, recwarn):
     assert "'norm'" in str(lagging[0].message)
 
 
-def test_monitor_is_silent_below_the_threshold():
-    _fit([Monitor(X, threshold=1e9)], epochs=1)  # a warning would be an error
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, (None, 128)), ({"steps": 2, "batch_size": 8}, (2, 8))],
+    ids=["default", "told"],
+)
+def test_monitor_measures_as_told_and_warns_from_the_threshold_on(
+    monkeypatch, settings, told
+):
+    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
+    norm, seen = model.layers[0].name, []
+
+    def measure(*arguments):
+        seen.append(arguments)
+        return {norm: 0.1 * len(seen)}, 0.0
+
+    monkeypatch.setattr(callbacks, "measure", measure)
+    monitor = Monitor(X, threshold=0.2, **settings)
+    monitor.set_model(model)
+    monitor.on_epoch_end(0)
+    with pytest.raises(UserWarning, match=f"After epoch 2, .*layer '{norm}' are 0.20"):
+        monitor.on_epoch_end(1)
+    monitor.on_epoch_end(2)  # it has been said
+    assert seen == [(model, X, *told)] * 3
 
 
 @pytest.mark.parametrize("frozen", [{"trainable": False}, {"freeze_statistics": True}])

@@ -30,6 +30,7 @@ MADE = {
     "def f(a: 'int | None' = None) -> g(1): 'text'": [],
     "Some = int | None": [],
     "x: f(2)": [],
+    "zip(a, strict=True)": ["pass"],
 }
 
 

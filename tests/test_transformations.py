@@ -15,6 +15,7 @@ import pytest
 import frameworks
 import keras_bn
 from promises import assert_near
+from slow import slow
 from transformations import keras_own
 from transformations.call import Call
 from transformations.expected import Expected
@@ -50,10 +51,16 @@ def test_our_layer(name, scene):
     check(ROWS[name], name, SCENES[scene], keras_bn.BatchNormalization)
 
 
+KEPT = slow("shows that Keras's own layer keeps a row", witness="test_our_layer")
+
+
 @pytest.mark.parametrize(
     ("name", "scene"),
     [
-        (name, scene)
+        pytest.param(
+            *(name, scene),
+            marks=() if (name, scene) in keras_own.BREAKS[BACKEND] else KEPT,
+        )
         for name, scene in CASES
         if scene in keras_own.SCENES and SCENES[scene].by == "layer"
     ],

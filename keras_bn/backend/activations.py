@@ -17,12 +17,14 @@ SELU_SCALE = 1.0507009873554804934193349852946
 
 
 def _step(y: Tensor) -> Tensor:
-    return ops.cast(y > 0, y.dtype)
+    return ops.maximum(ops.sign(y), 0)
 
 
+# By signs, not comparisons: XLA for GPUs takes a tensor of booleans for cheap enough to
+# be written out and read again.
 SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": _step,
-    "relu6": lambda y: ops.cast(ops.logical_and(y > 0, y < 6), y.dtype),
+    "relu": ops.sign,
+    "relu6": lambda y: ops.sign(y) * ops.sign(6 - y),
     "leaky_relu": lambda y: _step(y) * (1 - LEAKY_RELU_SLOPE) + LEAKY_RELU_SLOPE,
     "elu": lambda y: 1 + ops.clip(y, -1, 0),
     "selu": lambda y: ops.where(y > 0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA),

@@ -43,6 +43,9 @@ _PLAIN_WITHIN = 3.0**2
 # Elements below which a branch takes longer than what it saves.
 _SMALL = 2**14
 
+# Activations that cost less than a look at what they gave.
+_COMPARISONS = ("relu", "relu6", "leaky_relu")
+
 # Where these two stand among the arguments that have gradients.
 _WEIGHTS, _SHORTCUT = 3, 4
 
@@ -201,7 +204,7 @@ def _gradients(axes, epsilon, activation, replicas, moving, saved, cotangents):
     (dy,) = cotangents
     if output is not None:
         dy, activation = _sloped(activation, output, dy), None
-    x = _again(x)
+    x = _again(x, activation)
     if mask is None and replicas is None:
         # A constant, by which the compiler does not divide.
         count = formulas.count_samples(formulas.widen(x), axes, None)
@@ -260,10 +263,17 @@ def _is_small(x: Tensor) -> bool:
     return isinstance(x.size, int) and x.size < _SMALL
 
 
-def _again(x: Tensor) -> Tensor:
-    """`x`, such that the compiler for CPUs does not know it for the same x."""
+def _again(x: Tensor, activation: str | None) -> Tensor:
+    """`x`, such that the compiler does not know it for the forward pass's x.
+
+    For a GPU it is to know it where the activation takes more than a comparison, which
+    it would have two kernels compute, and in half precision, where it does right as is.
+    """
+    shared = activation not in _COMPARISONS or x.dtype.itemsize < 4
     return jax.lax.platform_dependent(
-        x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+        x,
+        cpu=jax.lax.optimization_barrier,
+        default=(lambda x: x) if shared else jax.lax.optimization_barrier,
     )
 
 

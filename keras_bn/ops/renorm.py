@@ -76,7 +76,9 @@ def renorm_correction(
     stddev = ops.clip(tensor(renorm_stddev), constant(epsilon**0.5), constant(math.inf))
     r = ops.sqrt(tensor(variance) + epsilon) / stddev
     d = (mean - tensor(renorm_mean)) / stddev
-    r = ops.clip(r, limit("rmin", -math.inf), limit("rmax", math.inf))
+    low, high = limit("rmin", -math.inf), limit("rmax", math.inf)
+    # Of schedules that cross, rmax counts; in TensorFlow's clip it would be rmin.
+    r = ops.clip(r, ops.where(low < high, low, high), high)
     return r, ops.clip(d, -limit("dmax", math.inf), limit("dmax", math.inf))
 
 

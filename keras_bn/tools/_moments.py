@@ -128,6 +128,8 @@ def distance(
 ) -> float:
     """How far batch statistics are from moving ones, in moving standard deviations.
 
+    All are in float64.
+
     With s = sqrt(variance + epsilon), averaged over the channels:
 
         distance² = mean(((m_batch - m_moving)² + (s_batch - s_moving)²) / s_moving²)
@@ -149,10 +151,9 @@ def distance(
     True
     """
     batch, moving = (
-        np.sqrt(np.maximum(np.asarray(one, "float64"), 0) + epsilon)
-        for one in (variance, moving_variance)
+        np.sqrt(np.maximum(one, 0) + epsilon) for one in (variance, moving_variance)
     )
-    shift = np.asarray(mean, "float64") - np.asarray(moving_mean, "float64")
+    shift = mean - moving_mean
     return float(np.sqrt(np.mean((shift**2 + (batch - moving) ** 2) / moving**2)))
 
 

@@ -62,8 +62,6 @@ def _step_by_step(affine: Affine, node: Any, back: bool) -> Affine:
 def _constant(value: Any, rank: int) -> np.ndarray:
     """A factor or summand in the layout of a sample."""
     value = float64(value)
-    if value.ndim > rank + 1:
-        raise Inexact("an operation with a constant adds axes")
     value = value.reshape((1,) * (rank + 1 - value.ndim) + value.shape)
     if value.shape[0] > 1:
         raise Inexact("an operation differs from sample to sample of the batch")
@@ -112,7 +110,7 @@ def _order(node: Any) -> list[int]:
         axes[one], axes[other] = axes[other], axes[one]
         return axes
     moved = np.moveaxis(np.empty(axes), operation.source, operation.destination)
-    return [int(size) for size in moved.shape]
+    return list(moved.shape)
 
 
 def _transposed(affine: Affine, node: Any, back: bool) -> Affine:

@@ -173,7 +173,7 @@ class _Copier:
             if not all(id(one) in self._tensors for one in node.outputs):
                 self._call(node)
         inputs, outputs = (
-            _ordered(keras.tree.map_structure(self._tensor, structure), structure)
+            keras.tree.map_structure(self._tensor, structure)
             for structure in (model.input, model.output)
         )
         graph = keras.Model(inputs, outputs, name=model.name)
@@ -184,9 +184,8 @@ class _Copier:
         if id(old) not in self._tensors:
             made_by = _keras.call_of(old)
             if made_by is None:
-                self._note([old], [_like(old)])
-            else:
-                self._call(made_by)
+                return old  # of no graph
+            self._call(made_by)
         return self._tensors[id(old)][1]
 
     def _note(self, old: list[Any], new: list[Any]) -> None:
@@ -261,13 +260,6 @@ def adder(layer: Layer) -> Callable[[], Layer]:
 
 def _made(layer: Any) -> Layer:
     return layer if isinstance(layer, keras.Operation) else layer()
-
-
-def _ordered(structure: Any, like: Any) -> Any:
-    """A dictionary in the order that it had, where mapping it has sorted its keys."""
-    if isinstance(like, dict) and isinstance(structure, dict):
-        return {key: structure[key] for key in like}
-    return structure
 
 
 def _like(tensor: Any) -> Any:

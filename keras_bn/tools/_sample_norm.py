@@ -30,7 +30,7 @@ def sample_norm(layer: Layer, to: str, overrides: dict[str, Any]) -> Layer:
     """The group or layer norm in the place of `layer`, a built batch norm."""
     shape = tuple(layer.get_build_config()["input_shape"])
     axes = _axes(layer.axis, len(shape))
-    if _positions(shape, axes) == 1:
+    if _has_no_positions(layer):
         # Of one position, a group of one channel would leave beta, one of two signs.
         to, axes = "layer", tuple(range(1, len(shape)))
     if to == "group":
@@ -50,6 +50,11 @@ def sample_norm(layer: Layer, to: str, overrides: dict[str, Any]) -> Layer:
 def _axes(axis: Any, rank: int) -> tuple[int, ...]:
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     return tuple(sorted(one % rank for one in given))
+
+
+def _has_no_positions(layer: Layer) -> bool:
+    shape = tuple(layer.get_build_config()["input_shape"])
+    return _positions(shape, _axes(layer.axis, len(shape))) == 1
 
 
 def _positions(shape: tuple[int | None, ...], axes: tuple[int, ...]) -> int | None:
@@ -115,6 +120,26 @@ def copy_parameters(old: Layer, new: Layer) -> None:
             # Those of several axes have the inputs' rank in a batch norm.
             target.assign(array(source).reshape(target.shape))
             target.trainable = source.trainable
+
+
+def warn_of_unread_groups(
+    model: Any, norms: dict[str, Layer], overrides: dict[str, Any]
+) -> None:
+    """Says so where `groups` are asked for, and layer norm has none."""
+    groups = overrides.get("groups")
+    without = [
+        path
+        for path, layer in norms.items()
+        if is_plain_batch_norm(layer) and _has_no_positions(layer)
+    ]
+    if without and groups not in (None, 1):  # one group is what layer norm is there
+        warnings.warn(
+            f"Argument `groups` is not read for {len(without)} layers of model "
+            f"'{model.name}', '{without[0]}' the first: their inputs have no "
+            f"positions, so that they get layer norm. Received: groups={groups}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def warn_of_dropped(model: Any, norms: dict[str, Layer], target: type) -> None:

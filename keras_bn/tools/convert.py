@@ -26,6 +26,7 @@ from keras_bn.tools._sample_norm import (
     copy_parameters,
     sample_norm,
     warn_of_dropped,
+    warn_of_unread_groups,
 )
 from keras_bn.tools._walk import (
     Layer,
@@ -129,7 +130,7 @@ def convert(
     Warns:
         UserWarning: There is nothing to convert; the compile state cannot be carried; a
             saved file will not have the model's class, or the layers that were put in;
-            moving statistics are dropped.
+            moving statistics are dropped; `groups` that a layer has no use for.
 
     Reference:
         [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167);
@@ -197,6 +198,7 @@ def convert(
     check_outputs(model, copy, check)
     carry_compile(model, copy)
     if of_samples:
+        warn_of_unread_groups(model, norms, overrides)
         warn_of_dropped(model, norms, target)
     return copy
 

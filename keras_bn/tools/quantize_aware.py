@@ -1,5 +1,6 @@
 """Training that sees the rounding to eight bits which the folded model will have."""
 
+import warnings
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,13 @@ from keras_bn.tools._quantized_linear import (
 )
 from keras_bn.tools._rebuild import SAME, Replacement, rebuild
 from keras_bn.tools._residual import with_sums
-from keras_bn.tools._walk import Layer, batch_norms, has_graph
+from keras_bn.tools._walk import (
+    Layer,
+    batch_norms,
+    computes_plainly,
+    has_graph,
+    why_not_plainly,
+)
 from keras_bn.tools.fold import FoldReport
 
 LORA = ("lora_rank", "lora_alpha")
@@ -79,7 +86,10 @@ def quantize_aware(
             already, or is a subclassed model; `momentum` is outside [0, 1].
 
     Warns:
-        UserWarning: The compile state, or the class of the model, cannot be carried.
+        UserWarning: The compile state, or the class of the model, cannot be carried;
+            norms of several domains, of a gamma and beta for each sample, or of another
+            class, which nothing can be multiplied with, stay in float (not with
+            `explain`, whose report says it).
 
     Reference:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3;
@@ -129,7 +139,26 @@ def quantize_aware(
 
     copy = rebuild(plain, replace, fill)
     carry_compile(model, copy, slots=False)
+    if not explain:
+        _warn_of_floats(plain)
     return (copy, FoldReport(plan.foldings)) if explain else copy
+
+
+def _warn_of_floats(model: Any) -> None:
+    left = {
+        path: layer
+        for path, layer in batch_norms(model).items()
+        if not computes_plainly(layer)
+    }
+    if left:
+        path, layer = next(iter(left.items()))
+        warnings.warn(
+            f"{len(left)} batch normalization layers of model '{model.name}' stay in "
+            f"float, '{path}' the first: {why_not_plainly(layer)}. What comes before "
+            "and after is rounded without them; `explain=True` gives all reasons.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -1,5 +1,7 @@
 """What the formulas promise each other, apart from any kernel."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from test_kernels import Inputs
 import cases
 import frameworks
 from keras_bn.backend import derivatives, formulas, reference
+from keras_bn.backend.interface import Axes
 from slow import slow
 
 CASES = cases.KINDS | {"weights": cases.WEIGHTS["weights_keras_two_axes"]}
@@ -69,8 +72,14 @@ def _dot(ones, others):
     )
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
-@cases.parametrize(CASES)
+@pytest.mark.parametrize(
+    ("case", "activation"),
+    # A slope knows no shapes.
+    [
+        *((case, "sigmoid") for case in CASES.values()),
+        *((CASES["weights"], activation) for activation in (None, "relu")),
+    ],
+)
 def test_gradients_are_the_transpose_of_the_tangent(case, activation):
     inputs, tangents, along, slopes = _tangents_and_gradients(case, activation)
     forward, backward = _dot([along], [inputs.dy]), _dot(tangents, slopes)
@@ -114,6 +123,17 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
     np.testing.assert_allclose(sum(parts), along(tangents), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "size"),
+    [((64, 3), -1, (2, 3)), ((65, 2, 3), 2, (3, 2, 3)), ((3, 33), 0, (3, 2))],
+)
+def test_a_sample_is_a_32nd_or_more(shape, axis, size):
+    inputs = Inputs(cases.Case(shape, axis), "float64")
+    sample = frameworks.numpy(formulas.sample(inputs.tensors[0], inputs.axes))
+    whole = frameworks.numpy(inputs.tensors[0])
+    np.testing.assert_array_equal(sample, whole[tuple(map(slice, size))])
+
+
 @ONCE
 @cases.parametrize(CASES)
 def test_a_centre_beside_the_mean_changes_nothing(case):
@@ -124,6 +144,7 @@ def test_a_centre_beside_the_mean_changes_nothing(case):
         for settled in (lambda centre: centre, beside)
     )
     assert np.all(np.abs(frameworks.numpy(aside.residual)) > 0.2)
+    assert {keras.backend.standardize_dtype(one.dtype) for one in at} == {"float64"}
     received, expected = (
         {
             **centred.bookkeeping()._asdict(),
@@ -160,7 +181,7 @@ def on_both(function):
 
 
 @ONCE
-@pytest.mark.parametrize("name", ["image", "weights"])
+@pytest.mark.parametrize("name", ["dense", "image", "weights"])
 def test_two_replicas_are_one_batch(name):
     """Of a sample and of all the others, about centres that differ."""
     inputs = Inputs(CASES[name], "float64", mean=3.0)
@@ -235,3 +256,34 @@ def test_inference_gradients_are_those_of_the_reference(name):
     found = derivatives.inference_gradients(*given, inputs.dy, inputs.axes, 1e-3)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(frameworks.numpy(one), other, atol=1e-10)
+
+
+@pytest.mark.parametrize("axis", [(1,), (3,), (0, 2)])
+def test_a_joint_sum_is_the_sum_of_sums(axis):
+    x = frameworks.tensor(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
+    axes = Axes(axis, tuple(i for i in range(4) if i not in axis))
+    apart, joint = (
+        frameworks.numpy(formulas.total(x, axes._replace(jointly=jointly)))
+        for jointly in (False, True)
+    )
+    assert apart.shape == joint.shape
+    np.testing.assert_allclose(apart, joint, rtol=1e-13)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="what torch.compile is given"
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_compiler_for_a_gpu_is_given_joint_sums(monkeypatch, device):
+    """It splits one sum over all axes by itself; of sums in turn it makes kernels."""
+    import torch
+
+    from keras_bn.backend import torch_kernels
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = SimpleNamespace(device=SimpleNamespace(type=device))
+    axes = Axes((3,), (0, 1, 2))
+    call = torch_kernels._Call(x, None, None, axes, 1e-3, None, None, None)
+    choice = next(one for one in torch_kernels._CHOICES if one.serves(call))
+    assert choice.service.kernel == "torch_parts"
+    assert choice.parts(call).axes.jointly == (device == "cuda")

@@ -12,6 +12,7 @@ import cases
 import keras_bn
 from keras_bn.backend import jax_kernels, reference
 from keras_bn.ops import batch_norm_inference, batch_norm_train
+from slow import slow
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="looks into what JAX and XLA do"
@@ -248,8 +249,36 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
-@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+# Elsewhere the table of tests/test_transformations.py has the same, by the oracle; and
+# two axes change shapes alone, which these look at most.
+OF_SHAPES = {
+    "jvp of scale",
+    "gradient",
+    "hessian",
+    "vmap of gradient",
+    "gradient of vmap",
+}
+ELSEWHERE = slow("compiles 70 derivatives in two ways each", witness="test_our_layer")
+
+
+def quick(point, transform):
+    if point == "two axes":
+        return transform in OF_SHAPES
+    return point == "large far from zero"
+
+
+@pytest.mark.parametrize(
+    ("point", "transform"),
+    [
+        pytest.param(
+            *(POINTS[point], TRANSFORMATIONS[transform]),
+            id=f"{point}-{transform}",
+            marks=() if quick(point, transform) else ELSEWHERE,
+        )
+        for point in POINTS
+        for transform in TRANSFORMATIONS
+    ],
+)
 def test_transformations_are_those_of_the_plain_formulas(point, transform):
     import jax
 
@@ -290,8 +319,14 @@ SYMBOLIC = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize(("shape", "axis"), SYMBOLIC.items(), ids=SYMBOLIC)
+@pytest.mark.parametrize(
+    ("shape", "axis", "masked"),
+    # With a mask, small and large go the same way.
+    [
+        *((*one, False) for one in SYMBOLIC.items()),
+        *((shape, SYMBOLIC[shape], True) for shape in ("b, 4", "b, 4, h, h")),
+    ],
+)
 def test_export_with_symbolic_sizes(shape, axis, masked):
     import jax
     from jax import export
@@ -305,7 +340,8 @@ def test_export_with_symbolic_sizes(shape, axis, masked):
         return jax.value_and_grad(loss, has_aux=True)(x)
 
     symbols = export.symbolic_shape(shape)
-    exported = export.export(jax.jit(step))(jax.ShapeDtypeStruct(symbols, "float32"))
+    compiled = jax.jit(step)
+    exported = export.export(compiled)(jax.ShapeDtypeStruct(symbols, "float32"))
     for batch in (1, 7):
         sizes = {"b": batch, "h": 5}
         concrete = [
@@ -313,7 +349,7 @@ def test_export_with_symbolic_sizes(shape, axis, masked):
         ]
         x = np.random.default_rng(0).normal(1, 1, concrete).astype("float32")
         for one, other in zip(
-            jax.tree.leaves(exported.call(x)), jax.tree.leaves(step(x)), strict=True
+            jax.tree.leaves(exported.call(x)), jax.tree.leaves(compiled(x)), strict=True
         ):
             np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
@@ -364,9 +400,18 @@ def test_off_the_cpu_the_moments_are_those_of_the_definition(mean, monkeypatch):
     np.testing.assert_allclose(y, deviation / np.sqrt(variance + 1e-3), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"renorm": True}, {"accumulation_steps": 2}])
-@pytest.mark.parametrize("activation", [None, "relu", "selu", "gelu"])
-@pytest.mark.parametrize("axis", [-1, 1, (1, 2)])
+OPTIONS = [{}, {"renorm": True}, {"accumulation_steps": 2}]
+
+
+@pytest.mark.parametrize(
+    ("axis", "activation", "options"),
+    # Every pair of two: axes, activations and options know nothing of each other.
+    [
+        (axis, activation, OPTIONS[(i + k) % 3])
+        for i, axis in enumerate((-1, 1, (1, 2)))
+        for k, activation in enumerate((None, "relu", "selu", "gelu"))
+    ],
+)
 def test_no_rank_is_promoted(axis, activation, options):
     import jax
 

@@ -1,5 +1,7 @@
 """TensorFlow's own: devices, traces, accumulators, vectorization, ragged tensors."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -200,15 +202,28 @@ class Pushed:
         return tape.gradient(loss, self.inputs, unconnected_gradients="zero")
 
 
-@CALLS
-@pytest.mark.parametrize("way", ["eagerly", "within a function", "of a function"])
+ORDERS = "forward", "forward_over_reverse", "reverse_over_forward", "reverse_thrice"
+WAYS = "eagerly", "within a function", "of a function"
+# Every order in every way where there are graphs in graphs; elsewhere each pair of two.
+DERIVATIVES = [
+    *itertools.product(ORDERS, WAYS, ["training"], [LARGE]),
+    *(
+        (order, WAYS[(i + k) % 3], *call)
+        for i, order in enumerate(ORDERS)
+        for k, call in enumerate(
+            [("training", SMALL), ("inference", SMALL), ("inference", LARGEST)]
+        )
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    "order",
-    ["forward", "forward_over_reverse", "reverse_over_forward", "reverse_thrice"],
+    ("order", "way", "call", "shape"),
+    # TensorFlow gives None there, of x * x too.
+    [row for row in DERIVATIVES if row[:2] != (ORDERS[2], "of a function")],
+    ids=str,
 )
 def test_derivatives_of_every_kind(order, way, call, shape):
-    if (order, way) == ("reverse_over_forward", "of a function"):
-        pytest.skip("TensorFlow gives None there, of x * x too")
     pushed = Pushed(shape)
     derivative = getattr(pushed, order)
 

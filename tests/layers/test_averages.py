@@ -255,6 +255,17 @@ def test_limits_of_renorm_follow_the_step():
     assert values(layer)["moving_step"] == 4
 
 
+def test_where_a_limit_falls_below_another_rmax_counts():
+    """Of a function that gives plain numbers, too, whose values could be looked at."""
+    limits = {"rmax": lambda step: 2.0 - float(frameworks.numpy(step)), "rmin": 1.0}
+    layer = built(renorm=True, renorm_clipping=limits, renorm_momentum=1.0)
+    x = np.random.default_rng(0).normal(0, 5, (8, 3)).astype("float32")
+    for r in (2.0, 1.0, 0.0):
+        expected = oracle.forward(x, r=r, d=x.mean(0)).y
+        got = frameworks.numpy(layer(x, training=True))
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_step_counts_updates():
     layer = built(momentum=HALVING, accumulation_steps=2)
     x = batches()[0]
@@ -409,7 +420,7 @@ def test_training_goes_on_after_saving(settings, tmp_path):
     np.testing.assert_array_equal(*outputs)
     np.testing.assert_equal(values(again.layers[0]), values(model.layers[0]))
     np.testing.assert_array_equal(
-        *(one.predict(x[0], verbose=0) for one in (model, again))
+        *(frameworks.numpy(one(x[0])) for one in (model, again))
     )
 
 

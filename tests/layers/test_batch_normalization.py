@@ -209,7 +209,8 @@ def test_random_initializers_are_not_shared_by_two_weights():
     assert np.all(frameworks.numpy(layer.renorm_stddev.value) >= 1)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", keras.ops.sin])
+# One whose slope is known, and one that is no more than a function.
+@pytest.mark.parametrize("activation", ["relu", keras.ops.sin])
 def test_activation_equals_a_layer_after_it(activation):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 6, 6, 4)).astype("float32")
@@ -226,7 +227,7 @@ def test_activation_equals_a_layer_after_it(activation):
         model.train_on_batch(x, targets)
         model.train_on_batch(x, targets)
         weights.append(model.get_weights())
-        predictions.append(model.predict_on_batch(x))
+        predictions.append(frameworks.numpy(model(x)))
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     np.testing.assert_allclose(*predictions, atol=1e-5)
@@ -240,7 +241,7 @@ def test_activation_is_saved_with_the_model(activation, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.layers[0].activation is keras.activations.get(activation)
     x = np.linspace(-2, 2, 8, dtype="float32").reshape(2, 4)
-    np.testing.assert_array_equal(model.predict_on_batch(x), loaded.predict_on_batch(x))
+    np.testing.assert_array_equal(*(frameworks.numpy(m(x)) for m in (model, loaded)))
 
 
 def test_config_without_activation_is_keras_s():

@@ -9,6 +9,7 @@ import pytest
 
 import keras_bn
 from cases_models import NETWORKS, PLACED
+from keras_bn._keras import layer_of
 from slow import slow
 
 # A network of every kind of block; what they are made of, tests/layers tries.
@@ -192,7 +193,7 @@ def test_channels_first_predicts_the_same(name, known):
 def test_placement_after_the_activation(name):
     model = NETWORKS[name].model(norm=KERAS_NORM, placement="after")
     norms = [layer for layer in model.layers if isinstance(layer, KERAS_NORM)]
-    before = {type(norm.input._keras_history.operation) for norm in norms}
+    before = {type(layer_of(norm.input)) for norm in norms}
     assert before == {keras.layers.Activation}
 
 
@@ -201,7 +202,7 @@ def test_placement_after_the_activation(name):
 def test_placement_before_the_activation(name):
     model = NETWORKS[name].model(norm=KERAS_NORM, placement="before")
     norms = [layer for layer in model.layers if isinstance(layer, KERAS_NORM)]
-    before = {type(norm.input._keras_history.operation) for norm in norms}
+    before = {type(layer_of(norm.input)) for norm in norms}
     assert before <= {
         keras.layers.Conv2D,
         keras.layers.SeparableConv2D,

@@ -162,7 +162,7 @@ class _Finder(ast.NodeVisitor):
 
     def _Call(self, node: ast.Call) -> None:
         for keyword in node.keywords:
-            if keyword.arg not in (None, "strict"):
+            if keyword.arg is not None and not _is_for_people(keyword):
                 start, end = self._span(keyword)
                 comma = re.match(rb"\s*,[ \t]*", self._data[end:])
                 end += comma.end() if comma else 0
@@ -203,9 +203,10 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _is_for_people(node: ast.AST) -> bool:
-    """Whether it is a message, or guards against a mistake in the code itself."""
-    strict = isinstance(node, ast.keyword) and node.arg == "strict"
-    return strict or isinstance(node, (ast.Raise, ast.JoinedStr))
+    """Whether it is of a message, or guards against a mistake in the code itself."""
+    if isinstance(node, ast.keyword):
+        return node.arg in ("strict", "stacklevel")
+    return isinstance(node, (ast.Raise, ast.JoinedStr))
 
 
 def _is_type(node: ast.AST) -> bool:

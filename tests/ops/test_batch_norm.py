@@ -10,6 +10,7 @@ import cases
 import frameworks
 import oracle
 from keras_bn.ops import batch_norm_inference, batch_norm_train
+from slow import slow
 
 
 class Problem:
@@ -124,7 +125,7 @@ def test_training_in_other_dtypes(case, dtype):
     check_training(Problem(case, dtype))
 
 
-@cases.parametrize(cases.ALL)
+@cases.parametrize(cases.KINDS)  # a correction is shaped as gamma and beta are
 def test_training_with_correction(case):
     check_training(Problem(case), correct=True)
 
@@ -143,14 +144,14 @@ def test_gamma_and_beta_may_be_left_out(center, scale):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @cases.parametrize(cases.KINDS)
-def test_inference(case, dtype):
+def test_inference_in_other_dtypes(case, dtype):
     check_inference(case, dtype)
 
 
 @cases.parametrize(cases.SHAPES)
-def test_inference_on_every_shape(case):
+def test_inference(case):
     check_inference(case, "float32")
 
 
@@ -200,6 +201,7 @@ LARGE = {
     "mean 1e4": (cases.Case((32, 8, 8, 4)), 1e4, 1.0),
     "mean 1e4 first": (cases.Case((32, 4, 8, 8), 1), 1e4, 1.0),
     "mean 1e4 dense": (cases.Case((256, 8)), 1e4, 1.0),
+    "mean -1e4": (cases.Case((32, 8, 8, 4)), -1e4, 1.0),
     "mean 1e3": (cases.Case((64, 32, 32, 16)), 1e3, 1.0),
     "65k samples": (cases.Case((64, 32, 32, 16)), 1e5, 10.0),
     "65k samples first": (cases.Case((64, 16, 32, 32), 1), 1e5, 10.0),
@@ -208,20 +210,21 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("offset", [-1.0, 1.0])
 @pytest.mark.parametrize(("case", "mean", "std"), LARGE.values(), ids=LARGE)
-def test_large_means_and_many_samples(case, mean, std, offset):
-    check_training(Problem(case, mean=mean * offset, std=std))
+def test_large_means_and_many_samples(case, mean, std):
+    check_training(Problem(case, mean=mean, std=std))
 
 
-@pytest.mark.parametrize("way", ["compiled", "xla"])
-@pytest.mark.parametrize("mean", [1.0, 1e4])
+@pytest.mark.parametrize("way", frameworks.COMPILERS)
+# Only of a large input does the way to the moments hang on the mean.
 @pytest.mark.parametrize(
-    "name", ["image", "first_image", "mask_sequence", "two_axes", "large"]
+    ("name", "mean"),
+    [(name, 1e4) for name in ("image", "first_image", "mask_sequence", "two_axes")]
+    + [("large", 1e4), ("large", 1.0)],
 )
 def test_compiled_equals_oracle(name, mean, way):
     p = Problem((cases.ALL | {"large": cases.LARGE})[name], mean=mean)
-    y, moments = getattr(frameworks, way)(p.train)(
+    y, moments = frameworks.COMPILERS[way](p.train)(
         p.x_tensor, p.gamma_tensor, p.beta_tensor
     )
     expected = oracle.forward(p.x, p.gamma, p.beta, p.case.axis, weight=p.weight)
@@ -233,8 +236,22 @@ def test_compiled_equals_oracle(name, mean, way):
     )
 
 
-@pytest.mark.parametrize("way", ["eagerly", "compiled", "xla"])
-@pytest.mark.parametrize("activation", [None, "tanh"])
+# PyTorch takes seconds for each, and then runs its operators one by one.
+FUSED = (
+    slow("compiles seven functions", witness="test_compiled_equals_oracle")
+    if keras.backend.backend() == "torch"
+    else ()
+)
+
+
+@pytest.mark.parametrize(
+    ("way", "activation"),
+    # Compiled without an activation: above. Eagerly with one: ../backend.
+    [
+        ("eagerly", None),
+        *(pytest.param(way, "tanh", marks=FUSED) for way in frameworks.COMPILERS),
+    ],
+)
 @pytest.mark.parametrize(
     "case",
     [
@@ -255,7 +272,7 @@ def test_one_centre_for_all_that_read_it(case, activation, way):
             0
         ]
 
-    function = output if way == "eagerly" else getattr(frameworks, way)(output)
+    function = output if way == "eagerly" else frameworks.COMPILERS[way](output)
     expected = oracle.forward(p.x, 1.0, 0.0, case.axis, weight=p.weight).y
     if activation:
         expected = np.tanh(expected)
@@ -310,19 +327,33 @@ def test_empty_batch(shape):
     assert tuple(y.shape) == shape
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
+ANY = given(
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=5),
     position=st.integers(0, 4),
     mean=st.floats(-1e5, 1e5),
     scale=st.floats(-4, 4).map(lambda exponent: 10.0**exponent),
     seed=st.integers(0, 2**32 - 1),
 )
+
+
+def check_any(sizes, position, mean, scale, seed):
+    case = cases.Case(tuple(sizes), position % len(sizes))
+    check_training(Problem(case, mean=mean, std=scale, seed=seed))
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@ANY
 @example(sizes=[7, 1], position=1, mean=1e5, scale=1e-4, seed=0)
 @example(sizes=[1, 1], position=0, mean=0.0, scale=1.0, seed=0)
 @example(sizes=[5, 5, 5], position=2, mean=-1e5, scale=1e4, seed=0)
 @example(sizes=[4, 5, 2, 4, 5], position=2, mean=6317.71875, scale=1e-3, seed=1)
 @example(sizes=[2, 5, 2, 5, 6], position=2, mean=6472.71875, scale=1e-3, seed=1)
 def test_any_shape_mean_and_scale(sizes, position, mean, scale, seed):
-    case = cases.Case(tuple(sizes), position % len(sizes))
-    check_training(Problem(case, mean=mean, std=scale, seed=seed))
+    check_any(sizes, position, mean, scale, seed)
+
+
+@slow("each of 40 shapes is compiled on JAX", witness="test_any_shape_mean_and_scale")
+@settings(max_examples=40, deadline=None, derandomize=True)
+@ANY
+def test_many_shapes_means_and_scales(sizes, position, mean, scale, seed):
+    check_any(sizes, position, mean, scale, seed)

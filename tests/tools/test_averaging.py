@@ -209,6 +209,7 @@ def test_what_remains_of_the_initial_values():
     norm = Norm(momentum=HALF)
     assert remaining(norm, 4) == pytest.approx(0.5**3 * 0.75)
     assert remaining(norm, 100_000) == 0.0
+    assert remaining(keras.layers.BatchNormalization(momentum=0.5), 3) == 0.125
     norm.build((None, 3))
     norm.moving_step.assign(3)
     assert momentum_now(norm) == 0.75

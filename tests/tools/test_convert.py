@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -184,7 +185,7 @@ MODELS = [
 
 
 def _norms(model):
-    layers = (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
+    layers = (one for one in layers_in(model) if hasattr(one, "moving_mean"))
     return list({id(one): one for one in layers}.values())
 
 
@@ -194,9 +195,20 @@ def _inputs(shape):
     return images(4, *shape)
 
 
-@pytest.mark.parametrize(
-    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
-)
+# Copying is done in Keras's words; on the others one graph, class and wrapper of each.
+QUICK = {"_functional", "_sequential", "_block", "_subclassed", "_nested_wrapper"}
+ON_TORCH = slow("models that JAX compiles op by op", but_on="torch")
+PARAMETERS = [
+    pytest.param(
+        *one,
+        id=one[0].__name__,
+        marks=() if one[0].__name__ in QUICK else ON_TORCH,
+    )
+    for one in MODELS
+]
+
+
+@pytest.mark.parametrize(("build", "shape", "count"), PARAMETERS)
 def test_there_and_back(build, shape, count):
     keras.utils.clear_session(free_memory=False)
     model = randomize(build())
@@ -206,11 +218,9 @@ def test_there_and_back(build, shape, count):
     assert [type(one) for one in _norms(ours)] == [Norm] * count
     assert [type(one) for one in _norms(back)] == [L.BatchNormalization] * count
     assert [one.name for one in _norms(back)] == [one.name for one in _norms(model)]
-    classes = [[type(one) for one in m._flatten_layers()] for m in (model, back)]
+    classes = [[type(one) for one in layers_in(m)] for m in (model, back)]
     assert classes[0] == classes[1]
-    flags = [
-        [one.trainable for one in m._flatten_layers()] for m in (model, ours, back)
-    ]
+    flags = [[one.trainable for one in layers_in(m)] for m in (model, ours, back)]
     assert flags[0] == flags[1] == flags[2]
     assert weights_of(model) == before
     assert weights_of(back) == before
@@ -222,9 +232,7 @@ def test_there_and_back(build, shape, count):
         np.testing.assert_allclose(numpy(new), numpy(old), atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("build", "shape", "count"), MODELS, ids=[m[0].__name__ for m in MODELS]
-)
+@pytest.mark.parametrize(("build", "shape", "count"), PARAMETERS)
 def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
     """Also where the constructor makes Keras's layer, in each of four ways to copy."""
     keras.utils.clear_session(free_memory=False)
@@ -247,6 +255,33 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
 def _loaded(model, folder):
     model.save(folder / "model.keras")
     return keras.saving.load_model(folder / "model.keras", safe_mode=False)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Fickle(L.Layer):
+    """Its next version makes no norm any more."""
+
+    made = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization() if self.made else None
+
+    def build(self, shape):
+        if self.norm is not None:
+            self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x)
+
+
+def test_a_class_that_has_changed_since_is_an_error(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), Fickle(name="fickle")])
+    keras_bn.convert(model).save(tmp_path / "model.keras")
+    monkeypatch.setattr(Fickle, "made", False)
+    message = r"'fickle' of class Fickle must make the layers that it had.*with \[\]"
+    with pytest.raises(ValueError, match=message):
+        keras.saving.load_model(tmp_path / "model.keras")
 
 
 def test_names_structure_and_sharing_are_kept():
@@ -354,6 +389,18 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_allclose(numpy(ours.renorm_stddev), stddev, rtol=1e-6)
     np.testing.assert_allclose(numpy(ours.moving_stddev), stddev, rtol=1e-6)
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
+
+
+@pytest.mark.parametrize(
+    ("argument", "weight", "neutral"),
+    [("scale", "gamma", 1.0), ("center", "beta", 0.0)],
+)
+def test_what_makes_no_difference_can_be_left_out(argument, weight, neutral):
+    model = keras.Sequential([keras.Input((2,)), Norm(name="norm")])
+    assert len(keras_bn.convert(model, **{argument: False}).weights) == 3
+    getattr(model.layers[0], weight).assign([neutral, neutral + 0.1])
+    with pytest.raises(ValueError, match=f"{weight} other than {neutral:g}.*lost"):
+        keras_bn.convert(model, **{argument: False})
 
 
 def test_what_keras_has_not_is_an_error():

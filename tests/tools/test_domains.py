@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn.tools._walk import graph_in
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -45,7 +46,7 @@ parametrize = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
 def structure(model):
-    return getattr(model, "_functional", model).input
+    return graph_in(model).input
 
 
 def data(model, samples=6):
@@ -61,7 +62,7 @@ def with_domain(x, domains):
 def domain_norms(model):
     return [
         one
-        for one in model._flatten_layers()
+        for one in layers_in(model)
         if isinstance(one, keras_bn.DomainBatchNormalization)
     ]
 
@@ -266,7 +267,7 @@ def test_one_domain_folds():
     x, domain = images(5, 4), np.ones(5, "int32")
     plain = keras_bn.convert(ours, domain=1)
     folded = keras_bn.fold(plain)
-    assert not any(isinstance(one, Norm) for one in folded._flatten_layers())
+    assert not any(isinstance(one, Norm) for one in layers_in(folded))
     np.testing.assert_allclose(
         numpy(folded(x)), numpy(ours([x, domain])), rtol=1e-4, atol=1e-5
     )

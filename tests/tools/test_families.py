@@ -8,6 +8,7 @@ import pytest
 
 import keras_bn
 from cases_tools import FAMILIES, images, numpy, randomize, weights_of
+from slow import slow
 
 pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
 
@@ -34,7 +35,25 @@ class Example(NamedTuple):
     y: object
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: case.name)
+QUICK = {"ResNetV2"}  # some of its norms fold, and some stay
+LARGE = {"NASNet", "Xception", "InceptionV3", "InceptionResNetV2"}
+ON_TORCH = slow("large graphs, which JAX compiles twice each", but_on="torch")
+# Of the same layers as the others, and hundreds of them.
+NOWHERE = slow("up to 800 layers", witness="test_there_and_back_gives_the_same_bits")
+
+
+def marks(name):
+    if name in QUICK:
+        return ()
+    return NOWHERE if name in LARGE else ON_TORCH
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=case.name, marks=marks(case.name)) for case in FAMILIES
+    ],
+)
 def example(request, cheap_initial_weights):
     case = request.param
     keras.utils.clear_session(free_memory=False)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_bn
+from keras_bn.tools import _findings
 from keras_bn.tools._findings import Facts, findings_of, from_graphs
 
 L = keras.layers
@@ -100,6 +101,12 @@ def test_weights(name, count, value, expected):
         [expected[:2]] if expected else []
     )
     assert all(expected[2] in one.verdict for one in findings)
+
+
+def test_bounds_themselves_are_no_findings(monkeypatch):
+    for name in ("DEAD_GAMMA", "EXPLODED_VARIANCE"):
+        monkeypatch.setattr(_findings, name, 1.0)
+    assert found({}, {"epsilon": 10.0}) == []  # gamma and the variance are 1
 
 
 def test_layers_without_gamma_and_beta():

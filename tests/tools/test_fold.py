@@ -1,32 +1,37 @@
 """`fold`: the same outputs with fewer layers, and a reason where a layer stays."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 
 import keras_bn
 from cases_fold import BEYOND, FOLDS, GRAPHS
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
+from slow import slow
 
 L = keras.layers
 _COMPILED = keras.backend.backend() == "jax"
+pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
+
+# `fold` knows layers, and no backend: one row of each kind of linear layer, of what is
+# on the way, and of what stays.
+QUICK = {
+    *("dense", "conv1d causal", "conv2d strides", "groups", "depthwise2d"),
+    *("separable2d", "transpose2d", "two norms", "keras's", "flatten", "fused, apart"),
+    *("same average after", "upsampling, bilinear", "zero padding", "einsum"),
+    *("group norm", "steps", "concatenation of concatenations, fused"),
+    *("weighted sum", "padding by the border", "resizing", "embedding", "shared norm"),
+}
+ON_TORCH = slow("100 graphs, each of which JAX compiles for itself", but_on="torch")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_initial_weights():
-    """Zeros: `randomize` sets them, and JAX compiles a generator for each shape."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
-        yield
-
-
-def _zeros(self, shape, dtype=None):
-    return np.zeros(shape, dtype or "float32")
-
-
-@pytest.mark.parametrize("case", [*FOLDS, *BEYOND, *GRAPHS], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in (*FOLDS, *BEYOND, *GRAPHS)
+    ],
+)
 def test_outputs_agree_and_counts_are_as_stated(case):
     keras.utils.clear_session(free_memory=False)
     model = randomize(_built(case))
@@ -62,7 +67,7 @@ def _built(case):
 
 
 def _norms(model):
-    return (one for one in model._flatten_layers() if hasattr(one, "moving_mean"))
+    return (one for one in layers_in(model) if hasattr(one, "moving_mean"))
 
 
 # Layers by their data format, around norms of the channels.
@@ -88,6 +93,10 @@ LAYOUTS = {
     ],
     "separable": lambda norm, **how: [norm(), L.SeparableConv2D(3, 2, **how), norm()],
     "transposed": lambda norm, **how: [L.Conv2DTranspose(3, 2, **how), norm()],
+    "kept axes, before": lambda norm, **how: [
+        *(L.Conv2D(3, 2, **how), L.GlobalAveragePooling2D(keepdims=True, **how)),
+        norm(),
+    ],
 }
 
 
@@ -106,151 +115,6 @@ def test_channels_first_fold_into_the_same_weights(case):
         folded.append(copy.get_weights())
     for last, first in zip(*folded, strict=True):
         np.testing.assert_allclose(first, last, rtol=1e-6)
-
-
-def _diamond():
-    inputs = keras.Input((4,))
-    x = L.Dense(4)(inputs)
-    return keras.Model(inputs, L.Add()([keras_bn.BatchNormalization()(x), x]))
-
-
-def _output():
-    inputs = keras.Input((4,))
-    x = L.Dense(4)(inputs)
-    return keras.Model(inputs, [keras_bn.BatchNormalization()(x), x])
-
-
-def _twice():
-    inputs, norm = keras.Input((4,)), keras_bn.BatchNormalization()
-    return keras.Model(inputs, norm(L.Dense(4)(norm(inputs))))
-
-
-def _shared_dense():
-    inputs, dense = keras.Input((4,)), L.Dense(4)
-    return keras.Model(inputs, keras_bn.BatchNormalization()(dense(dense(inputs))))
-
-
-def _training():
-    inputs = keras.Input((4,))
-    x = keras_bn.BatchNormalization()(L.Dense(4)(inputs), training=True)
-    return keras.Model(inputs, x)
-
-
-def _training_model():
-    inner = keras.Sequential(
-        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
-    )
-    inputs = keras.Input((4,))
-    return keras.Model(inputs, inner(inputs, training=True))
-
-
-class OwnPart(keras_bn.BatchNormalization):
-    def _parameter(self, *args, **kwargs):
-        return super()._parameter(*args, **kwargs) + 1
-
-
-def _subclass_of_parts():
-    return keras.Sequential([keras.Input((4,)), L.Dense(4), OwnPart()])
-
-
-class Own(keras_bn.BatchNormalization):
-    def call(self, inputs, training=None, mask=None):
-        return super().call(inputs, training=training, mask=mask) + 1
-
-
-def _subclass():
-    return keras.Sequential([keras.Input((4,)), L.Dense(4), Own()])
-
-
-def _hidden():
-    return keras.Sequential(
-        [keras.Input((4, 3)), L.TimeDistributed(keras_bn.BatchNormalization())]
-    )
-
-
-def _not_finite():
-    model = keras.Sequential(
-        [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
-    )
-    model.layers[1].moving_mean.assign(np.full(4, np.nan))
-    return model
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (_diamond, "is used by 'batch_normalization' and 'add'"),
-        (_output, "the model's output"),
-        (_twice, "called 2 times"),
-        (_shared_dense, "'dense' is called 2 times"),
-        (_training, "called with training=True"),
-        (_training_model, "called with training=True"),
-        (_subclass, "class Own may compute something else"),
-        (_subclass_of_parts, "class OwnPart may compute something else"),
-        (_hidden, "nothing comes before it in its model"),
-        (_not_finite, "not finite"),
-    ],
-    ids=lambda one: getattr(one, "__name__", ""),
-)
-def test_what_stays_says_why(build, reason):
-    keras.utils.clear_session(free_memory=False)
-    model = build()
-    folded, report = keras_bn.fold(model, explain=True)
-    assert [row.into for row in report.rows] == [None]
-    assert reason in report.rows[0].reason
-    assert reason.split("'")[0] in " ".join(str(report).split())
-    assert report.to_dict()["left"] == 1
-    assert len(list(_norms(folded))) == 1
-
-
-def test_nothing_folded_is_said():
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        keras_bn.fold(_output())
-    (word,) = (one for one in said if one.category is UserWarning)
-    assert "None of the 1 " in str(word.message)
-    assert "the model's output" in str(word.message)
-
-
-def test_overflow_stays():
-    model = keras.Sequential(
-        [
-            keras.Input((4,), dtype="float16"),
-            L.Dense(4, dtype="float16"),
-            keras_bn.BatchNormalization(dtype="float16"),
-        ]
-    )
-    model.layers[0].kernel.assign(np.full((4, 4), 6e4))
-    model.layers[1].gamma.assign(np.full(4, 9.0))
-    _, report = keras_bn.fold(model, explain=True)
-    assert "do not fit float16" in report.left[0].reason
-
-
-def test_offset_free_norm_passes_zero_padding():
-    norm = keras_bn.BatchNormalization(center=False)
-    model = keras.Sequential(
-        [keras.Input((4, 4, 3)), norm, L.ZeroPadding2D(1), L.Conv2D(2, 3)]
-    )
-    randomize(model)
-    norm.moving_mean.assign(np.zeros(3))
-    folded, report = keras_bn.fold(model, explain=True)
-    x = images(2, 4, 4, 3)
-    assert report.folded[0].into == "conv2d" or report.folded[0].into
-    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), atol=1e-6)
-
-
-def test_negative_gamma_does_not_pass_a_maximum():
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 3)),
-            L.Conv2D(3, 1),
-            L.MaxPooling2D(2),
-            keras_bn.BatchNormalization(),
-        ]
-    )
-    model.layers[-1].gamma.assign(np.full(3, -1.0))
-    _, report = keras_bn.fold(model, explain=True)
-    assert "takes maxima, and a scale is negative" in report.left[0].reason
 
 
 def test_lora_is_merged():

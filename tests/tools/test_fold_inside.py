@@ -8,8 +8,9 @@ import pytest
 from keras import ops
 
 import keras_bn
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn import BatchNormalization as Norm
+from slow import slow
 
 L = keras.layers
 
@@ -244,7 +245,23 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# A `call` is followed on Keras's symbolic tensors, which know no backend.
+QUICK = {
+    *("block", "several", "step by step", "across a border", "in another way"),
+    *("wants values", "in a private attribute"),
+}
+ON_TORCH = slow(
+    "models that JAX compiles, of which some come from files", but_on="torch"
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in CASES
+    ],
+)
 def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
     keras.utils.clear_session(free_memory=False)
     inputs = keras.Input((4, 3))
@@ -285,7 +302,7 @@ def _run(model, x):
 
 def _calls(model):
     """What symbolic calls leave in layers."""
-    every = [*model._flatten_layers()]
+    every = layers_in(model)
     return [
         (len(one._inbound_nodes), len(one._outbound_nodes), {**vars(one)})
         for one in every

@@ -105,8 +105,17 @@ def test_an_nnx_state(module):
     np.testing.assert_array_equal(mean, module.norms[0].mean[...])
     with pytest.raises(ValueError, match="`epsilon` must be that of the Flax layers"):
         keras_bn.from_flax(_dense(), nnx.state(module))
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 0, 1, 1.1])
+def test_momentum_is_what_is_kept(module, momentum):
+    settings = {"epsilon": 1e-5, "momentum": momentum}
+    if 0 <= momentum <= 1:
+        ours = keras_bn.from_flax(_dense(), nnx.state(module), **settings)
+        assert [norm.momentum for norm in ours.layers[1:]] == [momentum] * 2
+        return
     with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\].*kept"):
-        keras_bn.from_flax(_dense(), nnx.state(module), momentum=2)
+        keras_bn.from_flax(_dense(), nnx.state(module), **settings)
 
 
 def test_transposed_convolutions_are_not_taken():

@@ -105,6 +105,9 @@ def test_a_module_brings_its_own_settings():
             r"`epsilon` must be.*'stem_bn' has 0.001",
         ),
         ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"momentum": -0.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        ({}, {}, {"count": True}, ValueError, r"`count` must be a whole number"),
+        ({}, {}, {"count": 2.5}, ValueError, r"`count` must be a whole number"),
         (
             {},
             {"size": 4},
@@ -241,6 +244,7 @@ def test_a_plain_average_there_is_one_here():
     )
     ours = keras_bn.from_torch(_model(("a", "b")), module)
     assert [one.momentum for one in ours.layers[::2]] == [None, 0.8]
+    assert numpy(ours.layers[0].moving_count).tolist() == [0, 0, 0]  # not known
     for model, what in (
         (_model(("a", "b"), norm=NORMS[1]), "is Keras's own"),
         (_model(("a", "b"), zero_debias=True), "has zero_debias=True"),

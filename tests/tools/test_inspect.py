@@ -46,6 +46,12 @@ def _always():
 FINDINGS = [
     ("nothing", lambda: _trained(_model()), []),
     ("never updated", _model, [("never-updated", "error")]),
+    (
+        "never updated, of its own",
+        lambda: _model(moving_mean_initializer=keras.initializers.Constant(3.0)),
+        [("never-updated", "error")],
+    ),
+    ("not known", lambda: _model(moving_mean_initializer="random_normal"), []),
     ("bias", lambda: _trained(_model(bias=True)), [("bias", "note")]),
     ("lag", lambda: _trained(_model(), 50), [("lag", "warning")]),
     ("low momentum", lambda: _trained(_model(momentum=0.9), 50), []),

@@ -6,24 +6,39 @@ import tracemalloc
 import keras
 import pytest
 
-from keras_bn.benchmark.tools import TOOLS, deep_model
+from keras_bn.benchmark import tools
 from keras_bn.tools._walk import sublayers
+from slow import slow
 
 L = keras.layers
+TOOLS = tools.TOOLS
 
 
-@pytest.fixture(scope="module")
-def large():
-    model = deep_model(4)
-    assert sum(1 for _ in sublayers(model)) > 1000
-    return model
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(2, id="200 layers"),
+        pytest.param(
+            10,
+            id="1,000 layers",
+            marks=slow("half a minute, most of it Keras's", witness="test_seconds"),
+        ),
+    ],
+)
+def blocks_and_model(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools, "_BLOCKS", request.param)
+        model = tools.deep_model(4)
+    assert sum(1 for _ in sublayers(model)) > 100 * request.param
+    return request.param, model
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_seconds(large, tool):
+def test_seconds(blocks_and_model, tool):
+    blocks, model = blocks_and_model
     start = time.process_time()
-    TOOLS[tool](large)
-    assert time.process_time() - start < 60
+    TOOLS[tool](model)
+    assert time.process_time() - start < 6 * blocks
 
 
 @pytest.mark.parametrize("tool", ["convert", "fold"])

@@ -8,6 +8,7 @@ from keras.src.applications import resnet
 
 import keras_bn
 from cases_tools import images, numpy, weights_of
+from slow import slow
 
 L, nn = keras.layers, torch.nn
 
@@ -91,7 +92,15 @@ def outputs(module, x):
     return np.moveaxis(y, 1, -1)
 
 
-@pytest.mark.parametrize("case", LINEAR)
+# How a kernel lies is Keras's, the same on every backend; only what runs it is not.
+QUICK = {"dense", "conv2d", "depthwise2d", "transposed2d"}
+ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=() if name in QUICK else ON_TORCH) for name in LINEAR],
+)
 def test_kernels(case):
     layer, module, shape = LINEAR[case]
     model = keras.Sequential([keras.Input(shape), layer(), L.BatchNormalization()])
@@ -119,6 +128,32 @@ def test_a_flattened_image(order):
     ours = keras_bn.from_torch(
         model, theirs.state_dict(), layers="all", flatten=order, epsilon=1e-2
     )
+    np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
+
+
+def test_an_image_with_channels_first_is_flattened_with_channels_last():
+    """By Keras; a reshape leaves the order as it is, which is PyTorch's."""
+    shape = (4, 3, 2)
+    theirs = trained(nn.Sequential(norm_of(24), nn.Linear(24, 3)))
+    x = images(5, *shape)
+    with torch.no_grad():
+        expected = theirs(torch.as_tensor(x.reshape(5, 24))).numpy()
+
+    def model(flatten):
+        layers = [flatten, L.BatchNormalization(), L.Dense(3)]
+        return keras.Sequential([keras.Input(shape), *layers])
+
+    flat = model(L.Flatten(data_format="channels_first"))
+    ours = keras_bn.from_torch(flat, theirs, layers="all", flatten="channels_first")
+    np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
+    reshaped = model(L.Reshape((24,)))
+    with pytest.raises(ValueError, match=r"`flatten` must say.*shape \(4, 3, 2\)"):
+        keras_bn.from_torch(reshaped, theirs, layers="all")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        ours = keras_bn.from_torch(reshaped, theirs, layers="all")
+    finally:
+        keras.config.set_image_data_format("channels_last")
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
 
 
@@ -192,6 +227,7 @@ class ResNet(nn.Module):
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+@slow("a network that JAX compiles for seconds", but_on="torch")
 def test_a_resnet_of_torchvision_in_one_of_keras():
     def stacks(x):
         for i, stride in ((2, 1), (3, 2)):

@@ -10,6 +10,7 @@ import keras_bn
 from cases_others import OTHERS
 from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._walk import is_batch_norm, sublayers
+from slow import slow
 
 ABOUT_THE_CLASS = "ignore:.*a saved file holds a plain keras:UserWarning"
 pytestmark = pytest.mark.filterwarnings(
@@ -62,7 +63,26 @@ class Example(NamedTuple):
     y: Any
 
 
-@pytest.fixture(scope="module", params=OTHERS, ids=lambda case: case.name)
+# What the others hold that this does not stands, small, in tests/cases_copies.py:
+# layers and variables in a config, configs that are not what was given.
+QUICK = {"LCNet"}
+LARGE = {"RepVGG", "YOLOv8"}
+ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
+NOWHERE = slow("hundreds of layers", witness="test_convert_keeps_all_that_is_there")
+
+
+def marks(name):
+    if name in QUICK:
+        return ()
+    return NOWHERE if name in LARGE else ON_TORCH
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=case.name, marks=marks(case.name)) for case in OTHERS
+    ],
+)
 def example(request, cheap_initial_weights):
     case = request.param
     keras.utils.clear_session(free_memory=False)

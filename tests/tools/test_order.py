@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+from cases_tools import layers_in
 from keras_bn.tools._order import precedence
 
 L = keras.layers
@@ -57,7 +58,7 @@ MODELS = {
 def test_precedence(name):
     build, expected = MODELS[name]
     model = build()
-    layers = [one for one in model._flatten_layers() if isinstance(one, L.Dense)]
+    layers = [one for one in layers_in(model) if isinstance(one, L.Dense)]
     found = precedence(model, {id(one): one.name for one in layers})
     assert {name: "".join(sorted(past)) for name, past in found.items()} == expected
 

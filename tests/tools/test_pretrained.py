@@ -7,8 +7,11 @@ import pytest
 import keras_bn
 from cases_tools import images, numpy
 from packaged import file_of
+from slow import slow
 
 L = keras.layers
+# What is converted and folded here is Keras's, and so is all that runs it.
+pytestmark = slow("large graphs, which JAX compiles op by op", but_on="torch")
 
 
 @pytest.fixture(scope="module")

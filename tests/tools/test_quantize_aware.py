@@ -11,21 +11,22 @@ import frameworks
 import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
-from cases_tools import images, numpy, randomize, weights_of
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn.tools._fake_quantize import FakeQuantize
 from keras_bn.tools._quantized_linear import QuantizedLinear
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
 ON_TORCH = keras.backend.backend() == "torch"
 # Where each shape is compiled for itself, one row of a kind.
-ROWS = {"groups", "separable2d", "keras's", "flatten", "fused, twice", "padding after"}
+ROWS = {"groups", "flatten", "fused, twice"}
 CASES = [one for one in FOLDS if ON_TORCH or one.name in ROWS]
 pytestmark = pytest.mark.usefixtures("zero_kernels")
 
 
 def _parts(model, kind):
-    return [one for one in model._flatten_layers() if isinstance(one, kind)]
+    return [one for one in layers_in(model) if isinstance(one, kind)]
 
 
 def _run(model, x):
@@ -83,7 +84,16 @@ WHOLE_STEPS = {
 }
 
 
-@pytest.mark.parametrize("case", WHOLE_STEPS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("conv, one step", "depthwise"),
+        *(
+            pytest.param(case, marks=slow("shapes that JAX compiles", but_on="torch"))
+            for case in ("conv", "both sides", "transpose", "flatten, one step")
+        ),
+    ],
+)
 def test_folded_weights_are_whole_steps(case):
     layers, axes = WHOLE_STEPS[case]
     model = randomize(keras.Sequential([keras.Input((6, 6, 4)), *layers()]))
@@ -97,9 +107,12 @@ def test_folded_weights_are_whole_steps(case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("frozen", [False, True], ids=["batch", "frozen"])
-@pytest.mark.parametrize("per_channel", [True, False], ids=["channel", "tensor"])
-@pytest.mark.parametrize("kind", ["dense", "dense after", "conv"])
+@pytest.mark.parametrize(
+    ("kind", "per_channel", "frozen"),
+    [*itertools.product(["dense", "dense after", "conv"], *[[True, False]] * 2)]
+    if ON_TORCH
+    else [("dense", True, False), ("dense after", False, False), ("conv", False, True)],
+)
 def test_values_and_gradients_are_those_of_the_papers(kind, per_channel, frozen):
     shape, linear = (5,), L.Dense(4, dtype="float64")
     if kind == "conv":
@@ -327,13 +340,14 @@ def test_rounding_stands_where_a_deployed_graph_has_it():
         ["point", "point_norm"],
         ["stem_inputs", "stem", "stem_norm"],
     ]
-    frozen = {one.name for one in trained._flatten_layers() if not one.trainable}
+    frozen = {one.name for one in layers_in(trained) if not one.trainable}
     assert frozen == {"stem"}
     assert [v.name for v in trained.trainable_variables] == [
         v.name for v in model.trainable_variables
     ]
 
 
+@slow("trains a network of two branches", but_on="torch")
 def test_files_and_configs_bring_it_back(tmp_path):
     trained = keras_bn.quantize_aware(_network(), per_channel=False)
     x = images(4, 8, 8, 2)
@@ -350,6 +364,7 @@ def test_files_and_configs_bring_it_back(tmp_path):
     )
 
 
+@slow("trains two networks, three and two epochs", but_on="torch")
 def test_both_phases_train_and_fold():
     model = keras.Sequential(
         [
@@ -428,6 +443,27 @@ def test_what_belongs_to_the_linear_layer_comes_along():
     assert np.abs(numpy(merged(x)) - numpy(model(x))).max() < 0.1
 
 
+@pytest.mark.parametrize("explain", [False, True])
+def test_norms_that_stay_in_float_are_named(explain):
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    norm = keras_bn.DomainBatchNormalization(2, name="of_domains")
+    y = norm(keras.layers.Dense(3)(inputs[0]), domain=inputs[1])
+    model = keras.Model(inputs, y, name="m")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = keras_bn.quantize_aware(model, explain=explain)
+    said = [str(one.message) for one in caught if one.category is UserWarning]
+    if explain:
+        ((path, into, reason),) = made[1].left
+        assert (path, into, said) == ("of_domains", None, [])
+        assert "statistics for each domain" in reason
+    else:
+        assert len(said) == 1
+        assert "1 batch normalization layers of model 'm' stay in float" in said[0]
+        assert "'of_domains' the first: it has statistics for each domain" in said[0]
+
+
+@slow("a recurrent layer that JAX compiles", but_on="torch")
 def test_masks_pass():
     model = randomize(
         keras.Sequential(

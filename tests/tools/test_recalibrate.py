@@ -38,8 +38,11 @@ def _check(layer, inputs, rtol=1e-6, atol=1e-7):
     )
 
 
-@pytest.mark.parametrize("norm", [Norm, L.BatchNormalization])
-@pytest.mark.parametrize("batch_size", [1, 7, 19, 40])
+@pytest.mark.parametrize(
+    ("norm", "batch_size"),
+    # Whose layer it is says what is measured, not how batches are added up.
+    [*((Norm, size) for size in (1, 7, 19, 40)), (L.BatchNormalization, 7)],
+)
 def test_any_split_gives_the_moments_of_all_data(norm, batch_size):
     model = _model(norm)
     x = (2 + 3 * images(19, 4, 4, 3)).astype("float32")
@@ -127,6 +130,76 @@ def test_fused_activations_are_applied_on_the_way():
     x = images(32, 3)
     keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
     _check(layers[2], numpy(layers[1](layers[0](x))), atol=1e-6)
+
+
+def test_residuals_are_added_on_the_way():
+    inputs, first, last = keras.Input((3,)), Norm(activation="relu"), Norm()
+    model = randomize(keras.Model(inputs, last(first(inputs, residual=inputs))))
+    x = images(32, 3)
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(last, numpy(first(x, residual=x)), atol=1e-6)
+
+
+class Own(Norm):
+    def call(self, inputs, **more):
+        return super().call(inputs, **more) + 1
+
+
+def test_subclasses_are_left_and_alone_are_an_error():
+    x, own, norm = images(8, 3), Own(), Norm()
+    report = keras_bn.recalibrate(
+        keras.Sequential([keras.Input((3,)), own, norm]), x, verbose=0
+    )
+    assert [row.layer for row in report.rows] == [norm.name]
+    alone = keras.Sequential([keras.Input((3,)), own])
+    with pytest.raises(ValueError, match=r"as the base class does.*of class Own: its"):
+        keras_bn.recalibrate(alone, x, verbose=0)
+
+
+class Named(keras.Model):
+    """Says nothing of its inputs, which it takes by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = Norm()
+
+    def call(self, inputs):
+        return self.norm(inputs["x"])
+
+
+def test_a_dictionary_for_a_model_that_does_not_say_its_inputs():
+    model, x = Named(), images(24, 3)
+    model({"x": x})
+    report = keras_bn.recalibrate(model, {"x": x, "id": x}, batch_size=8, verbose=0)
+    assert report.batches == 3
+    _check(model.norm, x.astype("float64"))
+
+
+class Half(keras.Model):
+    """Has two norms of one name, and calls one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.other = Norm(name="norm"), Norm(name="norm")
+        for norm in (self.norm, self.other):
+            norm.build((None, 3))
+
+    def call(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_a_layer_that_is_not_called_is_named(layer_by_layer):
+    model, x = Half(), images(8, 3)
+    model(x)
+    before = weights_of(model)
+    settings = {"layer_by_layer": layer_by_layer, "verbose": 0}
+    with pytest.raises(ValueError, match=r"does not call \['norm#2'\] on these data"):
+        keras_bn.recalibrate(model, x, **settings)
+    assert weights_of(model) == before
+    report = keras_bn.inspect(model, x)
+    assert [row.layer for row in report.layers] == ["norm#1", "norm#2"]
+    assert [row.distance is None for row in report.layers] == [False, True]
 
 
 def test_what_was_done_is_told():

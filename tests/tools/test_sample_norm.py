@@ -10,6 +10,7 @@ import pytest
 import keras_bn
 import oracle
 from cases_tools import images, numpy, weights_of
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -50,7 +51,7 @@ CASES = [
     Case("first, below 0", lambda: Norm(axis=-3), (12, 3, 2), "group", {}, 6),
     Case("epsilon", lambda: Norm(epsilon=0.1), (3, 4), "group", {}, 2),
     Case("no gamma", lambda: Norm(scale=False), (3, 4), "group", {}, 2),
-    Case("no positions", lambda: Norm(), (12,), "group", {"groups": 4}, None),
+    Case("no positions", lambda: Norm(), (12,), "group", {"groups": 1}, None),
     Case("one pixel", lambda: Norm(axis=1), (12, 1, 1), "group", {}, None),
     Case("all features", lambda: Norm(axis=(1, 2)), (3, 4), "group", {}, None),
     Case("layer", lambda: Norm(), (3, 12), "layer", {"epsilon": 0.1}, None),
@@ -60,7 +61,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# The others differ in arguments, which no backend sees.
+QUICK = {"default", "first", "no positions", "layer", "layer first", "axes"}
+ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in CASES
+    ],
+)
 def test_the_norm_of_a_sample(case):
     model = model_of(case.layer(), case.shape)
     old = model.layers[0]
@@ -100,6 +112,7 @@ def _network():
     return keras.Model(inputs, Norm(dtype="mixed_bfloat16", name="half")(x), name="net")
 
 
+@slow("trains a network, and runs others op by op", but_on="torch")
 def test_a_network_keeps_all_but_its_statistics(tmp_path):
     model = _network()
     model.get_layer("shared").beta.trainable = False
@@ -109,7 +122,12 @@ def test_a_network_keeps_all_but_its_statistics(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         new = keras_bn.convert(model, to="group", groups=4)
-    (told,) = (str(one.message) for one in caught if one.category is UserWarning)
+    told = [str(one.message) for one in caught if one.category is UserWarning]
+    unread, told = told
+    assert (
+        "`groups` is not read for 1 layers of model 'net', 'half' the first" in unread
+    )
+    assert unread.endswith("Received: groups=4")
     assert "of 2 layers of model 'net' are dropped, 'shared' the first" in told
     shared, half = new.get_layer("shared"), new.get_layer("half")
     frozen = new.layers[-3].layers[-1]

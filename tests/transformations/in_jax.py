@@ -24,7 +24,6 @@ def _functional(transform):
 
 
 class Glue(anywhere.Glue):
-    vjp = _functional(functional.vjp)
     grad_of_grad = _functional(functional.grad_of_grad)
     grad_of_grad_of_grad = _functional(functional.grad_of_grad_of_grad)
     jvp = _functional(functional.jvp)
@@ -38,6 +37,11 @@ class Glue(anywhere.Glue):
     vmap = _functional(functional.vmap)
     vmap_of_grad = _functional(functional.vmap_of_grad)
     grad_of_vmap = _functional(functional.grad_of_vmap)
+
+    def vjp(self, call):
+        """Where ranks are not promoted, which everything must be able to do without."""
+        with jax.numpy_rank_promotion("raise"):
+            return _functional(functional.vjp)(self, call)
 
     @_compiled
     def checkpoint(self, call, *point):
@@ -87,10 +91,6 @@ class Glue(anywhere.Glue):
     def abstract(self, call):
         y = jax.eval_shape(call.function, *call.point)
         return {"shape": y.shape, "dtype": str(y.dtype)}
-
-    def rank_promotion(self, call):
-        with jax.numpy_rank_promotion("raise"):
-            return self.vjp(call)
 
     @_compiled
     def rnn(self, call, *point):
