@@ -26,8 +26,8 @@ class Peer(NamedTuple):
     """A layer of some library.
 
     Attributes:
-        library: By which the table has its columns.
-        name: As users know it, or which of several it is.
+        library: The column of the table; "others" for what the tests do not install.
+        name: As users know it, or which of several in this column it is.
         package: What has to be installed, as it is imported.
         backends: The backends of Keras that it is shown on: its own framework's.
         new: `new(momentum, mean, variance, dtype)` gives `train(x, mask=None)`, which
@@ -263,7 +263,7 @@ PEERS = (
     Peer("PyTorch", "torch.nn.BatchNorm", "torch", ("torch",), new_torch),
     Peer("Flax", "linen", "flax", JAX, new_linen),
     Peer("Flax", "nnx", "flax", JAX, new_nnx),
-    Peer("Haiku", "hk.BatchNorm", "haiku", JAX, None, None, debiased_haiku),
-    Peer("Equinox", "mode='batch'", "equinox", JAX, None, None, debiased_equinox),
-    Peer("tf-keras", "of Keras 2", "tf_keras", ("tensorflow",), new_tf_keras),
+    Peer("others", "Haiku", "haiku", JAX, None, None, debiased_haiku),
+    Peer("others", "Equinox", "equinox", JAX, None, None, debiased_equinox),
+    Peer("others", "tf-keras", "tf_keras", ("tensorflow",), new_tf_keras),
 )

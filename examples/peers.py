@@ -106,7 +106,7 @@ def table() -> str:
         for row in results["shown"].get(backend, [])
     ]
     libraries = list(dict.fromkeys(peer.library for peer in PEERS))
-    lines = [f"| case | {' | '.join(libraries)} | here |"]
+    lines = [f"| case | here | {' | '.join(libraries)} |"]
     lines.append("|---" * (2 + len(libraries)) + "|")
     for name, case in CASES.items():
         several = [row for row in rows if row["case"] == name]
@@ -117,8 +117,8 @@ def table() -> str:
             for library in libraries
         ]
         # Of numbers, which are errors or the same everywhere, the largest.
-        cells.append(words(max(row["here"] for row in several)))
-        lines.append(f"| `{name}`: {case.title} | {' | '.join(cells)} |")
+        here = words(max(row["here"] for row in several))
+        lines.append(f"| `{name}`: {case.title} | {here} | {' | '.join(cells)} |")
     packages = ", ".join(f"{name} {one}" for name, one in results["versions"].items())
     return "\n".join([*lines, "", f"Seen with {packages}."])
 
@@ -134,7 +134,7 @@ def cell(rows: list[Row]) -> str:
     library = rows[0]["library"]
     layers = [peer for peer in PEERS if peer.library == library]
     asked = CASES[rows[0]["case"]].backends if library == "Keras" else layers
-    if len(answers) == 1 and len(rows) == len(asked):
+    if len(answers) == 1 and len(rows) == len(asked) and library != "others":
         return next(iter(answers))
     return "; ".join(f"{one} ({', '.join(who)})" for one, who in answers.items())
 

@@ -18,10 +18,10 @@ def test_what_the_page_says_shows_and_nothing_else():
     # may have mended what these have not.
     now, then = peers.versions(), recorded["versions"]
     here = {
-        one.library for one in peers.PEERS if now.get(one.package) == then[one.package]
+        one.name for one in peers.PEERS if now.get(one.package) == then[one.package]
     }
     expected, found = (
-        sorted(key(row) for row in rows if row["library"] in here)
+        sorted(key(row) for row in rows if row["layer"] in here)
         for rows in (recorded["shown"][keras.backend.backend()], peers.shown())
     )
     assert found == expected

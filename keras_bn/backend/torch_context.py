@@ -30,7 +30,7 @@ def in_backward_pass() -> bool:
     """Whether autograd runs this call: it repeats one of the forward pass."""
     if torch.compiler.is_compiling():
         return False  # what is compiled is traced once
-    return torch_private.in_backward_pass()
+    return torch_private.backward_pass() != -1
 
 
 def transformed(*tensors: Tensor) -> bool:

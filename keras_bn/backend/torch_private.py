@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,11 +13,25 @@ from keras_bn._private import private, warn_of_missing
 _TASK = "torch._C:_current_graph_task_id"
 _DDP = "torch.nn.parallel:DistributedDataParallel._get_active_ddp_module"
 
-_knows_task = private(
-    _TASK,
-    "a pass that activation checkpointing repeats looks like any other: moving "
-    "statistics move twice there",
+
+def _no_task() -> int:
+    warn_of_missing(_TASK)
+    return -1
+
+
+backward_pass: Callable[[], int] = (
+    private(
+        _TASK,
+        "a pass that activation checkpointing repeats looks like any other: moving "
+        "statistics move twice there",
+    )
+    or _no_task
 )
+"""The number of the backward pass that runs this call, -1 where none does.
+
+`torch.utils.checkpoint` itself tells backward passes apart by it.
+"""
+
 functorch_runs: Callable[[], bool] = private(
     "torch._C:_are_functorch_transforms_active",
     "training within `torch.func` is an error of PyTorch's",
@@ -44,15 +57,6 @@ private(
     "torch.nn:Module._call_impl",
     "training under FSDP warns that nobody averages gradients",
 )
-
-
-def in_backward_pass() -> bool:
-    """Whether autograd runs this call, which then repeats one of the forward pass."""
-    if _knows_task is None:
-        warn_of_missing(_TASK)
-        return False
-    # `torch.utils.checkpoint` itself tells backward passes apart by this number.
-    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def dual_numbers() -> bool:

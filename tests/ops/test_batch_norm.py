@@ -238,7 +238,7 @@ def test_compiled_equals_oracle(name, mean, way):
 
 # PyTorch takes seconds for each, and then runs its operators one by one.
 FUSED = (
-    slow("compiles seven functions", witness="test_compiled_equals_oracle")
+    slow("compiles seven functions for seconds", witness="test_compiled_equals_oracle")
     if keras.backend.backend() == "torch"
     else ()
 )

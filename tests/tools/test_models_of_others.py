@@ -68,7 +68,9 @@ class Example(NamedTuple):
 QUICK = {"LCNet"}
 LARGE = {"RepVGG", "YOLOv8"}
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
-NOWHERE = slow("hundreds of layers", witness="test_convert_keeps_all_that_is_there")
+NOWHERE = slow(
+    "up to a thousand layers", witness="test_convert_keeps_all_that_is_there"
+)
 
 
 def marks(name):

@@ -104,7 +104,16 @@ LAYERS = {
 @pytest.mark.usefixtures("zero_kernels")
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [("conv", "int8"), ("dense", "int8"), ("dense", "int4"), ("dense", "float8")],
+    [
+        *(("conv", "int8"), ("dense", "int8")),
+        *(
+            pytest.param(
+                *("dense", mode),
+                marks=slow("operations that JAX compiles one by one", but_on="torch"),
+            )
+            for mode in ("int4", "float8")
+        ),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize")
 def test_the_quantization_of_keras_holds(case, mode, tmp_path):
