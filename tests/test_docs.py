@@ -11,8 +11,13 @@ from slow import slow
 DOCS = Path(__file__).parents[1] / "docs"
 # docs/tools.md has a test of its own.
 PAGES = [
-    *("training.md", "distributed.md", "deployment.md", "networks.md"),
-    "coming_from/keras.md",
+    *("distributed.md", "deployment.md", "coming_from/keras.md"),
+    *(
+        pytest.param(
+            page, marks=slow("compiles each of its networks on JAX", but_on="torch")
+        )
+        for page in ("training.md", "networks.md")
+    ),
     pytest.param(
         "coming_from/tf_keras.md",
         marks=slow("one more fit to compile on JAX", but_on="tensorflow"),

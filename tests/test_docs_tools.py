@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+from slow import slow
+
 PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
 
 
+@slow("compiles each of its networks on JAX", but_on="torch")
 def test_the_examples_run(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     assert len(blocks) == 13

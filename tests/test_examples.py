@@ -134,6 +134,7 @@ def test_curve_measures_every_few_steps_and_at_the_end(batches, steps):
     assert len(curve.accuracy) == len(steps)
 
 
+@slow("compiles two networks on JAX", but_on="torch")
 def test_batch_renorm_goes_up_its_ramp_across_a_save(capsys):
     found = batch_renorm.main(["--steps", "16", "--norms", "batch renorm"])
     assert "batch renorm" in capsys.readouterr().out

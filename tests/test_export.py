@@ -15,6 +15,7 @@ import pytest
 import exporters
 import keras_bn
 from cases_tools import images, randomize
+from slow import slow
 
 L = keras.layers
 BACKEND = keras.backend.backend()
@@ -67,10 +68,19 @@ LEFT = ["before padding"]
 # Every network through the formats whose operators are looked at, some through all.
 LOOKED_INTO = [form for form in ("ONNX", "LiteRT") if form in exporters.formats()]
 OTHERS = [form for form in exporters.formats() if form not in LOOKED_INTO]
+MORE_FORMATS = slow(
+    "exporters take seconds for each model",
+    witness="test_outputs_agree_at_every_batch_size",
+)
 ROWS = [
     *((form, name, False) for form in LOOKED_INTO for name in NETWORKS),
     *((form, name, True) for form in LOOKED_INTO for name in FOLDED),
-    *((form, name, False) for form in OTHERS for name in ("first axis", *FOLDED)),
+    *((form, name, False) for form in OTHERS for name in ("first axis", "residual")),
+    *(
+        pytest.param(form, name, False, marks=MORE_FORMATS)
+        for form in OTHERS
+        for name in ("conv1d", "before padding")
+    ),
     *((form, name, True) for form in OTHERS for name in LEFT),
 ]
 OURS, KERAS = keras_bn.BatchNormalization, L.BatchNormalization

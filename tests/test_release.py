@@ -171,9 +171,9 @@ def test_workflows_run_all_backends_and_all_pythons_that_are_named():
     for path in WORKFLOWS:
         pythons |= set(re.findall(r'python(?:-version)?: "(3\.\d+)"', path.read_text()))
     prefix = "Programming Language :: Python :: 3."
-    assert {f"{prefix}{one.partition('.')[2]}" for one in pythons} == {
-        one for one in PROJECT["classifiers"] if one.startswith(prefix)
-    }
+    named = {one for one in PROJECT["classifiers"] if one.startswith(prefix)}
+    assert named
+    assert named <= {f"{prefix}{one.partition('.')[2]}" for one in pythons}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

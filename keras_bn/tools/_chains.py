@@ -79,6 +79,7 @@ class Chains(ChainPlan):
 
     Attributes:
         chains: By the id of each linear layer.
+        held: The ids of layers that stand in others, where nothing can follow.
     """
 
     def __init__(self, model: Any) -> None:
@@ -86,11 +87,11 @@ class Chains(ChainPlan):
         super().__init__(model)
         self.chains: dict[int, Chain] = {}
         self.every = self.reached.graphs
-        held = _held(self.every)
+        self.held = _held(self.every)
         for graph in self.every:
             for node in graph.nodes:
                 layer = node.operation
-                if _linear.is_linear(layer) and id(layer) not in held:
+                if _linear.is_linear(layer) and id(layer) not in self.held:
                     norms = self._linked[id(layer)]
                     self.chains[id(layer)] = Chain(graph, _chain(graph, node, norms))
 
@@ -171,7 +172,7 @@ def ends(plan: Chains) -> set[int]:
         id(node.operation)
         for graph in plan.every
         for node in graph.nodes
-        if id(node.operation) not in inside and _rounds(plan, graph, node)
+        if id(node.operation) not in inside | plan.held and _rounds(plan, graph, node)
     }
 
 

@@ -132,6 +132,23 @@ def test_a_sample_is_a_32nd_or_more(shape, axis, size):
     sample = frameworks.numpy(formulas.sample(inputs.tensors[0], inputs.axes))
     whole = frameworks.numpy(inputs.tensors[0])
     np.testing.assert_array_equal(sample, whole[tuple(map(slice, size))])
+    given = (inputs.tensors[0], inputs.axes, None)
+    about = formulas.centred_moments(*given, about=frameworks.tensor(sample))
+    plain = formulas.centred_moments(*given)
+    assert_near(about.bookkeeping()._asdict(), plain.bookkeeping()._asdict())
+
+
+@ONCE
+def test_half_precision_is_normalized_by_one_multiply_add():
+    inputs = Inputs(CASES["image"], "float16", mean=3.0)
+    x, *parameters = inputs.tensors
+    centred = moments(formulas.widen(x), inputs, None)
+    y, expected = (
+        formulas.normalize(one, *parameters, centred, inputs.axes, 1e-3)
+        for one in (x, formulas.widen(x))
+    )
+    one, other = map(frameworks.numpy, (y, expected))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @ONCE

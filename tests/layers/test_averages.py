@@ -287,6 +287,21 @@ def test_without_them_there_are_no_more_weights():
     }
 
 
+@pytest.mark.parametrize(
+    ("settings", "aggregation"),
+    [
+        ({}, "mean"),
+        ({"synchronized": True}, "none"),
+        ({"synchronized": True, "replica_groups": [[0, 1]]}, "mean"),
+    ],
+)
+def test_how_replicas_statistics_are_brought_together(settings, aggregation):
+    layer = built(momentum=warm_up, **settings)
+    found = {w.name: w.aggregation for w in layer.non_trainable_weights}
+    step = "only_first_replica" if aggregation == "mean" else "none"
+    assert found == dict.fromkeys(STATISTICS, aggregation) | {"moving_step": step}
+
+
 def test_each_domain_has_steps_and_counts_of_its_own():
     x = batches((6, 6))
     for settings in ({"momentum": warm_up}, {"momentum": None}):

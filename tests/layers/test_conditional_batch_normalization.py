@@ -147,6 +147,14 @@ def test_gamma_and_beta_keep_their_digits_under_a_policy_of_half(kind):
         np.testing.assert_array_equal(frameworks.numpy(y), [[1], [-512]])
 
 
+@pytest.mark.skipif(frameworks.platform() != "cpu", reason="it would have to wait")
+def test_a_tensor_of_labels_is_looked_at():
+    layer = keras_bn.ConditionalBatchNormalization(CLASSES)
+    labels = frameworks.tensor([0, CLASSES], "int32")
+    with pytest.raises(ValueError, match=f"`labels` must be .*Received: .*={CLASSES}"):
+        layer(random((2, 3)), labels)
+
+
 @pytest.mark.parametrize("label", [2, np.int64(2)], ids=["int", "numpy"])
 def test_one_class_for_all_samples(label):
     layer = keras_bn.ConditionalBatchNormalization(CLASSES)

@@ -6,6 +6,8 @@ import pytest
 from cases_models import BAD_ARGUMENTS, NETWORKS, PLACED
 from keras_bn import models
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("build", "arguments", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS

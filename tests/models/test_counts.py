@@ -9,6 +9,8 @@ import pytest
 from cases_models import COUNTS, MILLIONS, figure_5_parameters
 from keras_bn import models
 
+pytestmark = pytest.mark.once
+
 
 def trainable(build, **arguments):
     # In such a scope variables have a shape and no value.

@@ -96,6 +96,7 @@ def test_output_and_last_map_have_their_shapes(case):
     assert model.get_layer(name).output.shape == (None, *shape)
 
 
+@pytest.mark.once
 @networks
 def test_no_bias_before_beta(case):
     with keras.StatelessScope(initialize_variables=False):
@@ -104,6 +105,7 @@ def test_no_bias_before_beta(case):
     assert biases == ["classes/bias"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "norm",
     [None, partial(keras.layers.BatchNormalization, center=False)],
@@ -186,6 +188,7 @@ def test_channels_first_predicts_the_same(name, known):
     np.testing.assert_allclose(received, last.y, atol=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PLACED)
 def test_placement_after_the_activation(name):
     model = NETWORKS[name].model(norm=KERAS_NORM, placement="after")
@@ -194,6 +197,7 @@ def test_placement_after_the_activation(name):
     assert before == {keras.layers.Activation}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PLACED)
 def test_placement_before_the_activation(name):
     model = NETWORKS[name].model(norm=KERAS_NORM, placement="before")
@@ -206,6 +210,7 @@ def test_placement_before_the_activation(name):
     }
 
 
+@pytest.mark.once
 def test_our_norm_takes_the_activation_in():
     model = NETWORKS["plain_cnn"].model()
     norms = [
@@ -231,6 +236,7 @@ def test_any_norm(norm):
     assert np.isfinite(model.train_on_batch(x, np.array([0, 2])))
 
 
+@pytest.mark.once
 def test_vgg_has_the_papers_head():
     with keras.StatelessScope(initialize_variables=False):
         model = keras_bn.models.vgg(depth=11, input_shape=(64, 96, 3))

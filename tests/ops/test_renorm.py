@@ -91,3 +91,9 @@ def test_unclipped_correction_normalizes_by_the_moving_statistics():
     )
     expected = (x - RENORM_MEAN) / RENORM_STDDEV
     np.testing.assert_allclose(frameworks.numpy(y), expected, atol=1e-5)
+
+
+def test_epsilon_is_that_of_the_layer():
+    one = np.ones(1, "float32")
+    r, _ = renorm_correction(one, 0 * one, one, one)
+    np.testing.assert_allclose(frameworks.numpy(r), [1e-3**0.5], rtol=1e-6)

@@ -22,6 +22,9 @@ from keras_bn.backend import torch_replicas
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
 from _sharded import Sharded
 
+# Here, so that the processes, which are forked later, share what it imports.
+COMPILED = torch.compile(cases.call, backend="aot_eager", fullgraph=True)
+
 
 def start():
     """Joins the other process; the environment says where it is."""
@@ -140,7 +143,7 @@ def operation(case):
     if case.way == "process group":
         groups, _ = dist.new_subgroups_by_enumeration(case.groups)
     elif case.way:
-        call = torch.compile(call, backend="aot_eager", fullgraph=True)
+        call = COMPILED
     y, moments = call(case, *leaves, tensors["mask"], groups)
     wrong = torch_replicas.ProcessGroup.total
     if case.mutated:

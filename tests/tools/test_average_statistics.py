@@ -60,6 +60,13 @@ def test_counts():
     np.testing.assert_allclose(found["moving_variance"], together.var(0), rtol=1e-5)
 
 
+def test_where_nobody_has_counted_nothing_changes():
+    found, _ = average([trained([], momentum=None)] * 2, momentum=None)
+    np.testing.assert_array_equal(found["moving_mean"], [0.0, 0.0])
+    np.testing.assert_array_equal(found["moving_variance"], [1.0, 1.0])
+    np.testing.assert_array_equal(found["moving_count"], [0.0, 0.0])
+
+
 def test_debiased_averages_by_the_weight_that_batches_have():
     settings = {"momentum": 0.5, "zero_debias": True}
     replicas = [trained(DATA[:n], **settings) for n in (1, 2, 0)]

@@ -193,6 +193,11 @@ def _twice_otherwise(x):
     return block(x), block(x, negative=True)
 
 
+def _twice_by_another_value(x):
+    block = Block()
+    return block(x, negative=False), block(x, negative=True)
+
+
 def _twice_in_training(x):
     block = Block()
     return block(x), block(x, training=True)
@@ -222,6 +227,12 @@ CASES = [
     ),
     # What must stay.
     Case("in another way", _twice_otherwise, 0, ("is called in several ways",)),
+    Case(
+        "by another value",
+        _twice_by_another_value,
+        0,
+        ("is called in several ways",),
+    ),
     Case("in training too", _twice_in_training, 0, ("training=True",)),
     Case("always in training", lambda x: AlwaysTraining()(x), 0, ("training=True",)),
     Case("reads a kernel", lambda x: ReadsKernel()(x), 0, ("something else reads",)),

@@ -8,6 +8,7 @@ from keras.src.applications import resnet
 
 import keras_bn
 from cases_tools import images, numpy, weights_of
+from keras_bn.tools._layouts import squeezed
 from slow import slow
 
 L, nn = keras.layers, torch.nn
@@ -111,6 +112,12 @@ def test_kernels(case):
     x = images(2, *shape)
     np.testing.assert_allclose(numpy(ours(x)), outputs(theirs, x), atol=1e-5)
     assert weights_of(model) == before
+
+
+def test_a_convolution_of_one_position_is_a_dense_layer():
+    assert squeezed((5, 4, 1, 1)) == (5, 4)
+    assert squeezed((5, 1, 1)) == squeezed((5, 1)) == (5, 1)
+    assert squeezed((5, 4, 1, 3)) == (5, 4, 1, 3)
 
 
 @pytest.mark.parametrize("order", ["channels_first", "channels_last"])

@@ -7,7 +7,7 @@ import pytest
 
 from cases_names import PAIRS
 from keras_bn.tools._matching import match
-from keras_bn.tools._pairs import Item
+from keras_bn.tools._pairs import Item, refusal
 
 pytestmark = pytest.mark.once
 
@@ -177,6 +177,12 @@ def test_the_error_shows_the_candidates():
     matching = match(ours, theirs, {"two": "x"}, True, {})
     assert matching.mapping == {"one": "y", "two": "x", "three": "z.0"}
     assert [pair.by for pair in matching.pairs] == ["size", "mapping", "size"]
+
+
+def test_a_doubt_is_told_once_and_twelve_at_most():
+    text = refusal([], [], ["a", "a", *map(str, range(20))])
+    doubts = [line for line in text.splitlines() if line.startswith("- ")]
+    assert doubts == ["- a", *(f"- {number}" for number in range(11))]
 
 
 @pytest.mark.parametrize("strict", [True, False])

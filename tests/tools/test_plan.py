@@ -121,6 +121,7 @@ IN_THE_WAY = [
         "moves the batch",
     ),
     (_of(lambda x: _norm(L.Reshape((-1, 3))(_dense(x, 6))), ANY), "axes of unknown"),
+    (_of(lambda x: _norm(L.Reshape((12,))(_dense(x, 6))), ANY), "axes of unknown"),
     (_of(lambda x: _norm(ops.reshape(_dense(x, 6), (-1, 3))), LINE), "axes of unknown"),
     (
         _of(lambda x: _dense(ops.mean(_norm(x, 1), axis=1)), LINE),

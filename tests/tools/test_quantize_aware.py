@@ -495,6 +495,16 @@ def test_shared_layers_stay_shared():
     assert np.abs(_run(trained, x) - _run(model, x)).max() < 0.5
 
 
+def test_a_layer_that_a_wrapper_holds_too_is_left():
+    inputs, held = keras.Input((6, 4)), L.Dense(4, name="held")
+    x = held(L.TimeDistributed(held)(inputs))
+    model = keras.Model(inputs, Norm()(L.Dense(3, name="free")(x)))
+    trained = keras_bn.quantize_aware(model)
+    assert [one.name for one in _parts(trained, QuantizedLinear)] == ["free"]
+    assert "held" in {one.name for one in _parts(trained, L.Dense)}
+    assert _run(trained, images(2, 6, 4)).shape == (2, 6, 3)
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()

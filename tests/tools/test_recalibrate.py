@@ -1,11 +1,14 @@
 """`recalibrate`: the moments of the whole data, or the model as it was."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import keras_bn
 from cases_tools import InTraining, images, numpy, randomize, weights_of
+from keras_bn.tools import _probe
 from keras_bn.tools._data import length
 from keras_bn.tools._moments import RunningMoments
 
@@ -90,6 +93,23 @@ def test_synchronized_layers():
     x = (5 + images(30, 3)).astype("float32")
     keras_bn.recalibrate(model, x, batch_size=7, verbose=0)
     _check(model.layers[0], x.astype("float64"))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, synchronized, alone):
+    given, train = [], _probe.batch_norm_train
+
+    def note(*arguments, synchronized, **more):
+        given.append(synchronized)
+        return train(*arguments, synchronized=synchronized, **more)
+
+    monkeypatch.setattr(_probe, "batch_norm_train", note)
+    norm, x = Norm(synchronized=synchronized), images(4, 3)
+    norm(x)
+    with _probe.observed({"norm": norm}, None, by_batch=True, alone=alone):
+        norm(x)
+    assert given == [synchronized and not alone]
 
 
 def test_frozen_statistics_stay_unless_asked_for():
@@ -385,6 +405,13 @@ def test_progress_bar(capsys):
     assert "2/2" in capsys.readouterr().out
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), verbose=0)
     assert capsys.readouterr().out == ""
+
+
+def test_the_bar_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    keras_bn.recalibrate(_model(), (images(4, 4, 4, 3) for _ in range(3)))
+    out = capsys.readouterr().out
+    assert (out.count("\n"), out[-1]) == (1, "\n")
 
 
 def _failing():
