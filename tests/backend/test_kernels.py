@@ -253,8 +253,10 @@ def test_activation_in_both_modes(activation):
 @pytest.mark.parametrize(
     ("name", "mean"),
     # A mean is taken off before shapes matter.
-    [("image", 0.0), *((name, 100.0) for name in ("first_image", "mask_image"))]
-    + [("two_axes", 100.0)],
+    [
+        *(("image", 0.0), ("first_image", 100.0)),
+        *(("mask_image", 100.0), ("two_axes", 100.0)),
+    ],
 )
 def test_gradient_of_the_gradient(name, mean):
     inputs = Inputs(cases.ALL[name], mean=mean)
