@@ -251,3 +251,27 @@ def test_inference_with_a_residual():
     y = batch_norm_inference(x, mean, variance, residual=residual, activation="tanh")
     expected = np.tanh(oracle.inference(x, mean, variance) + residual)
     np.testing.assert_allclose(frameworks.numpy(y), expected, atol=1e-5)
+
+
+def test_second_gradient_for_weights(float64):
+    """Of sum(slope²), against the difference of two slopes along a direction."""
+    rng = np.random.default_rng(0)
+    x = frameworks.tensor(rng.normal(3, 2, (6, 2)))
+    weights, direction = rng.uniform(0.5, 2, (6,)), rng.normal(size=(6,))
+    upstream = frameworks.tensor(rng.normal(size=(6, 2)))
+
+    def normalized(weights):
+        return batch_norm_train(x, weights=weights, epsilon=1e-3)[0]
+
+    def squares(weights):
+        _, _, (slope,) = frameworks.gradients(
+            lambda one: (normalized(one), ()), [frameworks.tensor(weights)], upstream
+        )
+        return np.sum(slope**2)
+
+    step = 1e-5 * direction
+    expected = (squares(weights + step) - squares(weights - step)) / 2e-5
+    received = frameworks.second_gradient(
+        normalized, frameworks.tensor(weights), upstream
+    )
+    np.testing.assert_allclose(np.sum(received * direction), expected, rtol=1e-6)
