@@ -130,8 +130,8 @@ RUNS = [
 ]
 
 
-# Of a NumPy array torch.compile asks NumPy, outside of its graphs, and then what the next
-# one is given for a gradient that it has not.
+# Of a NumPy array torch.compile asks NumPy, outside of its graphs, and then what the
+# next one is given for a gradient that it has not.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(("name", "way"), RUNS)
 def test_our_layer_keeps(name, way):
