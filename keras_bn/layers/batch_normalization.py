@@ -394,12 +394,15 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     ) -> Any:
         """The output in a functional model, whose mistakes show here, not in `fit`."""
         self._check_inputs(inputs, mask, weights, residual)
-        along = {"weights": weights, "residual": residual}
+        along = {
+            "training": training,
+            "mask": mask,
+            "weights": weights,
+            "residual": residual,
+        }
         # Subclasses may have a `call` without them.
         along = {name: one for name, one in along.items() if one is not None}
-        return super().compute_output_spec(
-            inputs, training=training, mask=mask, **along
-        )
+        return super().compute_output_spec(inputs, **along)
 
     def _check_inputs(
         self, inputs: Any, mask: Any, weights: Any = None, residual: Any = None

@@ -170,8 +170,23 @@ def _dead_gamma(facts: Facts) -> Result:
     )
 
 
+def _negative_variance(facts: Facts) -> Result:
+    variance = float64(facts.layer.moving_variance)
+    bad = variance < 0
+    if not bad.any():
+        return None
+    nan = bool((variance + facts.layer.epsilon <= 0).any())
+    return (
+        "error" if nan else "warning",
+        f"variance is negative in {_share(bad)}, which no data have"
+        + (": below -epsilon the output is NaN" if nan else ""),
+        "recalibrate; on PyTorch Keras's layer leaves such where means are large",
+    )
+
+
 def _collapsed(facts: Facts) -> Result:
-    bad = float64(facts.layer.moving_variance) < facts.layer.epsilon / 10
+    variance = float64(facts.layer.moving_variance)
+    bad = (variance >= 0) & (variance < facts.layer.epsilon / 10)
     if not bad.any():
         return None
     return (
@@ -228,6 +243,7 @@ def _batch_inference(facts: Facts) -> Result:
 
 _CHECKS: dict[str, Callable[[Facts], Result]] = {
     "not-finite": _not_finite,
+    "negative-variance": _negative_variance,
     "never-updated": _never_updated,
     "lag": _lag,
     "far": _far,

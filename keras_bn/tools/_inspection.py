@@ -116,7 +116,9 @@ class Inspection(Table):
         if self.findings:
             rows = _grouped(self.findings)
             columns = ("severity", "finding", "layers", "verdict", "advice")
-            parts.append(self.table(f"{len(self.findings)} findings", columns, rows))
+            number = len(self.findings)
+            title = f"{number} finding{'' if number == 1 else 's'}"
+            parts.append(self.table(title, columns, rows))
         return Group(*parts)
 
 

@@ -106,6 +106,13 @@ def _weights(
                 f"Argument `{foreign.argument}` must have '{theirs}' of shape "
                 f"{expected}, as layer '{path}' has. Received: shape {value.shape}"
             )
+        if name == "moving_variance" and not (np.isfinite(value) & (value >= 0)).all():
+            bad = value[~(np.isfinite(value) & (value >= 0))]
+            raise ValueError(
+                f"Argument `{foreign.argument}` must have variances that are finite "
+                f"and not negative. Received: '{theirs}' with {bad.size} others, the "
+                f"first {bad.flat[0]}"
+            )
         if image and name != "bias":
             value = reordered(value, image, back=False)
         kernel = name == "kernel"

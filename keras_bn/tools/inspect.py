@@ -35,8 +35,8 @@ def inspect(
 
     Without data: statistics never updated or not finite, momentum too high for the
     steps taken (`momentum ** steps` of an average is still its initial value), gammas
-    that are dead, variances that have collapsed or exploded, a bias that the layer
-    removes, calls with `training=True`, inference by the batch.
+    that are dead, variances that are negative, have collapsed or exploded, a bias that
+    the layer removes, calls with `training=True`, inference by the batch.
 
     With data, also how far the statistics of the data are from the moving ones, layer
     by layer, with the model in training mode but for dropout. With s = sqrt(variance +

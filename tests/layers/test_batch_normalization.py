@@ -255,6 +255,19 @@ def test_unknown_activation():
         keras_bn.BatchNormalization(activation="nonsense")
 
 
+class Doubled(keras_bn.BatchNormalization):
+    def call(self, x, training=None):
+        return 2 * super().call(x, training=training)
+
+
+def test_a_subclass_may_have_a_call_without_a_mask():
+    layer = Doubled(name="doubled")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    x = random(5, 3)
+    expected = 2 * x / np.sqrt(1 + layer.epsilon)
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5)
+
+
 class Recording(keras_bn.BatchNormalization):
     """Remembers the dtypes that `call` is given."""
 

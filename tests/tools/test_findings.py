@@ -81,6 +81,14 @@ WEIGHTS = {
     "dead gammas": ("gamma", 3, 0.9e-3, ("dead-gamma", "warning", "3 of 20")),
     "negative gamma": ("gamma", 20, -1.0, None),
     "small variance": ("moving_variance", 3, 1.1e-4, None),
+    "negative": (
+        *("moving_variance", 2, -1e-9),
+        ("negative-variance", "warning", "2 of 20 channels, which no data have"),
+    ),
+    "below -epsilon": (
+        *("moving_variance", 1, -1e-3),
+        ("negative-variance", "error", "below -epsilon the output is NaN"),
+    ),
     "tiny variance": ("moving_variance", 2, 0.9e-4, ("collapsed", "note", "2 of 20")),
     "tiny": ("moving_variance", 3, 0.9e-4, ("collapsed", "warning", "(0.001) in 3 of")),
     "large variance": ("moving_variance", 9, 0.9e6, None),

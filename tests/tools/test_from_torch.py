@@ -168,6 +168,16 @@ def test_bad_input(model, state, arguments, error, message):
     assert weights_of(model) == before
 
 
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_a_variance_that_no_data_have_is_refused(bad):
+    model, state = _model(), _state()
+    state["head.bn.running_var"][1] = bad
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=rf"'head.bn.running_var' with 1 .*{bad}"):
+        keras_bn.from_torch(model, state, epsilon=1e-5)
+    assert weights_of(model) == before
+
+
 def test_not_a_state_dict():
     with pytest.raises(TypeError, match="`state_dict` must be a PyTorch state dict"):
         keras_bn.from_torch(_model(), [1, 2])
