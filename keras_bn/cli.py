@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras_bn
 from keras_bn import _exchange, tools
 from keras_bn._files import (
     DONE,
@@ -79,9 +78,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Tools for batch normalization in Keras models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"keras_bn {keras_bn.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in COMMANDS:

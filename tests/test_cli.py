@@ -460,12 +460,6 @@ def test_a_wrong_command_line_is_2(command, capsys):
     assert "usage: keras-bn" in capsys.readouterr().err
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
-    assert capsys.readouterr().out == f"keras_bn {keras_bn.__version__}\n"
-
-
 @pytest.mark.parametrize(
     "command", [[], *([one.name] for one in cli.COMMANDS), [cli.BENCHMARK]]
 )
