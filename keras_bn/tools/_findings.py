@@ -180,7 +180,7 @@ def _negative_variance(facts: Facts) -> Result:
         "error" if nan else "warning",
         f"variance is negative in {_share(bad)}, which no data have"
         + (": below -epsilon the output is NaN" if nan else ""),
-        "recalibrate; on PyTorch Keras's layer leaves such where means are large",
+        "recalibrate, with this layer: Keras's leaves such where means are large",
     )
 
 
