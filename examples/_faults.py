@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from _peers import EVERYWHERE, Peer, array
+from _peers import EVERYWHERE, Peer, Start, array
 
 
 class Case(NamedTuple):
@@ -89,7 +89,7 @@ def output_error(peer: Peer, x: np.ndarray) -> float:
     deviation = np.sqrt(exact.var(axes) + 1e-3)
     # Other epsilons than Keras's change an output of standard deviation 1 by 5e-4.
     expected = (exact - exact.mean(axes)) / deviation
-    return np.abs(any_of(peer)()(x).y - expected).max()
+    return np.abs(any_of(peer)(Start())(x).y - expected).max()
 
 
 def any_of(peer: Peer) -> Callable:
@@ -116,7 +116,7 @@ def many_values(peer):
 
 @case("all bfloat16, moving mean at 8, batches of mean 10: it moves to", 8.19, 0.01)
 def bfloat16_mean(peer):
-    train = averaging(peer)(mean=8.0, dtype="bfloat16")
+    train = averaging(peer)(Start(mean=8.0, dtype="bfloat16"))
     for _ in range(10):
         trained = train(np.array([[9.0], [11.0]], "float32"))
     return trained.mean[0]
@@ -125,7 +125,7 @@ def bfloat16_mean(peer):
 @case("all float16, deviation 1e3: moving variance over the right one", 1.0, 0.01)
 def float16_variance(peer):
     x = normal((64, 3), std=1e3)
-    variance = any_of(peer)(momentum=0.0, dtype="float16")(x).variance
+    variance = any_of(peer)(Start(momentum=0.0, dtype="float16"))(x).variance
     return (variance / x.astype("float16").astype("float64").var(0)).max()
 
 
@@ -134,12 +134,12 @@ def debiased(peer):
     if peer.debiased is None:
         raise NotImplementedError
     x = normal((64, 3))
-    return (peer.debiased()(x).variance / x.var(0)).max()
+    return (peer.debiased(Start())(x).variance / x.var(0)).max()
 
 
 def change(peer: Peer, x: np.ndarray, mask: np.ndarray | None = None) -> float:
     """By how much this batch moves the average of channel 1, after one of mean 3."""
-    train = any_of(peer)(momentum=0.5)
+    train = any_of(peer)(Start(momentum=0.5))
     with_mask = None if mask is None else np.ones(x.shape[:-1], bool)
     before = train(normal((8, 3), 3.0), with_mask).mean[1]
     return abs(train(x, mask).mean[1] - before)

@@ -22,6 +22,22 @@ class Trained(NamedTuple):
     variance: np.ndarray
 
 
+class Start(NamedTuple):
+    """How a layer begins.
+
+    Attributes:
+        momentum: The share of an average that is kept.
+        mean: The initial average of the mean.
+        variance: That of the variance.
+        dtype: Of inputs, parameters and averages.
+    """
+
+    momentum: float = 0.99
+    mean: float = 0.0
+    variance: float = 1.0
+    dtype: str = "float32"
+
+
 class Peer(NamedTuple):
     """A layer of some library.
 
@@ -30,9 +46,8 @@ class Peer(NamedTuple):
         name: As users know it, or which of several in this column it is.
         package: What has to be installed, as it is imported.
         backends: The backends of Keras that it is shown on: its own framework's.
-        new: `new(momentum, mean, variance, dtype)` gives `train(x, mask=None)`, which
-            returns `Trained`. `momentum` is the share that is kept; mean and variance
-            are the initial averages. None where averages have no initial values.
+        new: `new(start)` of a `Start` gives `train(x, mask=None)`, which returns
+            `Trained`. None where averages have no initial values.
         layer: The class, where it is a Keras layer.
         debiased: As `new`, of averages that have no initial values in them.
     """
@@ -56,12 +71,8 @@ def array(value: Any) -> np.ndarray:
 def of_keras(layer_class: type) -> Callable:
     """`new` for a class with the arguments of Keras's layer."""
 
-    def new(
-        momentum: float = 0.99,
-        mean: float = 0.0,
-        variance: float = 1.0,
-        dtype: str = "float32",
-    ) -> Callable:
+    def new(start: Start) -> Callable:
+        momentum, mean, variance, dtype = start
         constant = keras.initializers.Constant
         layer = layer_class(
             momentum=momentum,
@@ -80,13 +91,9 @@ def of_keras(layer_class: type) -> Callable:
     return new
 
 
-def new_torch(
-    momentum: float = 0.99,
-    mean: float = 0.0,
-    variance: float = 1.0,
-    dtype: str = "float32",
-) -> Callable:
+def new_torch(start: Start) -> Callable:
     """`torch.nn.BatchNorm1d` and `2d`; images are in `torch.channels_last`."""
+    momentum, mean, variance, dtype = start
     import torch
 
     norms: list[Any] = []
@@ -109,13 +116,9 @@ def new_torch(
     return train
 
 
-def new_linen(
-    momentum: float = 0.99,
-    mean: float = 0.0,
-    variance: float = 1.0,
-    dtype: str = "float32",
-) -> Callable:
+def new_linen(start: Start) -> Callable:
     """`flax.linen.BatchNorm`."""
+    momentum, mean, variance, dtype = start
     import flax.linen as nn
     import jax.numpy as jnp
 
@@ -137,13 +140,9 @@ def new_linen(
     return train
 
 
-def new_nnx(
-    momentum: float = 0.99,
-    mean: float = 0.0,
-    variance: float = 1.0,
-    dtype: str = "float32",
-) -> Callable:
+def new_nnx(start: Start) -> Callable:
     """`flax.nnx.BatchNorm`."""
+    momentum, mean, variance, dtype = start
     import jax.numpy as jnp
     from flax import nnx
 
@@ -165,8 +164,9 @@ def new_nnx(
     return train
 
 
-def debiased_haiku(momentum: float = 0.99, dtype: str = "float32") -> Callable:
+def debiased_haiku(start: Start) -> Callable:
     """`hk.BatchNorm`."""
+    momentum, _, _, dtype = start
     import haiku as hk
     import jax
     import jax.numpy as jnp
@@ -193,8 +193,9 @@ def debiased_haiku(momentum: float = 0.99, dtype: str = "float32") -> Callable:
     return train
 
 
-def debiased_equinox(momentum: float = 0.99, dtype: str = "float32") -> Callable:
+def debiased_equinox(start: Start) -> Callable:
     """`equinox.nn.BatchNorm(mode="batch")`; averages as its inference divides them."""
+    momentum, _, _, dtype = start
     import equinox as eqx
     import jax
     import jax.numpy as jnp
@@ -221,13 +222,9 @@ def debiased_equinox(momentum: float = 0.99, dtype: str = "float32") -> Callable
     return train
 
 
-def new_tf_keras(
-    momentum: float = 0.99,
-    mean: float = 0.0,
-    variance: float = 1.0,
-    dtype: str = "float32",
-) -> Callable:
+def new_tf_keras(start: Start) -> Callable:
     """The layer of Keras 2."""
+    momentum, mean, variance, dtype = start
     import tensorflow as tf
     import tf_keras
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_bn.tools import recalibrate
-from keras_bn.tools._data import check_sizes
+from keras_bn.tools._data import check_data, check_sizes
 from keras_bn.tools._findings import FAR
 from keras_bn.tools._probe import observable
 from keras_bn.tools._walk import (
@@ -86,6 +86,7 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
                 f"Argument `when` must be one or several of {MOMENTS}. Received: "
                 f"when={when!r}"
             )
+        check_data(data)
         self._data = data
         self._arguments = {"verbose": 0, **arguments}
         self._training_statistics: list[tuple[Any, Any]] | None = None

@@ -178,3 +178,9 @@ def test_sizes_must_be_above_zero():
 def test_threshold_must_be_positive():
     with pytest.raises(ValueError, match="`threshold` must be a number above 0"):
         Monitor(X, threshold=0)
+
+
+@pytest.mark.parametrize("data", [None, 3, "data.npy"])
+def test_what_is_no_data_is_said_before_training(data):
+    with pytest.raises(TypeError, match="`data` must be an array.*Received: data of"):
+        keras_bn.callbacks.Recalibrate(data)

@@ -344,6 +344,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights, one value per channel, in the order that Keras has."""
+        _arguments.require_one_tensor(input_shape)
         axes = _arguments.resolve_axes(self.axis, input_shape)
         if self.virtual_batch_size is not None and 0 in axes.features:
             refuse_samples_as_features(self.axis, self.virtual_batch_size)

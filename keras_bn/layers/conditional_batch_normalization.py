@@ -104,6 +104,7 @@ class ConditionalBatchNormalization(BatchNormalization):
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights: tables of gamma and beta, and moving statistics."""
+        _arguments.require_one_tensor(input_shape)
         if 0 in _arguments.resolve_axes(self.axis, input_shape).features:
             raise ValueError(
                 "Argument `axis` must not name the batch's axis, along which gamma and "

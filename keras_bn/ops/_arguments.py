@@ -37,6 +37,17 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
     return axis  # type: ignore[no-any-return]
 
 
+def require_one_tensor(input_shape: Any) -> None:
+    """Raises where a layer is built for several tensors, whose shapes these are."""
+    if isinstance(input_shape, Mapping) or any(
+        isinstance(one, (Sequence, Mapping)) for one in input_shape
+    ):
+        raise TypeError(
+            "Argument `inputs` must be one tensor. Received: a structure of several, "
+            f"of shapes {input_shape}"
+        )
+
+
 def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes:
     """The `Axes` that `axis` means for an input of this shape."""
     ndim = len(shape)

@@ -98,7 +98,24 @@ def _is_whole(model: Any, data: Any) -> bool:
     return isinstance(data, list) and len(data) == several > 1
 
 
+def check_data(data: Any) -> None:
+    """Checks, without a look at the values, that these may be data.
+
+    Raises:
+        TypeError: They are not.
+    """
+    if isinstance(data, (str, bytes)) or not (
+        hasattr(data, "shape") or isinstance(data, (Iterable, keras.utils.PyDataset))
+    ):
+        raise TypeError(
+            "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
+            "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
+            f"keras.utils.PyDataset. Received: data of type {type(data).__name__}"
+        )
+
+
 def _iterate(model: Any, data: Any, batch_size: int) -> Iterator[Any]:
+    check_data(data)
     if _is_whole(model, data):
         inputs = _inputs_of(model, data)
         sizes = {len(one) for one in tree.flatten(inputs)}
@@ -113,15 +130,9 @@ def _iterate(model: Any, data: Any, batch_size: int) -> Iterator[Any]:
     elif isinstance(data, keras.utils.PyDataset):
         for index in range(data.num_batches or 0):
             yield _inputs_of(model, data[index])
-    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+    else:
         for batch in data:
             yield _inputs_of(model, batch)
-    else:
-        raise TypeError(
-            "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
-            "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
-            f"keras.utils.PyDataset. Received: data of type {type(data).__name__}"
-        )
 
 
 def _inputs_of(model: Any, batch: Any) -> Any:

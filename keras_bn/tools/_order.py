@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_bn.tools._layouts import squeezed
+from keras_bn.tools._pairs import ORDER
 from keras_bn.tools._walk import Layer, children, has_graph, is_sequential, nodes
 
 
@@ -44,8 +45,8 @@ def by_order(
         if not pairs:
             return {}, {}, f"nothing says the order of {names} or of {prefixes}"
         found |= pairs
-        by |= dict.fromkeys(pairs, "size" if len(pairs) == 1 else "order")
-    against = _against({**known, **found}, before) if "order" in by.values() else ""
+        by |= dict.fromkeys(pairs, "size" if len(pairs) == 1 else ORDER)
+    against = _against({**known, **found}, before) if ORDER in by.values() else ""
     return ({}, {}, against) if against else (found, by, "")
 
 

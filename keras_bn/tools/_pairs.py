@@ -1,5 +1,6 @@
 """The layers of two models in pairs: what is matched, and what is said of it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +43,10 @@ class Pair(NamedTuple):
     kind: str
     size: tuple[int, ...]
     by: str
+
+
+ORDER = "order"
+"""What a pair rests on, where layers of one size are told apart by their order."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,21 @@ def refusal(ours: Sequence[Item], theirs: Sequence[Item], doubts: Sequence[str])
         + ("\nCandidates of equal size:\n" if lines else "")
         + "\n".join(lines[:SHOWN])
     )
+
+
+def warn_of_order(matching: Matching, stacklevel: int) -> None:
+    """Says so where nothing but the order speaks for pairs.
+
+    A model that goes through a list of equal layers from its end has the same weights
+    under the same names as one that goes through it from its start.
+    """
+    pairs = [pair for pair in matching.pairs if pair.by == ORDER]
+    if pairs:
+        warnings.warn(
+            f"{len(pairs)} layers were paired by their order, '{pairs[0].layer}' with "
+            f"'{pairs[0].prefix}' the first: they are of one size, are called one "
+            "after the other here, and differ in a number there. Give `mapping` if the "
+            "other model calls them otherwise, or to say that it does not.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

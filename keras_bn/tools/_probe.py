@@ -155,8 +155,13 @@ class _Observer:
 
 @contextmanager
 def restored_on_failure(model: Any) -> Iterator[None]:
-    """Puts every weight that is not trained back, bit by bit, if the body raises."""
-    saved = [(v, array(v)) for v in model.non_trainable_variables]
+    """Puts back, bit by bit, what a pass may move, if the body raises.
+
+    All that is not trained, and all of the norms, whose statistics may be trainable.
+    """
+    norms = (v for layer in batch_norms(model).values() for v in layer.variables)
+    moved = {id(v): v for v in (*model.non_trainable_variables, *norms)}
+    saved = [(variable, array(variable)) for variable in moved.values()]
     try:
         yield
     except BaseException:  # an interrupt as well

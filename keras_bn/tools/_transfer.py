@@ -20,6 +20,7 @@ from keras_bn.tools._layouts import (
     their_shape,
     to_ours,
 )
+from keras_bn.tools._pairs import warn_of_order
 from keras_bn.tools._rebuild import Replacement, rebuild
 from keras_bn.tools._walk import Layer, sublayers
 
@@ -35,7 +36,8 @@ FLATTEN = ("channels_first", "channels_last")
 def transfer(model: Any, foreign: Foreign, options: Options) -> Any:
     """A copy of `model` with the weights of `foreign`."""
     layers = takers(model, options.layers, foreign.transposed)
-    prefixes = matched(model, foreign, options).mapping
+    matching = matched(model, foreign, options)
+    prefixes = matching.mapping
     refuse_others(model, layers, options)
     images = images_of(model, layers, prefixes, foreign, options)
     new = {
@@ -66,6 +68,7 @@ def transfer(model: Any, foreign: Foreign, options: Options) -> Any:
     for path in set(new) - set(configs):
         _assign(copies[path], layers[path], new[path])
     carry_compile(model, copy, slots=False)
+    warn_of_order(matching, stacklevel=3)
     return copy
 
 

@@ -95,6 +95,10 @@ def from_torch(
             argument that is not as above.
         ImportError: The package that reads the file is not installed.
 
+    Warns:
+        UserWarning: Layers were paired by their order; the compile state cannot be
+            carried.
+
     Reference:
         [torch.nn.BatchNorm2d](https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
 

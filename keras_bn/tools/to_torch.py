@@ -8,6 +8,7 @@ import numpy as np
 from keras_bn.tools._checkpoint import NAMES, opened, torch_weights
 from keras_bn.tools._foreign import Options, matched, takers
 from keras_bn.tools._layouts import is_linear, reordered, squeezed, to_theirs
+from keras_bn.tools._pairs import Matching, warn_of_order
 from keras_bn.tools._transfer import (
     EPSILON,
     NEUTRAL,
@@ -90,13 +91,15 @@ def to_torch(
     options = Options(mapping, epsilon, None, layers, strict, count, flatten)
     ours = takers(model, layers)
     state: dict[str, Any] = {}
+    matching = Matching([])
     if state_dict is None:
         prefixes = {path: path.replace("/", ".") for path in ours}
         foreign = torch_weights(state)
     else:
         state, module = opened(state_dict, key)
         foreign = torch_weights(state, module)
-        prefixes = matched(model, foreign, options).mapping
+        matching = matched(model, foreign, options)
+        prefixes = matching.mapping
     refuse_others(model, ours, options)
     images = images_of(model, ours, prefixes, foreign, options)
     for path, prefix in prefixes.items():
@@ -116,6 +119,7 @@ def to_torch(
                     f"Argument `state_dict` must have '{theirs}', to take in the "
                     f"{name} of layer '{path}'. Received: none"
                 )
+    warn_of_order(matching, stacklevel=2)
     return state
 
 
@@ -159,10 +163,11 @@ def _check_epsilon(
     path: str, layer: Layer, settings: Any, epsilon: float | None
 ) -> None:
     theirs = settings[0] if settings and settings[0] is not None else epsilon
+    received = f"epsilon={theirs}" if theirs else f"epsilon=None, that is {EPSILON:g}"
     theirs = EPSILON if theirs is None else theirs
     if not np.isclose(layer.epsilon, theirs, rtol=1e-6, atol=0):
         raise ValueError(
             f"Argument `epsilon` must be that of the layers, {layer.epsilon:g} in "
             f"'{path}', and the PyTorch layers be built with eps={layer.epsilon:g} (a "
-            f"state dict does not hold it), for outputs to agree. Received: {theirs:g}"
+            f"state dict does not hold it), for outputs to agree. Received: {received}"
         )

@@ -543,3 +543,30 @@ def test_a_gradient_outside_of_jit_moves_the_statistics():
     layer.build((None, 3))
     jax.grad(lambda x: (layer(x, training=True) ** 2).sum())(SEQUENCE[0])
     np.testing.assert_allclose(layer.moving_mean, SEQUENCE[0].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_a_gpu_has_no_booleans_to_write_down(activation):
+    """XLA for GPUs takes them for cheap, and keeps where an activation was at work."""
+    import jax
+
+    layer = keras_bn.BatchNormalization(activation=activation)
+    shape = (64, 16, 16, 3)
+    layer.build(shape)
+    weights = [variable.value for variable in layer.trainable_variables]
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    def gradients(weights, x):
+        def loss(weights, x):
+            y, _ = layer.stateless_call(weights, state, x, training=True)
+            return jax.numpy.sum(y * y)
+
+        return jax.grad(loss, (0, 1))(weights, x)
+
+    traced = jax.jit(gradients).trace(weights, jax.ShapeDtypeStruct(shape, "float32"))
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    size = "x".join(map(str, shape))
+    assert f"tensor<{size}xf32>" in program
+    assert f"tensor<{size}xi1>" not in program
+    # x is read again for the sums, and once more for its gradient.
+    assert program.count("optimization_barrier") == 2

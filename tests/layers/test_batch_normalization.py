@@ -250,6 +250,16 @@ def test_config_without_activation_is_keras_s():
     keras.layers.BatchNormalization.from_config(config)
 
 
+@pytest.mark.parametrize("make", [list, lambda both: dict(enumerate(both))])
+@pytest.mark.parametrize(
+    "layer", [keras_bn.BatchNormalization, keras_bn.ConditionalBatchNormalization]
+)
+def test_several_tensors_are_not_one(layer, make):
+    x = frameworks.tensor(random(5, 3))
+    with pytest.raises(TypeError, match=r"`inputs` must be one tensor.*\(5, 3\)"):
+        layer()(make([x, x]))
+
+
 def test_unknown_activation():
     with pytest.raises(ValueError, match="nonsense"):
         keras_bn.BatchNormalization(activation="nonsense")

@@ -18,6 +18,9 @@ STATE = {
 }
 
 
+by_order = pytest.mark.filterwarnings("ignore:.*paired by their order")
+
+
 def model():
     layers = [keras_bn.BatchNormalization(epsilon=1e-5) for _ in range(3)]
     return keras.Sequential([keras.Input((3,)), *layers])
@@ -27,6 +30,7 @@ def means(ours):
     return [numpy(layer.moving_mean)[0] for layer in ours.layers]
 
 
+@by_order
 @pytest.mark.parametrize("end", ["pth", "safetensors"])
 def test_files(tmp_path, end):
     path = tmp_path / f"weights.{end}"
@@ -43,6 +47,7 @@ def test_files(tmp_path, end):
         assert means(keras_bn.from_torch(model(), name)) == [1, 3, 11]
 
 
+@by_order
 def test_half_precision_is_read(tmp_path):
     import torch
     from safetensors.torch import save_file

@@ -522,6 +522,17 @@ def test_a_failure_between_layers_restores_the_first(error):
     assert weights_of(model) == before
 
 
+def test_a_failure_restores_statistics_that_are_trainable():
+    model = _model()
+    model.layers[0].moving_mean.trainable = True
+    before = weights_of(model)
+    with pytest.raises(RuntimeError, match="gone"):
+        keras_bn.recalibrate(
+            model, Breaks(RuntimeError), layer_by_layer=True, verbose=0
+        )
+    assert weights_of(model) == before
+
+
 def test_one_value_per_channel_is_too_little():
     model = keras.Sequential([keras.Input((2,)), Norm()])
     with pytest.raises(ValueError, match=r"at least 2 values.*Received: 1 for layer"):

@@ -113,11 +113,23 @@ def test_types_are_kept():
     assert {one.dtype for one in given.values()} == {np.dtype("float64")}
 
 
+def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
+    norm = keras_bn.BatchNormalization(epsilon=1e-3)
+    model = keras.Sequential([keras.Input((2,)), norm])
+    with pytest.raises(ValueError, match="epsilon=None, that is 1e-05"):
+        keras_bn.to_torch(model)
+
+
 @pytest.mark.parametrize(
     ("model", "module", "arguments", "message"),
     [
-        ({"epsilon": 1e-3}, {}, {}, "0.001 in 'bn'.*eps=0.001.*Received: 1e-05"),
-        ({}, {"eps": 1e-3}, {}, "1e-05 in 'bn'.*Received: 0.001"),
+        (
+            {"epsilon": 1e-3},
+            {},
+            {},
+            "0.001 in 'bn'.*eps=0.001.*Received: epsilon=1e-05",
+        ),
+        ({}, {"eps": 1e-3}, {}, "1e-05 in 'bn'.*Received: epsilon=0.001"),
         ({}, {"affine": False}, {}, "must have 'bn.weight'.*gamma of layer 'bn'"),
         ({}, {}, {"flatten": None}, "`flatten` must say"),
         ({}, {}, {"count": 1}, "`count` must be a whole number above 1"),
