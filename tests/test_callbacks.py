@@ -182,5 +182,5 @@ def test_threshold_must_be_positive():
 
 @pytest.mark.parametrize("data", [None, 3, "data.npy"])
 def test_what_is_no_data_is_said_before_training(data):
-    with pytest.raises(TypeError, match="`data` must be an array.*Received: data of"):
+    with pytest.raises(TypeError, match=r"`data` must be an array.*Received: data of"):
         keras_bn.callbacks.Recalibrate(data)
