@@ -131,7 +131,7 @@ def images_of(
     options: Options,
 ) -> dict[str, tuple[int, ...]]:
     """By path: the image, channels last, whose values come in another order there."""
-    order = options.flatten or foreign.flatten
+    order = foreign.flatten if options.flatten is None else options.flatten
     if order not in (None, *FLATTEN):
         raise ValueError(
             f"Argument `flatten` must be one of {list(FLATTEN)} or None. Received: "
@@ -146,6 +146,12 @@ def images_of(
             f"flattens images: layer '{path}' takes one, flattened{_shape(image)}. "
             "That is 'channels_first', unless the model moves the channels itself, "
             "'channels_last'. Received: flatten=None"
+        )
+    if options.flatten is not None and not found:
+        raise ValueError(
+            "Argument `flatten` must be None where no layer that gets weights is seen, "
+            "in the graph of the model, to take a flattened image of more than one "
+            f"position. Received: flatten={options.flatten!r}"
         )
     if order != "channels_first":
         return {}

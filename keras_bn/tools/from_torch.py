@@ -80,8 +80,9 @@ def from_torch(
         count: n, for all layers, or by the path of each.
         flatten: `"channels_first"` if the PyTorch model flattens images as
             `torch.nn.Flatten` does, `"channels_last"` if it moves the channels to the
-            end before. Needed where one of the layers takes a flattened image, and only
-            there; in a subclassed model that cannot be seen, and nothing is reordered.
+            end before. Needed where one of the layers takes a flattened image, and an
+            error elsewhere; in a subclassed model that cannot be seen, and nothing is
+            reordered.
 
     Returns:
         The new model.

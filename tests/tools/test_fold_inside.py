@@ -361,3 +361,19 @@ def test_a_subclassed_model_that_cannot_be_followed_is_an_error():
     model(images(2, 3))
     with pytest.raises(ValueError, match=r"`model` .* followed: wants values"):
         keras_bn.fold(model)
+
+
+class Half(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        half = {"dtype": "mixed_bfloat16"}
+        self.dense = L.Dense(units, use_bias=False, name="dense", **half)
+        self.norm = Norm(name="norm", **half)
+
+
+def test_what_stands_in_the_place_of_a_norm_is_like_it():
+    model = keras.Sequential([keras.Input((3,)), Half()])
+    norm = keras_bn.fold(model).layers[0].norm
+    kind = type(norm).__name__, norm.name, norm.dtype_policy.name
+    assert kind == ("Folded", "norm", "mixed_bfloat16")
+    assert norm.compute_output_shape((None, 4, 3)) == (None, 4, 3)
