@@ -112,8 +112,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Any = None) -> None:
         """Recalibrates for good."""
         if "end" in self.when:
+            self._put_back()
             recalibrate(self.model, self._data, **self._arguments)
-            self._training_statistics = None
 
     def _recalibrate_for_now(self) -> None:
         self._put_back()
