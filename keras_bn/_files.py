@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.tools._data import input_names
-from keras_bn.tools._walk import is_batch_norm, sublayers
+from keras_bn.tools._graphs.walk import is_batch_norm, sublayers
+from keras_bn.tools._statistics.batching import input_names
 
 DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
 

@@ -14,7 +14,7 @@ import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
 from keras_bn._files import warnings_as_lines
-from keras_bn.tools import _rebuild
+from keras_bn.tools._copies import rebuild
 
 L = keras.layers
 
@@ -124,7 +124,7 @@ def test_a_class_that_makes_its_norm_keeps_what_was_put_in(folder, monkeypatch, 
     assert cli.main(command) == 0
     norm = _load("out.keras").layers[0].norm
     assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
-    monkeypatch.setattr(_rebuild, "make_lasting", lambda *_: None)
+    monkeypatch.setattr(rebuild, "make_lasting", lambda *_: None)
     (folder / "out.keras").unlink()
     assert cli.main(command) == 4
     assert "made anew when the file is loaded" in capsys.readouterr().err

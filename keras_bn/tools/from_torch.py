@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_bn.tools._checkpoint import opened, torch_weights
-from keras_bn.tools._foreign import Options, matched
-from keras_bn.tools._pairs import Matching
-from keras_bn.tools._transfer import transfer
+from keras_bn.tools._foreign.checkpoint import opened, torch_weights
+from keras_bn.tools._foreign.pairs import Matching
+from keras_bn.tools._foreign.transfer import transfer
+from keras_bn.tools._foreign.weights import Options, matched
 
 
 def from_torch(
