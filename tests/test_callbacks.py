@@ -174,7 +174,7 @@ def test_monitor_measures_as_told_and_warns_from_the_threshold_on(
     monitor = Monitor(X, threshold=0.2, **settings)
     monitor.set_model(model)
     monitor.on_epoch_end(0)
-    with pytest.raises(UserWarning, match="After epoch 2, .*layer 'far' are 0.20"):
+    with pytest.raises(UserWarning, match=r"After epoch 2, .*layer 'far' are 0.20"):
         monitor.on_epoch_end(1)
     monitor.on_epoch_end(2, logs)  # it has been said
     names = ("bn_distance", "bn_distance/far", "bn_distance/near")
