@@ -34,11 +34,11 @@ class Failure(Exception):
 def warnings_as_lines(command: str) -> Iterator[None]:
     """Prints what warns a user as a line of the command, without a place in code."""
 
-    def show(message: Any, category: type[Warning], *place: Any) -> None:
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, UserWarning):
             print(f"keras-bn {command}: warning: {message}", file=sys.stderr)
         else:
-            otherwise(message, category, *place)
+            otherwise(message, category, *place, **more)
 
     with warnings.catch_warnings():
         otherwise, warnings.showwarning = warnings.showwarning, show
