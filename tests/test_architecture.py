@@ -260,7 +260,7 @@ def framework_files(module):
             yield f"imports {name}"
     for name in module.names:
         # The command line imports what its user names.
-        named = module.name in ("keras_bn.cli", "keras_bn._private")
+        named = module.name in ("keras_bn._files", "keras_bn._private")
         if not named and re.search("__import__|import_module$|resolve_name$", name):
             yield f"uses {name}"
 
