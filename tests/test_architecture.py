@@ -507,7 +507,7 @@ ALLOWED = [
     (other_packages, "keras_bn.ops.x", "import math\nfrom keras import ops"),
     (framework_files, "keras_bn.backend", "import_module('jax')"),
     (framework_files, "keras_bn.ops.x", "from keras_bn.backend import timing"),
-    (framework_files, "keras_bn.cli", "importlib.import_module(x)"),
+    (framework_files, "keras_bn._files", "importlib.import_module(x)"),
     (private_modules, "keras_bn._keras", "resolve('keras.src.ops.node:Node')"),
     (private_modules, "keras_bn.ops.x", "import torch\ntorch.nn.functional.relu_"),
     (private_attributes, "keras_bn.tools.x", "self._layers = row._replace(a=1)"),
