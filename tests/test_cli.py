@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import warnings
 
 import h5py
 import keras
@@ -12,7 +13,8 @@ import pytest
 import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
-from keras_bn.tools import _rebuild
+from keras_bn._files import warnings_as_lines
+from keras_bn.tools._copies import rebuild
 
 L = keras.layers
 
@@ -92,9 +94,11 @@ def test_convert_to_domains_and_back(folder):
     )
 
 
-@pytest.mark.filterwarnings("ignore:The moving statistics of 1 layers")
-def test_convert_to_layer_norm(folder):
+@pytest.mark.filterwarnings("always:The moving statistics of 1 layers")
+def test_convert_to_layer_norm_says_what_is_lost(folder, capsys):
     assert cli.main(["convert", "net.keras", "o.keras", "--to", "layer"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("keras-bn convert: warning: The moving statistics of 1 ")
     assert type(_load("o.keras").layers[1]) is L.LayerNormalization
 
 
@@ -120,7 +124,7 @@ def test_a_class_that_makes_its_norm_keeps_what_was_put_in(folder, monkeypatch, 
     assert cli.main(command) == 0
     norm = _load("out.keras").layers[0].norm
     assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
-    monkeypatch.setattr(_rebuild, "make_lasting", lambda *_: None)
+    monkeypatch.setattr(rebuild, "make_lasting", lambda *_: None)
     (folder / "out.keras").unlink()
     assert cli.main(command) == 4
     assert "made anew when the file is loaded" in capsys.readouterr().err
@@ -388,6 +392,16 @@ def test_a_bar_on_a_terminal_only(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert cli.main(command) == 0
     assert "1/1" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("always:of a library")
+def test_other_warnings_are_shown_as_ever(capsys, recwarn):
+    shown = warnings.showwarning
+    with warnings_as_lines("inspect"):
+        warnings.warn("of a library", RuntimeWarning, stacklevel=1)
+    assert [str(one.message) for one in recwarn] == ["of a library"]
+    assert not capsys.readouterr().err
+    assert warnings.showwarning is shown
 
 
 def _own_loss(y, p):
