@@ -252,7 +252,7 @@ def _add_recalibrate(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("population", "ema"),
         default="population",
-        help="over all data alike (default), or the moving average, continued over them",
+        help="over all data alike (default), or the moving average, continued",
     )
     parser.add_argument(
         "--prior", type=float, help="keep the old statistics as so many samples"
