@@ -8,7 +8,7 @@ import frameworks
 import keras_bn
 import oracle
 from keras_bn.callbacks import Recalibrate
-from keras_bn.tools._averaging import momentum_now, remaining
+from keras_bn.tools._statistics.averaging import momentum_now, remaining
 
 Norm = keras_bn.BatchNormalization
 PLAIN, DEBIASED = {"momentum": None}, {"momentum": 0.5, "zero_debias": True}

@@ -9,7 +9,7 @@ import pytest
 
 import keras_bn
 from cases_tools import numpy
-from keras_bn.tools._checkpoint import read
+from keras_bn.tools._foreign.checkpoint import read
 
 STATE = {
     f"features.{i}.{name}": np.full(3, i + 1.0, "float32")
