@@ -67,6 +67,8 @@ class Example(NamedTuple):
 # layers and variables in a config, configs that are not what was given.
 QUICK = {"LCNet"}
 LARGE = {"RepVGG", "YOLOv8"}
+# Layers of their own class, as HGNetV2 has them three deep.
+ALIKE = {"EfficientNet", "MobileNet"}
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
 NOWHERE = slow(
     "up to a thousand layers", witness="test_convert_keeps_all_that_is_there"
@@ -76,7 +78,7 @@ NOWHERE = slow(
 def marks(name):
     if name in QUICK:
         return ()
-    return NOWHERE if name in LARGE else ON_TORCH
+    return NOWHERE if name in LARGE | ALIKE else ON_TORCH
 
 
 @pytest.fixture(
