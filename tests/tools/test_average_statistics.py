@@ -88,6 +88,7 @@ def test_debiased_averages_by_the_weight_that_batches_have():
     np.testing.assert_allclose(found["moving_weight"], 1.25 / 3, rtol=1e-6)
 
 
+@ON_TORCH
 def test_renorm_and_accumulation():
     settings = {"renorm": True, "momentum": 0.0, "renorm_momentum": 0.0}
     replicas = [

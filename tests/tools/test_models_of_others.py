@@ -65,7 +65,7 @@ class Example(NamedTuple):
 
 # What the others hold that this does not stands, small, in tests/cases_copies.py:
 # layers and variables in a config, configs that are not what was given.
-QUICK = {"LCNet"}
+ON_TENSORFLOW = slow("graphs, which JAX compiles five times each", but_on="tensorflow")
 LARGE = {"RepVGG", "YOLOv8"}
 # Layers of their own class, as HGNetV2 has them three deep.
 ALIKE = {"EfficientNet", "MobileNet"}
@@ -76,8 +76,8 @@ NOWHERE = slow(
 
 
 def marks(name):
-    if name in QUICK:
-        return ()
+    if name == "LCNet":
+        return ON_TENSORFLOW
     return NOWHERE if name in LARGE | ALIKE else ON_TORCH
 
 

@@ -273,6 +273,7 @@ def test_renorm_statistics_follow():
     np.testing.assert_array_equal(numpy(norm.renorm_mean), numpy(norm.moving_mean))
 
 
+@ON_TORCH
 def test_prior_counts_as_so_many_samples():
     model = keras.Sequential([keras.Input((4, 4, 1)), Norm(epsilon=1e-6)])
     old, new = images(30, 4, 4, 1), (5 + 2 * images(10, 4, 4, 1, seed=1)).astype("f4")

@@ -62,7 +62,7 @@ CASES = [
 
 
 # The others differ in arguments, which no backend sees.
-QUICK = {"default", "first", "layer", "layer first"}
+QUICK = {"first", "layer first"}
 ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
 
 
