@@ -49,15 +49,6 @@ def _run(model, x):
     return model.predict_on_batch(x).astype("float64")
 
 
-def _run_together(models, x):
-    """Each model's output, of one run: JAX compiles it as a whole, and only once."""
-    inputs = keras.Input(x.shape[1:])
-    for number, model in enumerate(models):
-        model.name = f"model_{number}"  # no two layers of one name
-    outputs = keras.Model(inputs, [model(inputs) for model in models])
-    return [one.astype("float64") for one in outputs.predict_on_batch(x)]
-
-
 def _gradients(model, x, dy, training=True):
     """The output, the state after it, and gradients by name of the weight."""
     state = [v.value for v in model.non_trainable_variables]
@@ -89,7 +80,7 @@ def test_fold_agrees_with_what_is_trained(case):
     ]
     x = images(3, *case.shape)
     folded, _ = keras_bn.fold(trained, explain=True)
-    exact, received, deployed = _run_together([model, trained, folded], x)
+    exact, received, deployed = (_run(one, x) for one in (model, trained, folded))
     largest = np.abs(exact).max()
     assert 0 < np.abs(received - exact).max() < 0.05 * largest
     assert np.abs(deployed - received).max() <= 2e-6 * largest
