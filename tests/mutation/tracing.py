@@ -23,6 +23,7 @@ class Tracer:
     def __init__(self, package):
         self._package = f"{package}{os.sep}"
         self._lines, self._apart, self._seen, self._bad = {}, False, {}, {}
+        self._shared = {}
         sys.addaudithook(self._hear)
 
     def results(self):
@@ -50,6 +51,23 @@ class Tracer:
         return step(frame, event, argument)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        """Keeps what a fixture runs: all tests that share it hang on that."""
+        outside, self._lines, self._apart = (self._lines, self._apart), {}, False
+        try:
+            return (yield)
+        finally:
+            self._shared[fixturedef.argname] = self._lines, self._apart
+            self._lines, self._apart = outside
+
+    def _add_fixtures(self, names):
+        for name in names:
+            lines, apart = self._shared.get(name, ({}, False))
+            self._apart |= apart
+            for file, found in lines.items():
+                self._lines.setdefault(file, set()).update(found)
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         """Traces one test, with its fixtures."""
         self._lines, self._apart, start = {}, False, os.times()
@@ -60,6 +78,7 @@ class Tracer:
         finally:
             sys.settrace(None)
             threading.settrace(None)
+            self._add_fixtures(getattr(item, "fixturenames", ()))
             spent = [b - a for a, b in zip(start, os.times(), strict=True)]
             self._seen[item.nodeid] = {
                 "seconds": round(sum(spent[:4]), 3),  # with those of its processes

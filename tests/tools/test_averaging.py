@@ -8,7 +8,7 @@ import frameworks
 import keras_bn
 import oracle
 from keras_bn.callbacks import Recalibrate
-from keras_bn.tools._averaging import momentum_now, remaining
+from keras_bn.tools._statistics.averaging import momentum_now, remaining
 from slow import slow
 
 Norm = keras_bn.BatchNormalization

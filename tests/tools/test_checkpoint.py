@@ -9,7 +9,7 @@ import pytest
 
 import keras_bn
 from cases_tools import numpy
-from keras_bn.tools._checkpoint import read
+from keras_bn.tools._foreign.checkpoint import read
 from slow import slow
 
 STATE = {

@@ -9,7 +9,7 @@ import pytest
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
-from keras_bn.tools._walk import sublayers
+from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
 L = keras.layers

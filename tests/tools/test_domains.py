@@ -6,7 +6,7 @@ import pytest
 
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
-from keras_bn.tools._walk import graph_in
+from keras_bn.tools._graphs.walk import graph_in
 from slow import slow
 
 L = keras.layers

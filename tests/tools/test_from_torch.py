@@ -173,6 +173,7 @@ def test_a_module_brings_its_own_settings():
         ),
         ({}, {}, {"layers": "convolutions"}, ValueError, r"`layers` must be one of"),
         ({}, {}, {"flatten": "rows"}, ValueError, r"`flatten` must be one of"),
+        ({}, {}, {"flatten": "channels_last"}, ValueError, r"`flatten` must be None"),
         ({}, {}, {"count": 1}, ValueError, r"`count` must be a whole number above 1"),
         (
             {},

@@ -8,7 +8,7 @@ import pytest
 
 import keras_bn
 from cases_tools import InTraining, images, numpy, randomize, weights_of
-from keras_bn.tools._moments import distance
+from keras_bn.tools._statistics.moments import distance
 from slow import slow
 
 L = keras.layers

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_bn.tools._findings import Finding
-from keras_bn.tools._inspection import Inspection, LayerReport
+from keras_bn.tools._reports.findings import Finding
+from keras_bn.tools._reports.inspection import Inspection, LayerReport
 
 pytestmark = pytest.mark.once
 ROW = LayerReport(

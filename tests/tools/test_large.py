@@ -7,7 +7,7 @@ import keras
 import pytest
 
 from keras_bn.benchmark import tools
-from keras_bn.tools._walk import sublayers
+from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
 L = keras.layers

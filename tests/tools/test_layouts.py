@@ -8,7 +8,7 @@ from keras.src.applications import resnet
 
 import keras_bn
 from cases_tools import images, numpy, weights_of
-from keras_bn.tools._layouts import squeezed
+from keras_bn.tools._foreign.layouts import squeezed
 from slow import slow
 
 L, nn = keras.layers, torch.nn

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from cases_names import PAIRS
-from keras_bn.tools._matching import match
-from keras_bn.tools._pairs import Item, refusal
+from keras_bn.tools._foreign.matching import match
+from keras_bn.tools._foreign.pairs import Item, refusal
 
 pytestmark = pytest.mark.once
 

@@ -9,7 +9,7 @@ import pytest
 import keras_bn
 from cases_others import OTHERS
 from cases_tools import images, numpy, randomize, weights_of
-from keras_bn.tools._walk import is_batch_norm, sublayers
+from keras_bn.tools._graphs.walk import is_batch_norm, sublayers
 from slow import slow
 
 ABOUT_THE_CLASS = "ignore:.*a saved file holds a plain keras:UserWarning"

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from cases_tools import layers_in
-from keras_bn.tools._order import precedence
+from keras_bn.tools._foreign.order import precedence
 from slow import slow
 
 L = keras.layers

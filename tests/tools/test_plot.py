@@ -5,9 +5,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from keras_bn.tools._findings import Finding
-from keras_bn.tools._inspection import Inspection, LayerReport
-from keras_bn.tools._plot import BAD, LINE, WARN
+from keras_bn.tools._reports.findings import Finding
+from keras_bn.tools._reports.inspection import Inspection, LayerReport
+from keras_bn.tools._reports.plot import BAD, LINE, WARN
 
 pytestmark = pytest.mark.once
 ROW = LayerReport(

@@ -12,8 +12,8 @@ import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
-from keras_bn.tools._fake_quantize import FakeQuantize
-from keras_bn.tools._quantized_linear import QuantizedLinear
+from keras_bn.tools._folding.fake_quantize import FakeQuantize
+from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
 
 L = keras.layers

@@ -8,9 +8,9 @@ import pytest
 
 import keras_bn
 from cases_tools import InTraining, images, numpy, randomize, weights_of
-from keras_bn.tools import _probe
-from keras_bn.tools._data import length
-from keras_bn.tools._moments import RunningMoments
+from keras_bn.tools._statistics import probe
+from keras_bn.tools._statistics.batching import length
+from keras_bn.tools._statistics.moments import RunningMoments
 from slow import slow
 
 L = keras.layers
@@ -117,16 +117,16 @@ def test_synchronized_layers():
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, synchronized, alone):
-    given, train = [], _probe.batch_norm_train
+    given, train = [], probe.batch_norm_train
 
     def note(*arguments, synchronized, **more):
         given.append(synchronized)
         return train(*arguments, synchronized=synchronized, **more)
 
-    monkeypatch.setattr(_probe, "batch_norm_train", note)
+    monkeypatch.setattr(probe, "batch_norm_train", note)
     norm, x = Norm(synchronized=synchronized), images(4, 3)
     norm(x)
-    with _probe.observed({"norm": norm}, None, by_batch=True, alone=alone):
+    with probe.observed({"norm": norm}, None, by_batch=True, alone=alone):
         norm(x)
     assert given == [synchronized and not alone]
 
