@@ -1,6 +1,7 @@
 """What the tools' copies take along, and that the model stays as it was."""
 
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
+from keras_bn.tools._copies.check import check_outputs
 from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
@@ -176,6 +178,58 @@ def test_losses_are_the_users_own():
     assert ours.evaluate(x, x + 1, verbose=0) == pytest.approx(
         model.evaluate(x, x + 1, verbose=0)
     )
+
+
+@ON_TORCH
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_metrics_may_hold_functions_without_a_name():
+    model = keras.Sequential([keras.Input((4,)), L.BatchNormalization()])
+    metric = keras.metrics.MeanMetricWrapper(lambda y, p: (y - p) ** 2, name="m")
+    model.compile("sgd", "mse", metrics=[metric])
+    x = images(8, 4)
+    loss, squares = keras_bn.convert(model).evaluate(x, x + 1, verbose=0)
+    assert squares == pytest.approx(loss) == pytest.approx(1, abs=0.2)
+
+
+class Two(NamedTuple):
+    dense: object
+    norm: object
+
+
+class Tuples(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.pair = (L.Dense(2), L.BatchNormalization())
+        self.named = Two(L.Dense(2), L.BatchNormalization())
+
+    def call(self, x):
+        for layer in (*self.pair, *self.named):
+            x = layer(x)
+        return x
+
+
+@ON_TORCH
+def test_tuples_of_layers_stay_tuples():
+    model = Tuples()
+    model(images(2, 3))
+    ours = keras_bn.convert(model)
+    assert (type(ours.pair), type(ours.named)) == (tuple, Two)
+    assert {type(ours.pair[1]), type(ours.named.norm)} == {keras_bn.BatchNormalization}
+
+
+# How far outputs may be from each other, of the largest.
+ALLOWED = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 0.2}
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ALLOWED)
+def test_a_check_allows_what_rounding_makes(dtype):
+    def model(factor):
+        return keras.Sequential([keras.Input((4,)), L.Rescaling(factor, dtype=dtype)])
+
+    check_outputs(model(1.0), model(1 + 0.9 * ALLOWED[dtype]), True)
+    with pytest.raises(ValueError, match="computes something else"):
+        check_outputs(model(1.0), model(1 + 1.6 * ALLOWED[dtype]), True)
 
 
 def _numbers():

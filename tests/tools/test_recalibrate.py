@@ -303,10 +303,12 @@ def test_ema_goes_by_the_present_step_and_moves_on_every_batch():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_ema_is_what_training_does():
+@pytest.mark.parametrize("debias", [False, pytest.param(True, marks=ON_TORCH)])
+def test_ema_is_what_training_does(debias):
     x = images(24, 4, 4, 3)
+    settings = {"momentum": 0.8, "zero_debias": debias}
     model, twin = (
-        keras.Sequential([keras.Input((4, 4, 3)), Norm(momentum=0.8)]) for _ in range(2)
+        keras.Sequential([keras.Input((4, 4, 3)), Norm(**settings)]) for _ in range(2)
     )
     keras_bn.recalibrate(model, x, method="ema", batch_size=8, verbose=0)
     for start in (0, 8, 16):

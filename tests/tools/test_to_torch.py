@@ -93,6 +93,13 @@ def test_without_a_state_names_are_paths():
 
 
 @ON_TORCH
+def test_several_axes_are_one_there():
+    norm = keras_bn.BatchNormalization(axis=(1, 2), epsilon=1e-5, name="bn")
+    model = keras.Sequential([keras.Input((3, 4)), norm])
+    assert {one.shape for one in keras_bn.to_torch(model).values()} == {(12,)}
+
+
+@ON_TORCH
 def test_what_a_layer_lacks_is_neutral_there():
     bn = L.BatchNormalization(scale=False, center=False, epsilon=1e-5, name="bn")
     layers = [L.Dense(3, use_bias=False, name="d"), bn]
