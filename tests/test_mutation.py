@@ -33,6 +33,7 @@ MADE = {
     "Some = int | None": [],
     "x: f(2)": [],
     "zip(a, strict=True)": ["pass"],
+    "draw(fontsize=8)": ["pass"],
 }
 
 

@@ -139,7 +139,7 @@ class Reached:
             known = self._calls.get(id(layer))
             if known is not None:
                 call = known.with_(call, layer.name)
-            if known is None or call != known:
+            if call != known:
                 followed, call = _followed(layer, call)
                 self._calls[id(layer)] = call
                 self.read |= followed.read
