@@ -199,7 +199,7 @@ def _kinds(view: View) -> dict[str, str]:
 
 
 def _by_name(
-    ours: Mapping[str, str], theirs: Mapping[str, str], strict: bool = True
+    ours: Mapping[str, str], theirs: Mapping[str, str], strict: bool
 ) -> Iterator[tuple[Proposal, str, set[str]]]:
     mine, other = ({_normalized(name): name for name in s} for s in (ours, theirs))
     if len(mine) == len(ours) and len(other) == len(theirs):
