@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import replica_cases as cases
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import keras_bn
 from keras_bn.backend import jax_replicas
@@ -134,18 +134,47 @@ class _Shard:
         self.data = data
 
 
-def operation(case):
-    """Each replica's results of one call, by its rank."""
-    served, arrays = _evenly(case, cases.data(case))
+INPUTS = ("x", "dy", "mask", "gamma", "beta")
+
+
+def operations(every):
+    """Each replica's results of one call, by case and rank.
+
+    The cases on the same devices are one program: together they compile in half the
+    time. Alone are those that another trace, or another compiler, must not see.
+    """
+    together = {}
+    for case in every:
+        apart = case.mutated or not case.synchronized or case.way.startswith("pmap")
+        kind = case.name if apart else len(case.sizes)
+        together.setdefault(kind, []).append(case)
+    found = {}
+    for some in together.values():
+        found |= _of_one_program(some)
+    return found
+
+
+def _of_one_program(some):
+    served = [_evenly(case, cases.data(case)) for case in some]
+    steps = [_step(case) for case, _ in served]
+
+    def whole(inputs):
+        return [step(*one) for step, one in zip(steps, inputs, strict=True)]
+
+    run = jax.jit(whole) if len(some) > 1 else whole
     original = jax_replicas.ManualAxes.total
-    if case.mutated:
+    if some[0].mutated:
         jax_replicas.ManualAxes.total = lambda self, values: values
     try:
-        y, dx, dgamma, dbeta, moments = _step(served)(
-            *(arrays[name] for name in ("x", "dy", "mask", "gamma", "beta"))
-        )
+        outputs = run([[arrays[name] for name in INPUTS] for _, arrays in served])
     finally:
         jax_replicas.ManualAxes.total = original
+    return {
+        case.name: _by_rank(case, *one) for case, one in zip(some, outputs, strict=True)
+    }
+
+
+def _by_rank(case, y, dx, dgamma, dbeta, moments):
     longest = max(case.sizes)
     named = dict(zip(("count", "mean", "variance"), moments, strict=True))
     return {
@@ -165,12 +194,52 @@ def operation(case):
     }
 
 
-def train(training, alone=False):
-    """The weights after the steps, by rank; `alone`, on the whole batch."""
-    if training.by_fit and not alone:
-        return _train_by_fit(training)
-    model = cases.network(training)
+def trainings(every, alone=False):
+    """The weights after the steps, by training and rank; `alone`, on all of it."""
+    found = {one.name: _train_by_fit(one) for one in every if one.by_fit and not alone}
+    by_hand = [one for one in every if one.name not in found]
+    # Moving statistics of each device's own are not the same on all, as is said.
+    for some in (
+        [one for one in by_hand if one.synchronized],
+        [one for one in by_hand if not one.synchronized],
+    ):
+        found |= _train(some, alone) if some else {}
+    return found
 
+
+def _train(some, alone):
+    """The same of trainings that are compiled together."""
+    models = [cases.network(one) for one in some]
+    steps = [_training_step(*pair, alone) for pair in zip(some, models, strict=True)]
+    # On all devices from the first step on, which would be compiled for one else.
+    place = jax.devices()[0] if alone else NamedSharding(MESH, SAME)
+    states = jax.device_put(
+        [
+            (
+                [one.value for one in model.trainable_variables],
+                [one.value for one in model.non_trainable_variables],
+            )
+            for model in models
+        ],
+        place,
+    )
+
+    @jax.jit
+    def step(states, x, y):
+        return [one(*state, x, y) for one, state in zip(steps, states, strict=True)]
+
+    for x, y in zip(*cases.batches(), strict=True):
+        states = step(states, x, y)
+    return {
+        one.name: {
+            rank: _on(rank, weights + others)
+            for rank in range(1 if alone else cases.REPLICAS)
+        }
+        for one, (weights, others) in zip(some, states, strict=True)
+    }
+
+
+def _training_step(training, model, alone):
     def step(weights, others, x, y):
         def error(weights):
             predicted, updated = model.stateless_call(weights, others, x, training=True)
@@ -183,29 +252,22 @@ def train(training, alone=False):
             w - cases.RATE * s for w, s in zip(weights, slopes, strict=True)
         ], updated
 
-    if not alone:
-        step = jax.shard_map(
-            step,
-            mesh=MESH,
-            in_specs=(SAME, SAME, SPLIT, SPLIT),
-            out_specs=SAME,
-            # Moving statistics of each device's own are not the same on all.
-            check_vma=training.synchronized,
-        )
-    step = jax.jit(step)
-    weights = [one.value for one in model.trainable_variables]
-    others = [one.value for one in model.non_trainable_variables]
-    for x, y in zip(*cases.batches(), strict=True):
-        weights, others = step(weights, others, x, y)
-    return {
-        rank: np.concatenate(
-            [
-                np.asarray(one.addressable_shards[rank].data).ravel()
-                for one in (*weights, *others)
-            ]
-        )
-        for rank in range(1 if alone else cases.REPLICAS)
-    }
+    if alone:
+        return step
+    return jax.shard_map(
+        step,
+        mesh=MESH,
+        in_specs=(SAME, SAME, SPLIT, SPLIT),
+        out_specs=SAME,
+        check_vma=training.synchronized,
+    )
+
+
+def _on(rank, values):
+    """What a device has of arrays, in one vector."""
+    return np.concatenate(
+        [np.asarray(one.addressable_shards[rank].data).ravel() for one in values]
+    )
 
 
 def _train_by_fit(training):
@@ -221,10 +283,7 @@ def _train_by_fit(training):
         keras.distribution.set_distribution(None)
     every = model.trainable_variables + model.non_trainable_variables
     return {
-        rank: np.concatenate(
-            [np.asarray(v.value.addressable_shards[rank].data).ravel() for v in every]
-        )
-        for rank in range(cases.REPLICAS)
+        rank: _on(rank, [one.value for one in every]) for rank in range(cases.REPLICAS)
     }
 
 
@@ -285,7 +344,7 @@ def collectives():
     """How often the devices talk in one call: forward, backward."""
     case = cases.CASES[0]
     arrays = cases.data(case)
-    inputs = [jnp.asarray(arrays[n]) for n in ("x", "dy", "mask", "gamma", "beta")]
+    inputs = [jnp.asarray(arrays[name]) for name in INPUTS]
     text = _step(case).lower(*inputs).as_text()
     return {
         "forward": text.count("stablehlo.all_gather"),
