@@ -44,6 +44,15 @@ keras.utils.set_random_seed(0)
 KNOWN = ROOT / "tests/mutants.md"
 # The tests that a fault in a file is shown to, where no others are named.
 NEAREST = {
+    "keras_bn/backend/__init__.py": (
+        *("tests/backend", "tests/ops", "tests/layers"),
+        "tests/benchmark/test_benchmark.py",
+    ),
+    "keras_bn/backend/*_inference.py": ("tests/backend", "tests/test_export.py"),
+    "keras_bn/backend/*_private.py": (
+        *("tests/backend", "tests/ops", "tests/layers"),
+        "tests/test_private_names.py",
+    ),
     "keras_bn/backend/*_timing.py": ("tests/benchmark",),
     "keras_bn/backend/*_replicas.py": ("tests/synchronized", "tests/ops"),
     "keras_bn/backend/*_processes.py": ("tests/synchronized", "tests/tools"),

@@ -145,7 +145,9 @@ def test_no_more_operators_than_of_keras(form, name, folded, written):
         sorted(exporters.FORMATS[form].operators(written(form, name, norm, folded)))
         for norm in (OURS, KERAS)
     )
-    assert len(ours) <= len(keras_own), (ours, keras_own)
+    # On PyTorch it is one operator a norm, of Keras's three, fused with a convolution.
+    fewer = BACKEND == "torch" and form == "ONNX" and not folded
+    assert len(ours) <= len(keras_own) - fewer, (ours, keras_own)
 
 
 @pytest.mark.parametrize(

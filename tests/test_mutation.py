@@ -1,11 +1,13 @@
 """What `tests/mutate.py` stands on: the faults it makes, and who looks for them."""
 
 import collections
+import contextlib
+import types
 
 import pytest
 
 from mutation.faults import faults
-from mutation.tracing import likely
+from mutation.tracing import Tracer, likely
 
 pytestmark = pytest.mark.once
 
@@ -31,6 +33,7 @@ MADE = {
     "Some = int | None": [],
     "x: f(2)": [],
     "zip(a, strict=True)": ["pass"],
+    "draw(fontsize=8)": ["pass"],
 }
 
 
@@ -70,3 +73,33 @@ def test_who_looks_for_a_fault():
     names, _ = likely(traces, "a.py", (1, 1), none, 99)
     assert set(names) == set(traces)
     assert names[-1] == "apart"
+    names, _ = likely(traces, "data.py", (1, 1), none, 3)
+    assert set(names) == {"quick", "elsewhere", "apart"}
+
+
+def test_what_a_shared_fixture_does_is_of_all_its_tests():
+    tracer = Tracer("nowhere")
+
+    def run(hook, *inside, **about):
+        steps = hook(types.SimpleNamespace(**about))
+        next(steps)
+        for one in inside:
+            one()
+        with contextlib.suppress(StopIteration):
+            steps.send(None)
+
+    def starts_a_process():
+        tracer._hear("subprocess.Popen", ())
+
+    def set_up():
+        run(tracer.pytest_fixture_setup, starts_a_process, argname="replicas")
+
+    for name, fixtures, inside in (
+        ("first", ["replicas"], [set_up]),
+        ("second", ["replicas"], []),
+        ("other", [], []),
+    ):
+        about = {"nodeid": name, "fixturenames": fixtures}
+        run(tracer.pytest_runtest_protocol, *inside, **about)
+    apart = {name: one["apart"] for name, one in tracer.results()["tests"].items()}
+    assert apart == {"first": True, "second": True, "other": False}

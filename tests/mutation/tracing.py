@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -23,6 +24,7 @@ class Tracer:
     def __init__(self, package):
         self._package = f"{package}{os.sep}"
         self._lines, self._apart, self._seen, self._bad = {}, False, {}, {}
+        self._shared = {}
         sys.addaudithook(self._hear)
 
     def results(self):
@@ -50,6 +52,23 @@ class Tracer:
         return step(frame, event, argument)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        """Keeps what a fixture runs: all tests that share it hang on that."""
+        outside, self._lines, self._apart = (self._lines, self._apart), {}, False
+        try:
+            return (yield)
+        finally:
+            self._shared[fixturedef.argname] = self._lines, self._apart
+            self._lines, self._apart = outside
+
+    def _add_fixtures(self, names):
+        for name in names:
+            lines, apart = self._shared.get(name, ({}, False))
+            self._apart |= apart
+            for file, found in lines.items():
+                self._lines.setdefault(file, set()).update(found)
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         """Traces one test, with its fixtures."""
         self._lines, self._apart, start = {}, False, os.times()
@@ -60,6 +79,7 @@ class Tracer:
         finally:
             sys.settrace(None)
             threading.settrace(None)
+            self._add_fixtures(getattr(item, "fixturenames", ()))
             spent = [b - a for a, b in zip(start, os.times(), strict=True)]
             self._seen[item.nodeid] = {
                 "seconds": round(sum(spent[:4]), 3),  # with those of its processes
@@ -75,6 +95,8 @@ class Tracer:
 
 class Traces:
     """The traces of tests, kept in a file, and made anew for a test file that changed.
+
+    A file with the tables of cases that it takes.
 
     Lines of a source that has changed since are followed to where they are now.
     """
@@ -112,7 +134,10 @@ class Traces:
         return found
 
     def _of_file(self, name):
-        seal = hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+        source = (ROOT / name).read_text()
+        for table in re.findall(r"^from (cases\w*) import", source, re.MULTILINE):
+            source += (ROOT / f"tests/{table}.py").read_text()
+        seal = hashlib.sha256(source.encode()).hexdigest()
         if self._files.get(name, {}).get("seal") != seal:
             print(f"tracing {name}", flush=True)
             traced = forked(lambda: self._trace(name), 900)
@@ -135,7 +160,8 @@ def likely(traces, file, lines, killed, budget):
     """The tests that may see a fault in these lines, likeliest for their time first.
 
     Those that run them; where none does (they are run as the module is imported), those
-    that run some of the file; then those apart. They take `budget` seconds at most.
+    that run some of the file, or all, where it holds data alone; then those apart. They
+    take `budget` seconds at most.
 
     Args:
         killed: How many faults each test has found so far.
@@ -146,7 +172,8 @@ def likely(traces, file, lines, killed, budget):
         name
         for name, one in touching.items()
         if any(first <= line <= last for line in one["lines"][file])
-    } or set(touching)
+    }
+    running = running or set(touching) or set(traces)
     apart = {name for name, one in traces.items() if one["apart"]} - running
 
     def cost(name):

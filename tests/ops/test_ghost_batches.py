@@ -269,3 +269,21 @@ def test_a_remainder_of_one_sample_is_told_of():
 def test_bad_input(settings, error, message):
     with pytest.raises(error, match=message):
         Norm(**settings).build((8, 4, 3))
+
+
+def test_moments_are_merged_over_replicas(monkeypatch):
+    """Of two replicas with a half each, both in groups: they are the whole batch's."""
+    x = np.random.default_rng(0).normal(3, 2, (12, 3)).astype("float32")
+    x += np.arange(12, dtype="float32")[:, None]
+    other = np.concatenate([[7], x[5:].mean(0), np.zeros(3), x[5:].var(0)])
+
+    class Replicas:
+        def gather(self, values):
+            return keras.ops.stack([values, frameworks.tensor(other, "float32")])
+
+    monkeypatch.setattr("keras_bn.ops.ghost_batches.replicas", lambda *_: Replicas())
+    layer = Norm(virtual_batch_size=3, synchronized=True, momentum=0.0)
+    layer(x[:5], training=True)
+    mean, variance = map(frameworks.numpy, layer.non_trainable_variables)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.var(0), rtol=1e-5)
