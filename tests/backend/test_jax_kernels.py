@@ -293,6 +293,17 @@ def test_transformations_are_those_of_the_plain_formulas(point, transform):
         np.testing.assert_allclose(one, other, rtol=0, atol=limit)
 
 
+def test_forward_mode_along_a_residual():
+    import jax
+
+    x, residual, along = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("f4")
+    y, tangent = jax.jvp(
+        lambda one: batch_norm_train(x, residual=one, activation="relu")[0],
+        *((residual,), (along,)),
+    )
+    np.testing.assert_array_equal(tangent, along * (y > 0))
+
+
 @pytest.mark.parametrize("of", [(0,), (1,), (1, 2), (0, 1, 2)], ids=str)
 def test_a_tangent_of_zeros_is_not_kept(of):
     import jax

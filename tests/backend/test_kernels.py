@@ -357,6 +357,14 @@ def test_gradients_of_many_samples(shape, axis, dy, activation):
         assert error <= 5e-5 * typical * per
 
 
+def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
+    """Of E[x²] - mean², a mean of 3 would leave nothing of a variance of 1e-6."""
+    x = np.random.default_rng(0).normal(3, 1e-3, (4096, 8)).astype("float32")
+    _, moments = batch_norm_train(x)
+    variance = x.astype("float64").var(0)
+    np.testing.assert_allclose(frameworks.numpy(moments.variance), variance, rtol=1e-5)
+
+
 def test_a_number_of_samples_that_no_equal_runs_make_up():
     """A prime, of more than a kernel adds up in a row."""
     rng = np.random.default_rng(0)
