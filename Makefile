@@ -29,11 +29,13 @@ CONSTRAINTS := constraints.txt
 OTHER_KERAS :=
 # A suite tells of its dearest tests, so that growth is seen.
 PYTEST = -m pytest --durations=5 --durations-min=5 -m "not gpu$(if $(SLOW),, and not slow) $(1)"
-# Half the time of the tests on JAX would be LLVM's optimizations. They are for the tests of
-# the kernels, whose last digits hang on them, and for all tests in `make test-all`.
+# Most of the time of the tests on JAX would be what XLA does to have programs run fast: LLVM's
+# optimizations, its newer emitters, and 32 modules a program. All that is for the tests of the
+# kernels, whose last digits hang on it, and for all tests in `make test-all`.
 KERNELS := tests/backend tests/ops
 UNOPTIMIZED = $(if $(SLOW),,XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
-    --xla_llvm_disable_expensive_passes=true")
+    --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false \
+    --xla_cpu_parallel_codegen_split_count=1")
 DEMO := .venv/demo-$(BACKEND)
 RELEASE := .venv/release
 RECIPE := pyproject.toml $(CONSTRAINTS)

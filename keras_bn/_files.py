@@ -1,20 +1,23 @@
 """Reading and writing for the command line: each failure has an exit code."""
 
+import importlib
 import os
 import sys
 import tempfile
 import textwrap
+import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_bn.tools._data import input_names
-from keras_bn.tools._walk import is_batch_norm, sublayers
+from keras_bn.tools._graphs.walk import is_batch_norm, sublayers
+from keras_bn.tools._statistics.batching import input_names
 
 DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
 
@@ -25,6 +28,32 @@ class Failure(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def warnings_as_lines(command: str) -> Iterator[None]:
+    """Prints what warns a user as a line of the command, without a place in code."""
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"keras-bn {command}: warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        otherwise, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
+def import_first(name: str) -> None:
+    """Imports a module of the user's, also from the working directory."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise Failure(USAGE, f"--import {name}: {error}") from error
+    finally:
+        sys.path.pop(0)
 
 
 def load(path: Path) -> Any:
@@ -77,7 +106,7 @@ def load_data(path: Path, model: Any) -> Any:
     with data:
         arrays = dict(data)
     inputs = input_names(model)
-    if len(inputs) > 1 and set(inputs) <= set(arrays):
+    if inputs and set(inputs) <= set(arrays):
         return {name: arrays[name] for name in inputs}
     if "x" in arrays or len(arrays) == 1:
         return arrays.get("x", next(iter(arrays.values())))

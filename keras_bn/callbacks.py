@@ -7,10 +7,7 @@ from typing import Any
 import keras
 
 from keras_bn.tools import recalibrate
-from keras_bn.tools._data import check_data, check_sizes
-from keras_bn.tools._findings import FAR
-from keras_bn.tools._probe import observable
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     COUNTS,
     RENORM_STATISTICS,
     STATISTICS,
@@ -18,6 +15,9 @@ from keras_bn.tools._walk import (
     infers_by_batch,
     normalizes_by_batch,
 )
+from keras_bn.tools._reports.findings import FAR
+from keras_bn.tools._statistics.batching import check_data, check_sizes
+from keras_bn.tools._statistics.probe import observable
 from keras_bn.tools.inspect import measure
 
 __all__ = ["Monitor", "Recalibrate"]
@@ -112,8 +112,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Any = None) -> None:
         """Recalibrates for good."""
         if "end" in self.when:
+            self._put_back()
             recalibrate(self.model, self._data, **self._arguments)
-            self._training_statistics = None
 
     def _recalibrate_for_now(self) -> None:
         self._put_back()

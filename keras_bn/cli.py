@@ -2,9 +2,7 @@
 
 import argparse
 import ast
-import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +18,11 @@ from keras_bn._files import (
     Failure,
     check_model_output,
     check_output,
+    import_first,
     load,
     load_data,
     served,
+    warnings_as_lines,
     write,
     write_model,
 )
@@ -64,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return benchmark(arguments[1:], prog=f"keras-bn {BENCHMARK}")
     options = _parser().parse_args(arguments)
     try:
-        for name in options.imports:
-            _import(name)
-        return options.run(options)  # type: ignore[no-any-return]
+        with warnings_as_lines(options.command):
+            for name in options.imports:
+                import_first(name)
+            return options.run(options)  # type: ignore[no-any-return]
     except Failure as failure:
         print(f"keras-bn {options.command}: {failure}", file=sys.stderr)
         return failure.code
@@ -247,7 +248,12 @@ def _add_recalibrate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
     _add_data(parser, required=True, size=32)
-    parser.add_argument("--method", choices=("population", "ema"), default="population")
+    parser.add_argument(
+        "--method",
+        choices=("population", "ema"),
+        default="population",
+        help="over all data alike (default), or the moving average, continued",
+    )
     parser.add_argument(
         "--prior", type=float, help="keep the old statistics as so many samples"
     )
@@ -265,7 +271,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     data = load_data(options.data, model)
     names = ("steps", "method", "prior", "batch_size", "layer_by_layer")
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
-    settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
+    settings["verbose"] = sys.stdout.isatty()  # no bar into a file or a pipe
     report = served(tools.recalibrate, model, data, **settings)
     write_model(options.output, options.force, model)
     print(report)
@@ -295,13 +301,3 @@ COMMANDS = (
     ),
     Command(_exchange.NAME, _exchange.HELP, _exchange.add_arguments, _exchange.run),
 )
-
-
-def _import(name: str) -> None:
-    sys.path.insert(0, os.getcwd())
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise Failure(USAGE, f"--import {name}: {error}") from error
-    finally:
-        sys.path.pop(0)

@@ -13,7 +13,7 @@ from keras.src.applications import (
 )
 
 import keras_bn
-from keras_bn.tools._walk import sublayers
+from keras_bn.tools._graphs.walk import sublayers
 
 
 class Family(NamedTuple):

@@ -4,9 +4,15 @@ One class a framework, the same names in each, as in the package's kernels.
 """
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
+from packaging.version import Version
+
+KERAS = Version(keras.__version__).release
+# With Keras 3.14 each operation of Keras's breaks the graph of torch.compile.
+WHOLE_GRAPHS = KERAS >= (3, 15)
 
 
 class _TensorFlow:
@@ -15,13 +21,13 @@ class _TensorFlow:
 
         self.tf = tf
 
-    def gradients(self, function, tensors, upstream):
+    def gradients(self, function, tensors, upstream, quick):
         with self.tf.GradientTape() as tape:
             tape.watch(tensors)
             y, extra = function(*tensors)
         return y, extra, tape.gradient(y, tensors, output_gradients=upstream)
 
-    def second_gradient(self, function, x, upstream):
+    def second_gradient(self, function, x, upstream, quick):
         with self.tf.GradientTape() as outer:
             outer.watch(x)
             with self.tf.GradientTape() as inner:
@@ -49,26 +55,36 @@ class _TensorFlow:
         return contextlib.nullcontext()
 
 
+# The Makefile's UNOPTIMIZED, for one program: compiled in a fourth of the time.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
 class _Jax:
     def __init__(self):
         import jax
 
         self.jax = jax
 
-    def gradients(self, function, tensors, upstream):
+    def gradients(self, function, tensors, upstream, quick):
         # Compiled whole: op by op, every new shape would compile some thirty kernels.
-        @self.jax.jit
+        @functools.partial(self.jax.jit, compiler_options=_QUICK if quick else None)
         def value_and_gradients(tensors, upstream):
             y, pull_back, extra = self.jax.vjp(function, *tensors, has_aux=True)
             return y, extra, pull_back(upstream)
 
         return value_and_gradients(tensors, upstream)
 
-    def second_gradient(self, function, x, upstream):
+    def second_gradient(self, function, x, upstream, quick):
         def slope(x):
             return self.jax.vjp(function, x)[1](upstream)[0]
 
-        return self.jax.jit(self.jax.grad(lambda x: (slope(x) ** 2).sum()))(x)
+        second = self.jax.grad(lambda x: (slope(x) ** 2).sum())
+        return self.jax.jit(second, compiler_options=_QUICK if quick else None)(x)
 
     def saved_bytes(self, function, tensors):
         _, pull_back = self.jax.jit(lambda *t: self.jax.vjp(function, *t))(*tensors)
@@ -99,12 +115,12 @@ class _Torch:
 
         self.torch = torch
 
-    def gradients(self, function, tensors, upstream):
+    def gradients(self, function, tensors, upstream, quick):
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         y, extra = function(*leaves)
         return y.detach(), extra, self.torch.autograd.grad(y, leaves, upstream)
 
-    def second_gradient(self, function, x, upstream):
+    def second_gradient(self, function, x, upstream, quick):
         x = x.detach().requires_grad_()
         (slope,) = self.torch.autograd.grad(function(x), x, upstream, create_graph=True)
         (second,) = self.torch.autograd.grad((slope * slope).sum(), x)
@@ -150,9 +166,12 @@ saved_bytes = _FRAMEWORK.saved_bytes
 COMPILERS = {"compiled": compiled} | ({} if xla == compiled else {"xla": xla})
 
 
-def gradients(function, tensors, upstream):
-    """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`."""
-    y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream)
+def gradients(function, tensors, upstream, quick=False):
+    """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`.
+
+    `quick` is for what others are held to: a compiler is to spend no time on it.
+    """
+    y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream, quick)
     return numpy(y), extra, [numpy(slope) for slope in slopes]
 
 
@@ -161,9 +180,9 @@ def platform():
     return _FRAMEWORK.platform(keras.ops.convert_to_tensor(0.0))
 
 
-def second_gradient(function, x, upstream):
+def second_gradient(function, x, upstream, quick=False):
     """The gradient for x of the squared gradient of `sum(function(x) * upstream)`."""
-    return numpy(_FRAMEWORK.second_gradient(function, x, upstream))
+    return numpy(_FRAMEWORK.second_gradient(function, x, upstream, quick))
 
 
 def tensor(array, dtype=None):

@@ -48,12 +48,12 @@ OUTSIDE = {
         for part in ("", "_statistics", "_tiles")
     },
     "keras_bn.benchmark": {"matplotlib", "rich"},
-    "keras_bn.tools._checkpoint": {"torch", "safetensors"},
+    "keras_bn.tools._foreign.checkpoint": {"torch", "safetensors"},
     "keras_bn.tools.from_flax": {"flax"},
-    "keras_bn.tools._plot": {"matplotlib"},
-    "keras_bn.tools._table": {"rich"},
-    "keras_bn.tools._progress": {"rich"},
-    "keras_bn.tools._inspection": {"rich"},
+    "keras_bn.tools._reports.plot": {"matplotlib"},
+    "keras_bn.tools._reports.table": {"rich"},
+    "keras_bn.tools._reports.progress": {"rich"},
+    "keras_bn.tools._reports.inspection": {"rich"},
 }
 # Flax's layer is one of those that the benchmark compares ours with.
 OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
@@ -61,7 +61,9 @@ OUTSIDE["keras_bn.backend.jax_timing"].add("flax")
 # What knows the formats and the names of other libraries, whatever the backend.
 FORMATS = {
     "keras_bn._exchange",
-    *(f"keras_bn.tools.{name}" for name in ("_checkpoint", "_names", "from_torch")),
+    "keras_bn.tools._foreign.checkpoint",
+    "keras_bn.tools._foreign.names",
+    "keras_bn.tools.from_torch",
     "keras_bn.tools.to_torch",
     "keras_bn._keras",  # what Keras itself calls so
 }
@@ -76,6 +78,7 @@ PRIVATE_IN = {
     "tests.test_private_names": "looks whether they are there",
     "tests.test_keras_own": "Keras's own tests, by their module",
     "tests.keras_own_plugin": "puts our layer into Keras's own tests",
+    "tests.conftest": "sets Keras's seeds without an import of TensorFlow for it",
     "tests.cases_tools": "blocks of keras.applications, in small networks",
     "tests.tools.test_layouts": "a block of keras.applications",
     "tests.tools.test_copies": "looks that a copy leaves no mark on Keras's objects",
@@ -258,7 +261,7 @@ def framework_files(module):
             yield f"imports {name}"
     for name in module.names:
         # The command line imports what its user names.
-        named = module.name in ("keras_bn.cli", "keras_bn._private")
+        named = module.name in ("keras_bn._files", "keras_bn._private")
         if not named and re.search("__import__|import_module$|resolve_name$", name):
             yield f"uses {name}"
 
@@ -505,7 +508,7 @@ ALLOWED = [
     (other_packages, "keras_bn.ops.x", "import math\nfrom keras import ops"),
     (framework_files, "keras_bn.backend", "import_module('jax')"),
     (framework_files, "keras_bn.ops.x", "from keras_bn.backend import timing"),
-    (framework_files, "keras_bn.cli", "importlib.import_module(x)"),
+    (framework_files, "keras_bn._files", "importlib.import_module(x)"),
     (private_modules, "keras_bn._keras", "resolve('keras.src.ops.node:Node')"),
     (private_modules, "keras_bn.ops.x", "import torch\ntorch.nn.functional.relu_"),
     (private_attributes, "keras_bn.tools.x", "self._layers = row._replace(a=1)"),
@@ -538,11 +541,12 @@ def test_what_is_allowed_passes(rule, name, code):
     assert not list(rule(Module(name, ast.parse(code))))
 
 
-def packages():
-    return sorted(module_name(p) for p in (ROOT / "keras_bn").rglob("__init__.py"))
+def public_packages():
+    names = (module_name(p) for p in (ROOT / "keras_bn").rglob("__init__.py"))
+    return sorted(name for name in names if "._" not in name)
 
 
-@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("package", public_packages())
 def test_public_names(package):
     assert importlib.import_module(package).__all__ == PUBLIC[package]
 

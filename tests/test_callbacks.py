@@ -98,6 +98,26 @@ def test_training_statistics_come_back_after_a_validation():
         np.testing.assert_array_equal(numpy(old), numpy(new))
 
 
+def test_statistics_are_computed_from_those_of_training(capsys):
+    """Whatever state the callback is in: `prior` keeps a share of what it finds."""
+    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
+    callback = Recalibrate(X, when=callbacks.MOMENTS, prior=64)
+    callback.set_model(model)
+    training = model.get_weights()
+    callback.on_epoch_end(0)
+    recalibrated = model.get_weights()
+    callback.on_test_begin()  # of an `evaluate` after the epoch
+    np.testing.assert_equal(model.get_weights(), recalibrated)
+    callback.on_test_end()
+    np.testing.assert_equal(model.get_weights(), training)
+    callback.on_epoch_end(1)
+    callback.on_train_end()
+    np.testing.assert_equal(model.get_weights(), recalibrated)
+    callback.on_epoch_begin(0)  # of the next `fit`
+    np.testing.assert_equal(model.get_weights(), recalibrated)
+    assert not capsys.readouterr().out
+
+
 def test_averaged_weights_without_recalibration_are_worse():
     swap = keras.callbacks.SwapEMAWeights
     _, without = _fit([swap()], epochs=1, **EMA)
@@ -142,27 +162,37 @@ def test_monitor_is_in_the_logs_and_warns_once(tmp_path, recwarn):
 def test_monitor_measures_as_told_and_warns_from_the_threshold_on(
     monkeypatch, settings, told
 ):
-    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
-    norm, seen = model.layers[0].name, []
+    norms = [keras_bn.BatchNormalization(name=name) for name in ("far", "near")]
+    model = keras.Sequential([keras.Input((4,)), *norms])
+    seen, logs = [], {}
 
     def measure(*arguments):
         seen.append(arguments)
-        return {norm: 0.1 * len(seen)}, 0.0
+        return {"near": 0.05 * len(seen), "far": 0.1 * len(seen)}, 0.0
 
     monkeypatch.setattr(callbacks, "measure", measure)
     monitor = Monitor(X, threshold=0.2, **settings)
     monitor.set_model(model)
     monitor.on_epoch_end(0)
-    with pytest.raises(UserWarning, match=f"After epoch 2, .*layer '{norm}' are 0.20"):
+    with pytest.raises(UserWarning, match=r"After epoch 2, .*layer 'far' are 0.20"):
         monitor.on_epoch_end(1)
-    monitor.on_epoch_end(2)  # it has been said
+    monitor.on_epoch_end(2, logs)  # it has been said
+    names = ("bn_distance", "bn_distance/far", "bn_distance/near")
+    assert [round(logs[name], 9) for name in names] == [0.3, 0.3, 0.15]
     assert seen == [(model, X, *told)] * 3
 
 
-@pytest.mark.parametrize("frozen", [{"trainable": False}, {"freeze_statistics": True}])
-def test_monitor_leaves_frozen_layers_out(frozen):
+@pytest.mark.parametrize(
+    "alike",
+    [
+        {"trainable": False},
+        {"freeze_statistics": True},
+        {"inference_statistics": "batch"},
+    ],
+)
+def test_monitor_leaves_out_what_training_and_inference_do_alike(alike):
     model = keras.Sequential(
-        [keras.Input((4,)), keras_bn.BatchNormalization(**frozen), L.Dense(1)]
+        [keras.Input((4,)), keras_bn.BatchNormalization(**alike), L.Dense(1)]
     )
     model.compile("sgd", "mse")
     monitor = Monitor(X, threshold=1e-6)

@@ -39,7 +39,7 @@ WITH_EXAMPLES = [
     "keras_bn.ops.moving_average",
     "keras_bn.ops.renorm",
     "keras_bn.tools.average_statistics",
-    "keras_bn.tools._moments",
+    "keras_bn.tools._statistics.moments",
     "keras_bn.tools.convert",
     "keras_bn.tools.fold",
     "keras_bn.tools.from_flax",

@@ -1,9 +1,9 @@
 """Tools over models, one file a verb."""
 
-from keras_bn.tools._findings import Finding
-from keras_bn.tools._inspection import Inspection, LayerReport
-from keras_bn.tools._pairs import Matching, Pair
-from keras_bn.tools._plan import Folding
+from keras_bn.tools._folding.plan import Folding
+from keras_bn.tools._foreign.pairs import Matching, Pair
+from keras_bn.tools._reports.findings import Finding
+from keras_bn.tools._reports.inspection import Inspection, LayerReport
 from keras_bn.tools.average_statistics import (
     Averaged,
     AverageReport,

@@ -7,15 +7,15 @@ import keras
 import numpy as np
 
 from keras_bn.ops.processes import copies, processes
-from keras_bn.tools._moments import distance
-from keras_bn.tools._replica_state import EVERY, State, merged
-from keras_bn.tools._table import Table
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     STATISTICS,
     Layer,
     array,
     batch_norms,
 )
+from keras_bn.tools._reports.table import Table
+from keras_bn.tools._statistics.moments import distance
+from keras_bn.tools._statistics.replica_state import EVERY, State, merged
 
 _EXPECTED = "a list of models, or of lists of the values of `non_trainable_variables`"
 

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
-from keras_bn.tools._carry import carry_compile
-from keras_bn.tools._check import check_outputs
-from keras_bn.tools._converted import (
+from keras_bn.tools._copies.carry import carry_compile
+from keras_bn.tools._copies.check import check_outputs
+from keras_bn.tools._copies.converted import (
     arguments_of,
     check_calls,
     check_nothing_is_lost,
@@ -17,10 +17,10 @@ from keras_bn.tools._converted import (
     copy_batch_norm,
     following,
 )
-from keras_bn.tools._domains import with_domains, without_domains
-from keras_bn.tools._rebuild import Replacement, adder, rebuild
-from keras_bn.tools._residual import with_sums
-from keras_bn.tools._sample_norm import (
+from keras_bn.tools._copies.domains import with_domains, without_domains
+from keras_bn.tools._copies.rebuild import Replacement, adder, rebuild
+from keras_bn.tools._copies.residual import with_sums
+from keras_bn.tools._copies.sample_norm import (
     SAMPLE_NORMS,
     check_overrides,
     copy_parameters,
@@ -28,7 +28,7 @@ from keras_bn.tools._sample_norm import (
     warn_of_dropped,
     warn_of_unread_groups,
 )
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     Layer,
     batch_norms,
     is_conditional,

@@ -3,20 +3,20 @@
 import warnings
 from typing import Any
 
-from keras_bn.tools._carry import Fill, carry_compile, made_like
-from keras_bn.tools._chains import ChainPlan
-from keras_bn.tools._check import check_outputs
-from keras_bn.tools._converted import activation_layer, copy_batch_norm
-from keras_bn.tools._folded import Folded
-from keras_bn.tools._lasting import base_class
-from keras_bn.tools._plan import Folding, Plan
-from keras_bn.tools._quantized_linear import is_quantize_aware, without_rounding
-from keras_bn.tools._rebuild import OutOfReach, Replace, Replacement, rebuild
-from keras_bn.tools._residual import with_sums
-from keras_bn.tools._table import Table
-from keras_bn.tools._takers import taker
-from keras_bn.tools._takes import folded_weights
-from keras_bn.tools._walk import Layer, batch_norms, is_batch_norm
+from keras_bn.tools._copies.carry import Fill, carry_compile, made_like
+from keras_bn.tools._copies.check import check_outputs
+from keras_bn.tools._copies.converted import activation_layer, copy_batch_norm
+from keras_bn.tools._copies.lasting import base_class
+from keras_bn.tools._copies.rebuild import OutOfReach, Replace, Replacement, rebuild
+from keras_bn.tools._copies.residual import with_sums
+from keras_bn.tools._folding.chains import ChainPlan
+from keras_bn.tools._folding.folded import Folded
+from keras_bn.tools._folding.plan import Folding, Plan
+from keras_bn.tools._folding.quantized_linear import is_quantize_aware, without_rounding
+from keras_bn.tools._folding.takers import taker
+from keras_bn.tools._folding.takes import folded_weights
+from keras_bn.tools._graphs.walk import Layer, batch_norms, is_batch_norm
+from keras_bn.tools._reports.table import Table
 
 
 class FoldReport(Table):

@@ -3,10 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_bn.tools._foreign import Foreign, Options, Settings, as_numpy, matched
-from keras_bn.tools._layouts import channels_first
-from keras_bn.tools._pairs import Matching
-from keras_bn.tools._transfer import kept_share, transfer
+from keras_bn.tools._foreign.layouts import channels_first
+from keras_bn.tools._foreign.pairs import Matching
+from keras_bn.tools._foreign.transfer import kept_share, transfer
+from keras_bn.tools._foreign.weights import (
+    Foreign,
+    Options,
+    Settings,
+    as_numpy,
+    matched,
+)
 
 NAMES = {
     "gamma": "scale",

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_bn.tools._checkpoint import opened, torch_weights
-from keras_bn.tools._foreign import Options, matched
-from keras_bn.tools._pairs import Matching
-from keras_bn.tools._transfer import transfer
+from keras_bn.tools._foreign.checkpoint import opened, torch_weights
+from keras_bn.tools._foreign.pairs import Matching
+from keras_bn.tools._foreign.transfer import transfer
+from keras_bn.tools._foreign.weights import Options, matched
 
 
 def from_torch(
@@ -80,8 +80,9 @@ def from_torch(
         count: n, for all layers, or by the path of each.
         flatten: `"channels_first"` if the PyTorch model flattens images as
             `torch.nn.Flatten` does, `"channels_last"` if it moves the channels to the
-            end before. Needed where one of the layers takes a flattened image, and only
-            there; in a subclassed model that cannot be seen, and nothing is reordered.
+            end before. Needed where one of the layers takes a flattened image, and an
+            error elsewhere; in a subclassed model that cannot be seen, and nothing is
+            reordered.
 
     Returns:
         The new model.

@@ -6,18 +6,7 @@ from typing import Any
 import numpy as np
 from keras import tree
 
-from keras_bn.tools import _data
-from keras_bn.tools._averaging import momentum_now
-from keras_bn.tools._findings import (
-    Facts,
-    findings_of,
-    from_graphs,
-)
-from keras_bn.tools._inspection import Inspection, LayerReport
-from keras_bn.tools._moments import RunningMoments, distance_from
-from keras_bn.tools._probe import observable, observed
-from keras_bn.tools._progress import Progress
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     Layer,
     at_initial_values,
     batch_norms,
@@ -26,6 +15,17 @@ from keras_bn.tools._walk import (
     is_plain_batch_norm,
     normalizes_by_batch,
 )
+from keras_bn.tools._reports.findings import (
+    Facts,
+    findings_of,
+    from_graphs,
+)
+from keras_bn.tools._reports.inspection import Inspection, LayerReport
+from keras_bn.tools._reports.progress import Progress
+from keras_bn.tools._statistics import batching
+from keras_bn.tools._statistics.averaging import momentum_now
+from keras_bn.tools._statistics.moments import RunningMoments, distance_from
+from keras_bn.tools._statistics.probe import observable, observed
 
 
 def inspect(
@@ -80,7 +80,7 @@ def inspect(
     >>> [finding.code for finding in keras_bn.inspect(model).findings]
     ['never-updated', 'bias']
     """
-    _data.check_sizes(steps, batch_size)
+    batching.check_sizes(steps, batch_size)
     layers = batch_norms(model)
     distances: dict[str, float] = {}
     change = None
@@ -117,7 +117,7 @@ def measure(
     moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
     difference = size = 0.0
     # Layer by layer: a first batch compiles every operation where the backend does.
-    calls = _data.length(model, data, batch_size, steps)
+    calls = batching.length(model, data, batch_size, steps)
     pieces = None if calls is None else calls * len(layers)
     with Progress(f"inspecting {model.name}", pieces) as progress:
 
@@ -125,7 +125,7 @@ def measure(
             moments[path].add(*batch)
             progress.advance()
 
-        for batch in _data.batches(model, data, batch_size, steps):
+        for batch in batching.batches(model, data, batch_size, steps):
             # A frozen layer is in inference mode always.
             with observed(trained, see, True), observed(frozen, see, False):
                 training = _flat(model(batch, training=False))

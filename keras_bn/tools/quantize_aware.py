@@ -5,18 +5,18 @@ from itertools import count
 from typing import Any
 
 from keras_bn.ops import _arguments
-from keras_bn.tools import _linear
-from keras_bn.tools._carry import carry_compile, made_like
-from keras_bn.tools._chains import Chain, Chains, ends, reads_inputs
-from keras_bn.tools._fake_quantize import FakeQuantize
-from keras_bn.tools._quantized_linear import (
+from keras_bn.tools._copies.carry import carry_compile, made_like
+from keras_bn.tools._copies.rebuild import SAME, Replacement, rebuild
+from keras_bn.tools._copies.residual import with_sums
+from keras_bn.tools._folding import linear_layers
+from keras_bn.tools._folding.chains import Chain, Chains, ends, reads_inputs
+from keras_bn.tools._folding.fake_quantize import FakeQuantize
+from keras_bn.tools._folding.quantized_linear import (
     QuantizedLinear,
     fill_part,
     is_quantize_aware,
 )
-from keras_bn.tools._rebuild import SAME, Replacement, rebuild
-from keras_bn.tools._residual import with_sums
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     Layer,
     batch_norms,
     computes_plainly,
@@ -180,7 +180,7 @@ def _block(
     chain: Chain, per_channel: bool, input_momentum: float | None
 ) -> QuantizedLinear:
     layers = [made_like(one, LORA) for one in chain.layers]
-    (linear,) = (one for one in layers if _linear.is_linear(one))
+    (linear,) = (one for one in layers if linear_layers.is_linear(one))
     if input_momentum is not None:
         name = f"{linear.name}_inputs"
         dtype = linear.variable_dtype

@@ -8,17 +8,7 @@ import numpy as np
 from keras_bn.ops import _arguments
 from keras_bn.ops._replica_groups import replica_groups as checked_groups
 from keras_bn.ops.processes import processes
-from keras_bn.tools import _data
-from keras_bn.tools._moments import (
-    RunningAverage,
-    RunningMoments,
-    distance,
-    set_statistics,
-)
-from keras_bn.tools._probe import observable, restored_on_failure
-from keras_bn.tools._run import Run
-from keras_bn.tools._table import Table
-from keras_bn.tools._walk import (
+from keras_bn.tools._graphs.walk import (
     Layer,
     batch_norms,
     float64,
@@ -26,6 +16,16 @@ from keras_bn.tools._walk import (
     normalizes_by_batch,
     why_not_plainly,
 )
+from keras_bn.tools._reports.table import Table
+from keras_bn.tools._statistics import batching
+from keras_bn.tools._statistics.moments import (
+    RunningAverage,
+    RunningMoments,
+    distance,
+    set_statistics,
+)
+from keras_bn.tools._statistics.probe import observable, restored_on_failure
+from keras_bn.tools._statistics.run import Run
 
 METHODS = ("population", "ema")
 
@@ -178,7 +178,7 @@ def recalibrate(
     _check_arguments(method, prior, steps, batch_size)
     _check_replicas(synchronized, replica_groups, method)
     layers = _chosen(model, include_frozen)
-    if layer_by_layer and not _data.can_repeat(model, data):
+    if layer_by_layer and not batching.can_repeat(model, data):
         raise ValueError(
             "Argument `data` must be such that one can go through it more than once, "
             f"for layer_by_layer=True. Received: the iterator {type(data).__name__}"
@@ -218,7 +218,7 @@ def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> No
             'Argument `prior` needs method="population": a moving average starts at '
             f"the old statistics anyway. Received: method={method!r}, prior={prior!r}"
         )
-    _data.check_sizes(steps, batch_size)
+    batching.check_sizes(steps, batch_size)
 
 
 def _check_replicas(synchronized: Any, groups: Any, method: str) -> None:

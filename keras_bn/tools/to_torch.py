@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn.tools._checkpoint import NAMES, opened, torch_weights
-from keras_bn.tools._foreign import Options, matched, takers
-from keras_bn.tools._layouts import is_linear, reordered, squeezed, to_theirs
-from keras_bn.tools._pairs import Matching, warn_of_order
-from keras_bn.tools._transfer import (
+from keras_bn.tools._foreign.checkpoint import NAMES, opened, torch_weights
+from keras_bn.tools._foreign.layouts import is_linear, reordered, squeezed, to_theirs
+from keras_bn.tools._foreign.pairs import Matching, warn_of_order
+from keras_bn.tools._foreign.transfer import (
     EPSILON,
     NEUTRAL,
     images_of,
     refuse_others,
     unbiased,
 )
-from keras_bn.tools._walk import Layer, float64
+from keras_bn.tools._foreign.weights import Options, matched, takers
+from keras_bn.tools._graphs.walk import Layer, float64
 
 NORM_NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
 

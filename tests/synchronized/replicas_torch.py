@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import frameworks
 import keras_bn
 from keras_bn.backend import torch_replicas
 
@@ -23,7 +24,9 @@ sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
 from _sharded import Sharded
 
 # Here, so that the processes, which are forked later, share what it imports.
-COMPILED = torch.compile(cases.call, backend="aot_eager", fullgraph=True)
+COMPILED = torch.compile(
+    cases.call, backend="aot_eager", fullgraph=frameworks.WHOLE_GRAPHS
+)
 
 
 def start():

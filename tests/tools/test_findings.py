@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import keras_bn
-from keras_bn.tools import _findings
-from keras_bn.tools._findings import Facts, findings_of, from_graphs
+from keras_bn.tools._reports.findings import Facts, findings_of, from_graphs
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -113,7 +112,7 @@ def test_weights(name, count, value, expected):
 
 def test_bounds_themselves_are_no_findings(monkeypatch):
     for name in ("DEAD_GAMMA", "EXPLODED_VARIANCE"):
-        monkeypatch.setattr(_findings, name, 1.0)
+        monkeypatch.setattr(f"keras_bn.tools._reports.findings.{name}", 1.0)
     assert found({}, {"epsilon": 10.0}) == []  # gamma and the variance are 1
 
 

@@ -10,6 +10,7 @@ from keras import ops
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn import BatchNormalization as Norm
+from keras_bn._keras import attached_mask
 from slow import slow
 
 L = keras.layers
@@ -257,10 +258,7 @@ CASES = [
 
 
 # A `call` is followed on Keras's symbolic tensors, which know no backend.
-QUICK = {
-    *("block", "several", "step by step", "across a border", "in another way"),
-    *("wants values", "in a private attribute"),
-}
+QUICK = {"several", "wants values"}
 ON_TORCH = slow(
     "models that JAX compiles, of which some come from files", but_on="torch"
 )
@@ -334,6 +332,7 @@ class Whole(keras.Model):
         return {"name": self.name}
 
 
+@ON_TORCH
 def test_a_subclassed_model_is_followed(tmp_path):
     model = Whole()
     x = images(2, 3)
@@ -356,8 +355,34 @@ class OfValues(Whole):
         return super().call(x)
 
 
+@ON_TORCH
 def test_a_subclassed_model_that_cannot_be_followed_is_an_error():
     model = OfValues()
     model(images(2, 3))
     with pytest.raises(ValueError, match=r"`model` .* followed: wants values"):
         keras_bn.fold(model)
+
+
+class Apart(Block):
+    """Something stands between the norm and what takes it in: activations stay."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        half = {"dtype": "mixed_bfloat16"}
+        self.dense = L.Dense(units, use_bias=False, name="dense", **half)
+        self.norm = Norm(activation="relu", name="norm", **half)
+
+    def call(self, x):
+        return self.norm(2.0 * self.dense(x))
+
+
+def test_what_stands_in_the_place_of_a_norm_is_like_it():
+    model = keras.Sequential([keras.Input((3,)), Apart()])
+    norm = keras_bn.fold(model).layers[0].norm
+    kind = type(norm).__name__, norm.name, norm.dtype_policy.name
+    assert kind == ("Folded", "norm", "mixed_bfloat16")
+    assert norm.built
+    assert norm.count_params() == 0
+    y = norm(L.Masking()(np.array([[[-1, 2], [0, 0]]], "float32")))
+    np.testing.assert_array_equal(numpy(ops.cast(y, "float32")), [[[0, 2], [0, 0]]])
+    np.testing.assert_array_equal(numpy(attached_mask(y)), [[True, False]])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_bn.tools._findings import Finding
-from keras_bn.tools._inspection import Inspection, LayerReport
+from keras_bn.tools._reports.findings import Finding
+from keras_bn.tools._reports.inspection import Inspection, LayerReport
 
 pytestmark = pytest.mark.once
 ROW = LayerReport(
@@ -74,3 +74,8 @@ def test_what_is_not_finite_is_none_in_the_dictionary():
         "output_change": 0.5,
         "findings": [finding("b")._asdict()],
     }
+
+
+def test_the_text_is_plain_whatever_the_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in str(Inspection("net", [ROW], [finding("a[red]")], None))

@@ -4,19 +4,19 @@ import sys
 
 import pytest
 
-from keras_bn.tools import _progress
-from keras_bn.tools._progress import Progress
+from keras_bn.tools._reports import progress
+from keras_bn.tools._reports.progress import Progress
 
 pytestmark = pytest.mark.once
 
 
 def _work(monkeypatch, terminal, patience):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    monkeypatch.setattr(_progress, "PATIENCE", patience)
+    monkeypatch.setattr(progress, "PATIENCE", patience)
     monkeypatch.setenv("TERM", "xterm")
-    with Progress("copying net", 4) as progress:
+    with Progress("copying net", 4) as bar:
         for _ in range(4):
-            progress.advance()
+            bar.advance()
 
 
 def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
@@ -29,11 +29,11 @@ def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
 @pytest.mark.parametrize(("seconds", "shown"), [(1.99, False), (2.0, True)])
 def test_two_seconds_are_waited(monkeypatch, capsys, seconds, shown):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: 7.0)
-    with Progress("copying net", 4) as progress:
-        monkeypatch.setattr(_progress.time, "monotonic", lambda: 7.0 + seconds)
-        progress.advance()
-        assert (progress._bar is not None) == shown
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 7.0)
+    with Progress("copying net", 4) as bar:
+        monkeypatch.setattr(progress.time, "monotonic", lambda: 7.0 + seconds)
+        bar.advance()
+        assert (bar._bar is not None) == shown
     capsys.readouterr()
 
 
@@ -45,15 +45,15 @@ def test_short_work_and_files_get_no_bar(monkeypatch, capsys, terminal, patience
 
 def test_the_bar_is_gone_after_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(_progress, "PATIENCE", 0.0)
-    progress = Progress("copying net", None)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    bar = Progress("copying net", None)
 
     def fail():
-        with progress:
-            progress.advance()
+        with bar:
+            bar.advance()
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert not progress._bar.live.is_started
+    assert not bar._bar.live.is_started
     capsys.readouterr()

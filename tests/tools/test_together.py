@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import keras_bn
-from keras_bn.tools._moments import RunningMoments
-from keras_bn.tools._together import Found, agreed_order
+from keras_bn.tools._statistics.moments import RunningMoments
+from keras_bn.tools._statistics.together import Found, agreed_order
 
 pytestmark = pytest.mark.once
 

@@ -1,0 +1,1 @@
+"""Copies of a model, or of a layer, with others in the place of chosen ones."""

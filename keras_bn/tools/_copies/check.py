@@ -1,0 +1,122 @@
+"""Compares what a model and its copy compute."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bn.tools._graphs.walk import float64, graph_in
+from keras_bn.tools._statistics import batching
+
+SIZE = 64
+"""Positions along an axis whose length the model leaves open."""
+ALLOWED = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}
+"""Differences, of the largest output, that rounding in other places makes."""
+
+
+def check_outputs(model: Any, copy: Any, check: Any) -> None:
+    """Checks that two models compute the same in inference, on one batch.
+
+    A network may amplify the last bit of its input. So where outputs differ by more
+    than what rounding makes, they may still differ by as much as they do for inputs
+    that are one rounding away. Neither model is written to.
+
+    Args:
+        model: The model.
+        copy: Its copy.
+        check: False for no check, True for made-up inputs, or data as for `recalibrate`
+            of which one batch is taken.
+
+    Raises:
+        TypeError: `check` is neither.
+        ValueError: The outputs differ; inputs cannot be made up.
+    """
+    if check is False or check is None:
+        return
+    batch = _made_up(model) if check is True else _first(model, check)
+    expected, received = _outputs(model, batch), _outputs(copy, batch)
+    pairs = list(zip(expected, received, strict=True))
+    excess = max(_difference(*pair) - _rounding(pair[0]) for pair in pairs)
+    if excess <= 0:
+        return
+    nudged = _outputs(model, keras.tree.map_structure(_nudged, batch))
+    noise = max(map(_difference, expected, nudged))
+    if not excess <= 10 * noise:
+        raise ValueError(
+            f"The copy of model '{model.name}' computes something else: outputs differ "
+            f"by {max(_difference(*pair) for pair in pairs):.3g}. The largest is "
+            f"{max(_largest(one) for one in expected):.3g}, and a last bit of the "
+            f"inputs changes them by {noise:.3g}. `check=False` gives the copy all "
+            "the same"
+        )
+
+
+def _outputs(model: Any, batch: Any) -> list[Any]:
+    """Each output, and its dtype."""
+    # What a call would write, such as the state of a random generator, goes there.
+    with keras.StatelessScope():
+        flat = keras.tree.flatten(model(batch, training=False))
+        return [
+            (float64(one), keras.backend.standardize_dtype(one.dtype)) for one in flat
+        ]
+
+
+def _difference(one: Any, other: Any) -> float:
+    """The largest; what is not finite must be the same."""
+    if one[0].shape != other[0].shape:
+        return float("inf")
+    finite = np.isfinite(one[0])
+    if not np.array_equal(finite, np.isfinite(other[0])):
+        return float("inf")
+    return float(np.max(np.abs(one[0] - other[0]), where=finite, initial=0.0))
+
+
+def _largest(one: Any) -> float:
+    return float(np.max(np.abs(one[0]), where=np.isfinite(one[0]), initial=0.0))
+
+
+def _rounding(one: Any) -> float:
+    return ALLOWED.get(one[1], 0.0) * _largest(one)
+
+
+def _nudged(tensor: Any) -> Any:
+    if "float" not in keras.backend.standardize_dtype(tensor.dtype):
+        return tensor
+    epsilon = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+    kind = keras.backend.standardize_dtype(tensor.dtype)
+    return tensor * (1 + epsilon.get(kind, 2.0**-23))
+
+
+def _first(model: Any, data: Any) -> Any:
+    return next(batching.batches(model, data, 32, None))
+
+
+def _made_up(model: Any) -> Any:
+    """Inputs of the shapes and dtypes that the model says it takes.
+
+    Whole numbers are 0 and 1, which any table of embeddings has.
+    """
+    graph = graph_in(model)
+    if graph is None:
+        raise ValueError(
+            "Argument `check` must be data where the model does not say what inputs it "
+            f"takes. Received: check=True and model '{model.name}' of class "
+            f"{type(model).__name__}"
+        )
+    random = np.random.default_rng(0)
+
+    def one(tensor: Any) -> Any:
+        shape = [SIZE if size is None else size for size in tensor.shape]
+        shape[0] = 2 if tensor.shape[0] is None else tensor.shape[0]
+        if "float" in tensor.dtype:
+            value = random.normal(size=shape)
+        elif tensor.dtype == "string":
+            raise ValueError(
+                "Argument `check` must be data where a model takes strings. Received: "
+                f"check=True and model '{model.name}'"
+            )
+        else:
+            value = random.integers(0, 2, shape).astype(float)
+        return keras.ops.convert_to_tensor(value, tensor.dtype)
+
+    return keras.tree.map_structure(one, graph.input)

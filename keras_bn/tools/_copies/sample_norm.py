@@ -1,0 +1,172 @@
+"""A norm of each sample alone in the place of batch norm: group or layer norm."""
+
+import inspect
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bn._keras import calls_of
+from keras_bn.ops._arguments import positive_epsilon
+from keras_bn.tools._graphs.walk import (
+    STATISTICS,
+    Layer,
+    array,
+    float64,
+    is_plain_batch_norm,
+)
+
+SAMPLE_NORMS = {
+    "group": keras.layers.GroupNormalization,
+    "layer": keras.layers.LayerNormalization,
+}
+GROUPS = 32
+"""At most so many by default: what Wu and He use, and Keras."""
+
+
+def check_overrides(overrides: dict[str, Any]) -> None:
+    """Checks what Keras's constructors leave unchecked."""
+    if "epsilon" in overrides:
+        positive_epsilon(overrides["epsilon"])
+
+
+def sample_norm(layer: Layer, to: str, overrides: dict[str, Any]) -> Layer:
+    """The group or layer norm in the place of `layer`, a built batch norm."""
+    shape = tuple(layer.get_build_config()["input_shape"])
+    axes = _axes(layer.axis, len(shape))
+    if _has_no_positions(layer):
+        # Of one position, a group of one channel would leave beta, one of two signs.
+        to, axes = "layer", tuple(range(1, len(shape)))
+    if to == "group":
+        _check_masks(layer)
+        overrides = {**overrides, "groups": _groups(layer, axes, overrides)}
+    else:
+        _check_axes(layer, axes, len(shape))
+        overrides = {k: value for k, value in overrides.items() if k != "groups"}
+    target = SAMPLE_NORMS[to]
+    config = {**layer.get_config(), **overrides}
+    accepted = {*inspect.signature(target.__init__).parameters} - {"self", "kwargs"}
+    accepted |= {"name", "trainable", "dtype"}
+    config["axis"] = axes[0] if len(axes) == 1 else list(axes)
+    return target.from_config({k: v for k, v in config.items() if k in accepted})
+
+
+def _axes(axis: Any, rank: int) -> tuple[int, ...]:
+    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    return tuple(sorted(one % rank for one in given))
+
+
+def _has_no_positions(layer: Layer) -> bool:
+    shape = tuple(layer.get_build_config()["input_shape"])
+    return _positions(shape, _axes(layer.axis, len(shape))) == 1
+
+
+def _positions(shape: tuple[int | None, ...], axes: tuple[int, ...]) -> int | None:
+    """How many positions a sample has, None where it is not known."""
+    sizes = [n for i, n in enumerate(shape) if i and i not in axes]
+    return None if None in sizes else math.prod(n for n in sizes if n is not None)
+
+
+def _groups(layer: Layer, axes: tuple[int, ...], overrides: dict[str, Any]) -> int:
+    if len(axes) > 1 or axes[0] == 0:
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: Keras's GroupNormalization "
+            "makes groups along one axis, which is not the first. Received: axis="
+            f"{layer.axis}"
+        )
+    channels = int(layer.moving_mean.shape[0])
+    given = overrides.get("groups")
+    if given is None:
+        # Groups of one channel are instance norm, the worst of all sizes in the paper.
+        most = max(1, min(GROUPS, channels // 2))
+        return next(n for n in range(most, 0, -1) if channels % n == 0)
+    if given != -1 and channels % given:
+        raise ValueError(
+            "Argument `groups` must divide the channels of each layer; left out, each "
+            f"gets a number that does. Received: groups={given}, layer '{layer.name}' "
+            f"with {channels} channels"
+        )
+    return int(given)
+
+
+def _check_axes(layer: Layer, axes: tuple[int, ...], rank: int) -> None:
+    """Refuses axes that Keras's layer norm confuses with the last ones (on torch)."""
+    try:
+        keras.ops.layer_normalization(
+            np.zeros(range(2, rank + 2), "float32"), axis=list(axes)
+        )
+    except Exception as error:
+        raise ValueError(
+            f"Layer '{layer.name}' cannot be converted: on this backend, the "
+            f"LayerNormalization of Keras {keras.__version__} serves the last axes "
+            "only. Use another backend, channels last, or, for one statistic a sample, "
+            f'`to="group", groups=1`. Received: axis={layer.axis}'
+        ) from error
+
+
+def _check_masks(layer: Layer) -> None:
+    """Refuses a mask, in graphs that can be read."""
+    for node in calls_of(layer):
+        if node.arguments.kwargs.get("mask") is not None:
+            raise ValueError(
+                f"Layer '{layer.name}' cannot be converted: a mask reaches it, and "
+                "Keras's GroupNormalization would take masked positions into its "
+                'statistics. Use `to="layer"`, which normalizes each position alone. '
+                f"Received: inputs of shape {node.input_tensors[0].shape} and a mask"
+            )
+
+
+def copy_parameters(old: Layer, new: Layer) -> None:
+    """Gives `new` gamma and beta of `old`, a batch norm, and their flags."""
+    for name in ("gamma", "beta"):
+        source, target = getattr(old, name, None), getattr(new, name, None)
+        if source is not None and target is not None:
+            # Those of several axes have the inputs' rank in a batch norm.
+            target.assign(array(source).reshape(target.shape))
+            target.trainable = source.trainable
+
+
+def warn_of_unread_groups(
+    model: Any, norms: dict[str, Layer], overrides: dict[str, Any]
+) -> None:
+    """Says so where `groups` are asked for, and layer norm has none."""
+    groups = overrides.get("groups")
+    without = [
+        path
+        for path, layer in norms.items()
+        if is_plain_batch_norm(layer) and _has_no_positions(layer)
+    ]
+    if without and groups not in (None, 1):  # one group is what layer norm is there
+        warnings.warn(
+            f"Argument `groups` is not read for {len(without)} layers of model "
+            f"'{model.name}', '{without[0]}' the first: their inputs have no "
+            f"positions, so that they get layer norm. Received: groups={groups}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_dropped(model: Any, norms: dict[str, Layer], target: type) -> None:
+    """Says so where moving statistics go that are not those they began with."""
+    dropped = [
+        path
+        for path, layer in norms.items()
+        if is_plain_batch_norm(layer) and _moved(layer)
+    ]
+    if dropped:
+        warnings.warn(
+            f"The moving statistics of {len(dropped)} layers of model '{model.name}' "
+            f"are dropped, '{dropped[0]}' the first: {target.__name__} has none. The "
+            "new model's outputs are others; train it on.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _moved(layer: Layer) -> bool:
+    return any(
+        np.any(float64(getattr(layer, name)) != start)
+        for name, start in zip(STATISTICS, (0, 1), strict=True)
+    )

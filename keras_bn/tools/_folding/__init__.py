@@ -1,0 +1,1 @@
+"""Scale and offset of a batch norm, multiplied into the layers around it."""

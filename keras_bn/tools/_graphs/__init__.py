@@ -1,0 +1,1 @@
+"""What a model is made of: its batch norm layers, and the calls between its layers."""

@@ -1,0 +1,1 @@
+"""What the tools say: findings, tables, a figure, a progress bar."""

@@ -1,0 +1,1 @@
+"""Moments of data that passes through a model, and what layers keep of them."""

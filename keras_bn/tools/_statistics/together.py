@@ -1,0 +1,99 @@
+"""What processes that go through parts of the data find together."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_bn.ops.processes import Processes
+from keras_bn.tools._graphs.walk import Layer
+from keras_bn.tools._statistics.moments import RunningMoments
+
+FAILED = -1.0
+
+
+class Found:
+    """What a pass over the data found: of one process, or of all together.
+
+    Attributes:
+        moments: Of each layer, by path.
+        reached: The paths of the layers that were called.
+        batches: How many batches were seen.
+        samples: How many samples.
+    """
+
+    def __init__(self, layers: dict[str, Layer], moments: dict[str, Any]) -> None:
+        self._layers = layers
+        self.moments = moments
+        self.reached: dict[str, None] = {}
+        self.batches = 0
+        self.samples = 0
+
+    def see(self, path: str, count: Any, mean: Any, variance: Any) -> None:
+        """Takes in the moments of a batch that the layer of this path was called on."""
+        self.reached.setdefault(path)
+        self.moments[path].add(count, mean, variance)
+
+    def together(self, processes: Processes, error: Exception | None) -> "Found":
+        """What all processes found, merged in their order: one gather.
+
+        A process that failed takes part, so that the others do not wait for it.
+
+        Raises:
+            ValueError: Another process failed, and this one did not.
+        """
+        rows = processes.gather(self._row(error))
+        require_all(rows[:, 0], error)
+        found = Found(self._layers, {path: RunningMoments() for path in self._layers})
+        for row in rows:
+            found._add(row)
+        return found
+
+    def _row(self, error: Exception | None) -> np.ndarray:
+        """One process's findings as a vector, of the same size in all of them."""
+        parts: list[Any] = [[FAILED if error else 0.0, self.batches, self.samples]]
+        for path, layer in self._layers.items():
+            one, shape = self.moments[path], tuple(layer.moving_mean.shape)
+            parts.append([float(path in self.reached)])
+            parts += [
+                np.broadcast_to(part, shape).ravel()
+                for part in (one.count, one.mean, one.variance)
+            ]
+        return np.concatenate(parts).astype("float64")
+
+    def _add(self, row: np.ndarray) -> None:
+        self.batches += int(row[1])
+        self.samples += int(row[2])
+        start = 3
+        for path, layer in self._layers.items():
+            shape = tuple(layer.moving_mean.shape)
+            size = int(np.prod(shape))
+            if row[start]:
+                parts = row[start + 1 : start + 1 + 3 * size].reshape(3, *shape)
+                self.see(path, *parts)
+            start += 1 + 3 * size
+
+
+def require_all(states: np.ndarray, error: Exception | None) -> None:
+    """Raises `error`, or that another process failed, if one did."""
+    if error is not None:
+        raise error
+    failed = np.flatnonzero(states == FAILED).tolist()
+    if failed:
+        raise ValueError(
+            "All processes must come through their data. Received: an error in "
+            f"process {', '.join(map(str, failed))} of {len(states)}"
+        )
+
+
+def agreed_order(
+    processes: Processes, layers: dict[str, Layer], order: list[str], error: Any
+) -> list[str]:
+    """The order in which layers run, as the first process that has data found it."""
+    paths = list(layers)
+    row = np.full(1 + len(paths), -1.0)
+    row[0] = FAILED if error else float(bool(order))
+    row[1 : 1 + len(order)] = [paths.index(path) for path in order]
+    rows = processes.gather(row)
+    require_all(rows[:, 0], error)
+    known = [one[1:].astype(int) for one in rows if one[0] > 0]
+    return [paths[number] for number in known[0]] if known else []
