@@ -248,7 +248,7 @@ def _is_head(item: Item) -> bool:
 def _agrees(found: Proposal, mine: View, other: View) -> bool:
     return all(
         found[mine[o].name] == other[t].name
-        for by_name, *_ in _by_name(_kinds(mine), _kinds(other))
+        for by_name, *_ in _by_name(_kinds(mine), _kinds(other), True)
         for o, t in by_name.items()
     )
 
