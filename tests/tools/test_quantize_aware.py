@@ -633,3 +633,11 @@ def test_a_failure_leaves_the_model():
     with pytest.raises(ValueError, match="class Unclear cannot be copied"):
         keras_bn.quantize_aware(model)
     assert weights_of(model) == before
+
+
+def test_a_layer_on_the_way_that_is_called_twice_stops_a_norm():
+    x, shared = keras.Input((4,)), L.Dropout(0.5, name="shared")
+    y, z = (shared(L.Dense(3)(x)) for _ in range(2))
+    model = keras.Model(x, [Norm()(y), z])
+    _, report = keras_bn.quantize_aware(model, explain=True)
+    assert "'shared' is called 2 times" in report.rows[0].reason
