@@ -96,6 +96,9 @@ def test_copies_compute_the_same_and_hold_nothing_of_the_model(case):
         if isinstance(one, keras_bn.BatchNormalization)
     ]
     assert len(norms) == case.norms
+    pairs = zip(sublayers(model), sublayers(ours), strict=False)
+    for (_, old), (_, new) in pairs:
+        assert type(getattr(new, "run", None)) is type(getattr(old, "run", None))
     assert [v.path for v in ours.variables] == [v.path for v in model.variables]
     np.testing.assert_array_equal(_outputs(back), expected)
     np.testing.assert_allclose(_outputs(ours), expected, atol=2e-6)
@@ -240,11 +243,14 @@ class Tuples(keras.Model):
 
 @ON_TORCH
 def test_tuples_of_layers_stay_tuples(tmp_path):
-    model = Tuples()
+    class Local(Tuples):  # which no import finds
+        pass
+
+    model = Local()
     model(images(2, 3))
     ours = keras_bn.convert(model)
     ours.save(tmp_path / "ours.keras")
-    classes = {"Tuples": Tuples}
+    classes = {"Local": Local}
     loaded = keras.saving.load_model(tmp_path / "ours.keras", custom_objects=classes)
     for one in (ours, loaded):
         assert (type(one.pair), type(one.named)) == (tuple, Two)

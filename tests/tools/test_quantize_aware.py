@@ -12,6 +12,7 @@ import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn.tools._folding.chains import _is_relu
 from keras_bn.tools._folding.fake_quantize import FakeQuantize
 from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
@@ -641,3 +642,22 @@ def test_a_layer_on_the_way_that_is_called_twice_stops_a_norm():
     model = keras.Model(x, [Norm()(y), z])
     _, report = keras_bn.quantize_aware(model, explain=True)
     assert "'shared' is called 2 times" in report.rows[0].reason
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (L.Activation("relu"), True),
+        (L.Activation("relu6"), True),
+        (L.Activation("tanh"), False),
+        (L.Dense(2, activation="relu"), False),
+        (L.ReLU(), True),
+        (L.ReLU(6.0), True),
+        (L.ReLU(5.0), False),
+        (L.ReLU(negative_slope=0.1), False),
+        (L.ReLU(threshold=0.1), False),
+    ],
+)
+def test_what_deployed_graphs_take_for_a_bound(layer, expected):
+    assert _is_relu(layer) == expected
