@@ -21,7 +21,7 @@ if BACKEND != "tensorflow":
 if BACKEND == "jax":
     # What is exported there unfolded is not fused: the page says to fold first.
     MODELS = ("Keras's layer", "folded", "quantize-aware")
-UNTRAINED = ("Keras's layer", "this package's", "folded")
+UNTRAINED = ("Keras's layer", "this package's")
 ON_TORCH = slow("trains three models and exports them all", but_on="torch")
 ALL = [
     pytest.param((MODELS, RUNTIMES), runtime, id=runtime, marks=ON_TORCH)
