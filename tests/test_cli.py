@@ -575,8 +575,15 @@ def test_custom_layers_are_imported(folder, monkeypatch, capsys):
     del sys.modules["own_layer"]
     assert cli.main(command) == 3
     assert "--import MODULE" in capsys.readouterr().err
+    # Found, before others of its name, in the working directory.
+    sys.path.remove(str(folder))
+    monkeypatch.syspath_prepend(folder / "others")
+    (folder / "others").mkdir()
+    (folder / "others/own_layer.py").write_text("raise ImportError('another')")
+    paths = [*sys.path]
     monkeypatch.setattr(sys, "argv", ["", *command, "--import", "own_layer"])
     with pytest.raises(SystemExit) as ended:  # `python -m keras_bn`
         runpy.run_module("keras_bn", run_name="__main__")
     assert ended.value.code == 0
+    assert sys.path == paths
     assert "1 batch norm layers folded" in capsys.readouterr().out

@@ -10,14 +10,12 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from packaging.version import Version
 
 import frameworks
 import keras_bn
 from keras_bn import _keras, _private
 
 BACKEND = keras.backend.backend()
-OLDER_THAN_3_15 = Version(keras.__version__).release < (3, 15)
 PRIVATE = importlib.import_module(f"keras_bn.backend.{BACKEND}_private")
 
 only = {
@@ -84,7 +82,7 @@ def test_what_a_batch_norm_runs_is_known(name):
 def test_what_compile_leaves_is_known(name, objects):
     if name == "_jax_state" and BACKEND != "jax":
         pytest.skip("of JAX alone")
-    if name == "_compiled_trainable_state" and OLDER_THAN_3_15:
+    if name == "_compiled_trainable_state" and frameworks.KERAS < (3, 15):
         pytest.skip("Keras leaves it since 3.15")
     known = hasattr(objects["compiled"], name)
     assert known, f"a copy may share with the model what was `{name}`"

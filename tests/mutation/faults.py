@@ -56,7 +56,7 @@ _ABOUT = {"getattr", "hasattr", "isinstance", "len", "range", "repr", "type", "z
 # How a figure looks, where what it shows stays the same.
 _LOOKS = {
     *("bbox_to_anchor", "dpi", "fontsize", "fontweight", "frameon", "ha", "labelsize"),
-    *("linestyle", "linewidth", "markersize", "ncols", "rotation", "va"),
+    *("linestyle", "loc", "linewidth", "markersize", "ncols", "rotation", "va"),
 }
 # Types, which are not run, and texts, which are for people.
 _NOT_LOOKED_INTO = {"annotation", "returns", "decorator_list", "bases"}

@@ -162,6 +162,11 @@ BAD = {
         ValueError,
         "Received.*moving_count",
     ),
+    "other layers": (
+        lambda: [keras.Sequential([trained([]), trained([])])],
+        ValueError,
+        "batch normalization layers.*: 1. Received: 2",
+    ),
     "NaN": (
         lambda: [[np.full(2, np.nan), np.ones(2)]],
         ValueError,

@@ -197,8 +197,8 @@ class Two(NamedTuple):
 
 
 class Tuples(keras.Model):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.pair = (L.Dense(2), L.BatchNormalization())
         self.named = Two(L.Dense(2), L.BatchNormalization())
 
@@ -209,12 +209,17 @@ class Tuples(keras.Model):
 
 
 @ON_TORCH
-def test_tuples_of_layers_stay_tuples():
+def test_tuples_of_layers_stay_tuples(tmp_path):
     model = Tuples()
     model(images(2, 3))
     ours = keras_bn.convert(model)
-    assert (type(ours.pair), type(ours.named)) == (tuple, Two)
-    assert {type(ours.pair[1]), type(ours.named.norm)} == {keras_bn.BatchNormalization}
+    ours.save(tmp_path / "ours.keras")
+    classes = {"Tuples": Tuples}
+    loaded = keras.saving.load_model(tmp_path / "ours.keras", custom_objects=classes)
+    for one in (ours, loaded):
+        assert (type(one.pair), type(one.named)) == (tuple, Two)
+        norms = {type(one.pair[1]), type(one.named.norm)}
+        assert norms == {keras_bn.BatchNormalization}
 
 
 # How far outputs may be from each other, of the largest.
