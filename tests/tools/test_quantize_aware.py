@@ -26,15 +26,8 @@ KINDS = ROWS | {
     *("dense", "dense, no bias", "dense after", "conv1d causal", "conv3d", "flatten"),
     *("depthwise1d", "depthwise2d", "separable2d", "transpose2d", "two norms"),
     *("keras's", "no gamma or beta", "renorm", "permute", "average pool", "nested"),
-    *(
-        "fused",
-        "fused, twice",
-        "same 1x1",
-        "rescaling",
-        "relu between",
-        "padding after",
-        "dtype",
-    ),
+    *("fused", "fused, twice", "same 1x1", "rescaling", "relu between"),
+    *("padding after", "dtype"),
 }
 ALIKE = slow(
     "more models of these kinds", witness="test_fold_agrees_with_what_is_trained"
