@@ -46,6 +46,9 @@ class _TensorFlow:
     def platform(self, tensor):
         return tensor.device.rpartition("device:")[2].partition(":")[0].lower()
 
+    def at_once(self, function):
+        return function
+
     def float64(self):
         return contextlib.nullcontext()
 
@@ -90,6 +93,9 @@ class _Jax:
         return self.jax.jit(function)
 
     xla = compiled
+
+    def at_once(self, function):
+        return self.jax.jit(function, compiler_options=_QUICK)
 
     def platform(self, tensor):
         (device,) = tensor.devices()
@@ -142,6 +148,9 @@ class _Torch:
 
     xla = compiled
 
+    def at_once(self, function):
+        return function
+
     def platform(self, tensor):
         return tensor.device.type
 
@@ -155,6 +164,8 @@ _FRAMEWORK = {"tensorflow": _TensorFlow, "jax": _Jax, "torch": _Torch}[
 
 compiled = _FRAMEWORK.compiled
 xla = _FRAMEWORK.xla
+# Compiled where single operators would be as well, one by one: on JAX.
+at_once = _FRAMEWORK.at_once
 float64 = _FRAMEWORK.float64
 saved_bytes = _FRAMEWORK.saved_bytes
 # The compilers that differ: JAX and PyTorch have one each.
