@@ -106,7 +106,7 @@ def load_data(path: Path, model: Any) -> Any:
     with data:
         arrays = dict(data)
     inputs = input_names(model)
-    if len(inputs) > 1 and set(inputs) <= set(arrays):
+    if inputs and set(inputs) <= set(arrays):
         return {name: arrays[name] for name in inputs}
     if "x" in arrays or len(arrays) == 1:
         return arrays.get("x", next(iter(arrays.values())))

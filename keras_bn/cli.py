@@ -248,7 +248,12 @@ def _add_recalibrate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_output(parser)
     _add_data(parser, required=True, size=32)
-    parser.add_argument("--method", choices=("population", "ema"), default="population")
+    parser.add_argument(
+        "--method",
+        choices=("population", "ema"),
+        default="population",
+        help="over all data alike (default), or the moving average, continued",
+    )
     parser.add_argument(
         "--prior", type=float, help="keep the old statistics as so many samples"
     )
@@ -266,7 +271,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     data = load_data(options.data, model)
     names = ("steps", "method", "prior", "batch_size", "layer_by_layer")
     settings = {name: getattr(options, name) for name in (*names, "include_frozen")}
-    settings["verbose"] = int(sys.stdout.isatty())  # no bar into a file or a pipe
+    settings["verbose"] = sys.stdout.isatty()  # no bar into a file or a pipe
     report = served(tools.recalibrate, model, data, **settings)
     write_model(options.output, options.force, model)
     print(report)

@@ -496,6 +496,15 @@ GRAPHS = [
         2,
     ),
     Graph("sum", lambda x: Norm()(L.Add()([_dense(x), _dense(x), _dense(x)])), (4,), 1),
+    Graph(
+        "sum of concatenations",
+        lambda x: Norm()(
+            L.Concatenate()([_dense(x, 2), _dense(x, 3)])
+            + L.Concatenate()([_dense(x, 3), _dense(x, 2)])
+        ),
+        (4,),
+        1,
+    ),
     Graph("difference", lambda x: Norm()(_dense(x) - _dense(x)), (4,), 1),
     Graph(
         "weighted sum",

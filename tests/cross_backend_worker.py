@@ -8,12 +8,14 @@ computed, reads the models of all of them and writes `<backend>_loaded.npz`.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
+import fresh_process
 import keras_bn
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -81,6 +83,15 @@ BRANCHES = {
 }
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
+
+
+def entries():
+    """The names of what `trained` finds."""
+    return [
+        f"{name}/{entry}"
+        for name in BRANCHES
+        for entry in ("prediction", *statistics_of(name))
+    ]
 
 
 def statistics_of(branch):
@@ -161,14 +172,21 @@ def compute(folder):
         for entry, array in call(name).items()
     }
     model = build()
-    train(model)
+    arrays |= trained(model)
     model.save(folder / f"{keras.backend.backend()}.keras")
+    np.savez(folder / f"{keras.backend.backend()}.npz", **arrays)
+
+
+def trained(model):
+    """What is predicted after the training, and the moving statistics."""
+    train(model)
+    arrays = {}
     for name, prediction in model.predict_on_batch(inputs()).items():
         arrays[f"{name}/prediction"] = prediction
         for statistic in statistics_of(name):
             value = getattr(model.get_layer(f"{name}_norm"), statistic)
             arrays[f"{name}/{statistic}"] = keras.ops.convert_to_numpy(value)
-    np.savez(folder / f"{keras.backend.backend()}.npz", **arrays)
+    return arrays
 
 
 def load(folder):
@@ -178,6 +196,16 @@ def load(folder):
         for name, prediction in model.predict_on_batch(inputs()).items():
             arrays[f"{saver}/{name}"] = prediction
     np.savez(folder / f"{keras.backend.backend()}_loaded.npz", **arrays)
+
+
+def run_everywhere(mode, folder):
+    """Runs this on every backend, side by side."""
+    with ThreadPoolExecutor() as pool:
+        list(
+            pool.map(
+                lambda name: fresh_process.run([__file__, mode, folder], name), BACKENDS
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ import functools
 
 import keras
 import numpy as np
+from packaging.version import Version
+
+KERAS = Version(keras.__version__).release
+# With Keras 3.14 each operation of Keras's breaks the graph of torch.compile.
+WHOLE_GRAPHS = KERAS >= (3, 15)
 
 
 class _TensorFlow:

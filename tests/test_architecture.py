@@ -77,7 +77,6 @@ PRIVATE_IN = {
     "tests.test_architecture": "what is caught, below",
     "tests.test_private_names": "looks whether they are there",
     "tests.test_keras_own": "Keras's own tests, by their module",
-    "tests.keras_own_plugin": "puts our layer into Keras's own tests",
     "tests.conftest": "sets Keras's seeds without an import of TensorFlow for it",
     "tests.cases_tools": "blocks of keras.applications, in small networks",
     "tests.tools.test_layouts": "a block of keras.applications",

@@ -13,7 +13,7 @@ import pytest
 import keras_bn
 from cases_tools import images, numpy, randomize
 from keras_bn import cli
-from keras_bn._files import warnings_as_lines
+from keras_bn._files import _reason, warnings_as_lines
 from keras_bn.tools._copies import rebuild
 
 L = keras.layers
@@ -195,7 +195,8 @@ def weights(folder):
 def test_from_torch(folder, weights, capsys):
     command = ["from-torch", "net.keras", "weights.pth", "out.keras"]
     before = _names(folder)
-    assert cli.main([*command, "--layers", "all", "--dry-run"]) == 0
+    dry = [*command[:3], "taken.keras", "--layers", "all", "--dry-run"]
+    assert cli.main(dry) == 0
     pairs = capsys.readouterr().out
     assert pairs.startswith("2 layers matched")
     assert _names(folder) == before
@@ -258,7 +259,6 @@ def test_from_torch_is_given_its_options(
 
 
 FROM_TORCH_FAILURES = [
-    (["weights.pth", "taken.keras"], 4, "taken.keras exists: --force"),
     (["weights.pth", "out.h5"], 2, "must be a .keras file"),
     (["none.pth", "out.keras"], 3, "the weights' file must exist"),
     (["text.keras", "out.keras"], 3, "must be a file of tensors"),
@@ -281,9 +281,19 @@ def test_from_torch_failures(folder, weights, arguments, code, message, capsys):
 
 FAILURES = [
     (["convert", "net.keras", "o.keras", "--set", "epsilon=1", "--check"], 3, "else"),
-    (["fold", "net.keras", "taken.keras"], 4, "taken.keras exists: --force"),
-    (["fold", "net.keras", "no/out.keras"], 4, "the folder must exist"),
-    (["fold", "net.keras", "out.h5"], 2, "must be a .keras file"),
+    # Said before any work: there is no such model.
+    *(
+        ([*command, "taken.keras"], 4, "taken.keras exists: --force")
+        for command in (
+            ["fold", "none.keras"],
+            ["convert", "none.keras"],
+            ["recalibrate", "none.keras", "--data", "x.npy"],
+            ["from-torch", "none.keras", "none.pth"],
+            ["inspect", "none.keras", "--plot"],
+        )
+    ),
+    (["fold", "none.keras", "no/out.keras"], 4, "the folder must exist"),
+    (["fold", "none.keras", "out.h5"], 2, "must be a .keras file"),
     (["fold", "none.keras", "out.keras"], 3, "must exist"),
     (["fold", "text.keras", "out.keras"], 3, "it is no .keras file"),
     (["fold", "x.npz", "out.keras"], 3, "that can be loaded"),
@@ -295,7 +305,6 @@ FAILURES = [
     (["inspect", "net.keras", "--data", "text.keras"], 3, ".npy or .npz"),
     (["inspect", "net.keras", "--data", "ab.npz"], 3, "with ['a', 'b']"),
     (["inspect", "net.keras", "--data", "objects.npy"], 3, "be a .npy or .npz"),
-    (["inspect", "net.keras", "--plot", "taken.keras"], 4, "exists"),
     (["inspect", "net.keras", "--import", "no_such_module"], 2, "no_such_module"),
     (["inspect", "net.keras", "--plot", "p.doc"], 4, "could not be written"),
 ]
@@ -416,6 +425,22 @@ def test_a_model_without_its_loss_is_read_all_the_same(folder, capsys):
     assert "loaded without its compile state: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", "Failed"),
+        (" one line \n\n", "one line"),
+        ("first\nlast", "first ... last"),
+        ("a " * 80 + "\nconfig\nlast", "a " * 58 + "... ... last"),
+    ],
+)
+def test_the_reason_is_short(message, reason):
+    class Failed(Exception):
+        pass
+
+    assert _reason(Failed(message)) == reason
+
+
 def test_a_plot_without_matplotlib_is_said(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert cli.main(["inspect", "net.keras", "--plot", "p.png"]) == 4
@@ -446,6 +471,9 @@ def test_force_overwrites(folder):
 
 def test_a_failing_write_leaves_the_old_file(folder, monkeypatch):
     def save(self, path, **_):
+        # Where a file system moves it at once.
+        assert path.parent.parent.resolve() == folder
+        assert path.parent.name.startswith(".keras-bn-")
         path.write_bytes(b"half")
         raise OSError("no space left")
 
@@ -465,6 +493,10 @@ def test_a_failing_write_leaves_the_old_file(folder, monkeypatch):
         ["recalibrate", "a", "b"],
         ["inspect", "a", "--steps", "0"],
         ["inspect", "a", "--batch-size", "many"],
+        ["convert", "a", "b", "--to", "flax"],
+        ["recalibrate", "a", "b", "--data", "c", "--method", "mean"],
+        ["from-torch", "a", "b", "c", "--layers", "some"],
+        ["from-torch", "a", "b", "c", "--flatten", "rows"],
     ],
 )
 def test_a_wrong_command_line_is_2(command, capsys):
@@ -481,7 +513,34 @@ def test_help_tells_of_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
     assert caught.value.code == 0
-    assert "exit codes:" in capsys.readouterr().out
+    lines = "" if command == [cli.BENCHMARK] else "\n  0  done\n  1  inspect: "
+    assert f"exit codes:{lines}" in capsys.readouterr().out
+
+
+# How the help shows the values of options.
+VALUES = {
+    "fold": ["--import MODULE", "--check [FILE]"],
+    "convert": ["--set NAME=VALUE"],
+    "from-torch": ["--map LAYER=PREFIX"],
+}
+
+
+def test_help_tells_of_every_command_and_argument():
+    parser = cli._parser()
+    (commands,) = parser._subparsers._group_actions
+    assert commands.metavar == "command"
+    text = " ".join(parser.format_help().split())
+    assert " Tools for batch normalization in Keras models. " in text
+    assert f" {cli.BENCHMARK} Time the layer, or the tools. " in text
+    for command in cli.COMMANDS:
+        one = commands.choices[command.name]
+        assert f" {command.help} " in text
+        assert one.description == command.help
+        assert [each.dest for each in one._actions if not each.help] == []
+        shown = one.format_help()
+        assert [
+            each for each in VALUES.get(command.name, ()) if each not in shown
+        ] == []
 
 
 def test_benchmark_is_handed_on(folder, capsys):
@@ -516,8 +575,15 @@ def test_custom_layers_are_imported(folder, monkeypatch, capsys):
     del sys.modules["own_layer"]
     assert cli.main(command) == 3
     assert "--import MODULE" in capsys.readouterr().err
+    # Found, before others of its name, in the working directory.
+    sys.path.remove(str(folder))
+    monkeypatch.syspath_prepend(folder / "others")
+    (folder / "others").mkdir()
+    (folder / "others/own_layer.py").write_text("raise ImportError('another')")
+    paths = [*sys.path]
     monkeypatch.setattr(sys, "argv", ["", *command, "--import", "own_layer"])
     with pytest.raises(SystemExit) as ended:  # `python -m keras_bn`
         runpy.run_module("keras_bn", run_name="__main__")
     assert ended.value.code == 0
+    assert sys.path == paths
     assert "1 batch norm layers folded" in capsys.readouterr().out

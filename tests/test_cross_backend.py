@@ -1,15 +1,20 @@
 """TensorFlow, JAX and PyTorch compute the same, and read each other's files."""
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 
 import cross_backend_worker as worker
-import fresh_process
+from slow import slow
 
-pytestmark = pytest.mark.once
+pytestmark = [
+    pytest.mark.once,
+    slow(
+        "starts each framework twice",
+        witness="test_training_ends_as_on_the_other_backends",
+    ),
+]
 
 PAIRS = list(combinations(worker.BACKENDS, 2))
 
@@ -21,25 +26,14 @@ DEFAULT_TOLERANCE = 1e-5
 BFLOAT16 = 2**-8
 
 CALLS = [f"{name}/{entry}" for name in worker.CALLS for entry in worker.OF_A_CALL]
-BRANCHES = [
-    f"{name}/{entry}"
-    for name in worker.BRANCHES
-    for entry in ("prediction", *worker.statistics_of(name))
-]
-
-
-def run_everywhere(mode, folder):
-    """Runs the worker on every backend, side by side."""
-    script = [worker.__file__, mode, folder]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: fresh_process.run(script, name), worker.BACKENDS))
+BRANCHES = worker.entries()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cross_backend")
-    run_everywhere("compute", folder)
-    run_everywhere("load", folder)
+    worker.run_everywhere("compute", folder)
+    worker.run_everywhere("load", folder)
     return folder
 
 

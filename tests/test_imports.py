@@ -7,6 +7,11 @@ import keras
 import pytest
 
 import fresh_process
+import keras_bn
+from slow import slow
+
+# What each file may import, tests/test_architecture.py reads on any backend.
+pytestmark = slow("a new process and a framework", but_on="torch")
 
 FRAMEWORKS = {"tensorflow", "jax", "torch", "flax", "openvino"}
 OPTIONAL = {"matplotlib", "sklearn", "rich", "scipy", "pandas"}
@@ -30,33 +35,33 @@ for name in list(sys.modules):
 sys.meta_path.insert(0, Recorder())
 answers = {}
 for statement in statements:
-    asked, before = [], set(sys.modules)
+    asked, before, result = [], set(sys.modules), None
     try:
         exec(statement)
     except ImportError:
         pass  # It is in `asked`, which says more.
     new = {name.partition(".")[0] for name in set(sys.modules) - before}
-    answers[statement] = {"asked": asked, "new": sorted(new)}
+    answers[statement] = {"asked": asked, "new": sorted(new), "result": result}
 print(json.dumps(answers))
 """
 OURS = "import keras_bn"
-GUARDED = "try:\n import matplotlib.pyplot\nexcept ImportError: pass"
-
 LOAD = """
-import sys
-import keras_bn
 import numpy as np
-from keras import models
-print(models.load_model(sys.argv[1]).predict(np.ones((1, 2)), verbose=0).tolist())
+model = keras.models.load_model(sys.argv[2])
+result = model.predict(np.ones((1, 2)), verbose=0).tolist()
 """
+GUARDED = "try:\n import matplotlib.pyplot\nexcept ImportError: pass"
 
 
 @pytest.fixture(scope="module")
-def answers():
-    """For each statement: what it asks for of the forbidden, which roots it brings."""
+def answers(tmp_path_factory):
+    """What each statement asks for of the forbidden, brings, and comes to."""
+    model = keras.Sequential([keras.Input((2,)), keras_bn.BatchNormalization()])
+    path = tmp_path_factory.mktemp("imports") / "model.keras"
+    model.save(path)
     forbidden = (FRAMEWORKS | OPTIONAL) - {keras.backend.backend()}
-    question = json.dumps([[OURS, GUARDED], sorted(forbidden)])
-    output = fresh_process.run(["-c", ASK, question], keras.backend.backend())
+    question = json.dumps([[OURS, LOAD, GUARDED], sorted(forbidden)])
+    output = fresh_process.run(["-c", ASK, question, path], keras.backend.backend())
     return json.loads(output.splitlines()[-1])
 
 
@@ -69,18 +74,11 @@ def test_nothing_but_the_package_and_the_framework_is_imported(answers):
     assert set(answers[OURS]["new"]) - standard == {"keras_bn"}
 
 
-def test_a_forbidden_import_is_seen_even_if_guarded(answers):
-    assert answers[GUARDED]["asked"] == ["matplotlib"]
-
-
-@pytest.mark.once
-def test_loading_a_model_needs_only_the_import(tmp_path):
-    import keras_bn
-
-    model = keras.Sequential([keras.Input((2,)), keras_bn.BatchNormalization()])
-    path = tmp_path / "model.keras"
-    model.save(path)
-    output = fresh_process.run(["-c", LOAD, path], keras.backend.backend())
+def test_loading_a_model_needs_only_the_import(answers):
     # gamma 1, beta 0, moving mean 0, moving variance 1.
     expected = (1 + 1e-3) ** -0.5
-    assert json.loads(output.splitlines()[-1]) == [pytest.approx([expected] * 2)]
+    assert answers[LOAD]["result"] == [pytest.approx([expected] * 2)]
+
+
+def test_a_forbidden_import_is_seen_even_if_guarded(answers):
+    assert answers[GUARDED]["asked"] == ["matplotlib"]

@@ -33,6 +33,7 @@ MADE = {
     "Some = int | None": [],
     "x: f(2)": [],
     "zip(a, strict=True)": ["pass"],
+    "draw(fontsize=8)": ["pass"],
 }
 
 
@@ -72,6 +73,8 @@ def test_who_looks_for_a_fault():
     names, _ = likely(traces, "a.py", (1, 1), none, 99)
     assert set(names) == set(traces)
     assert names[-1] == "apart"
+    names, _ = likely(traces, "data.py", (1, 1), none, 3)
+    assert set(names) == {"quick", "elsewhere", "apart"}
 
 
 def test_what_a_shared_fixture_does_is_of_all_its_tests():

@@ -295,6 +295,33 @@ def test_transformations_are_those_of_the_plain_formulas(point, transform):
         np.testing.assert_allclose(one, other, rtol=0, atol=limit)
 
 
+def test_reverse_mode_of_a_tangent_along_several_for_one_of_them():
+    import jax
+
+    point = Point(cases.SHAPES["image"])
+
+    def loss(t, kernels):
+        along_x, *others = point.along
+        along = (t * along_x, *others)
+        _, tangent = jax.jvp(point.call(kernels), point.at, along)
+        return (tangent * point.weights).sum()
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
+    found, expected = (slope(2.0, kernels) for kernels in (jax_kernels, reference))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_forward_mode_along_a_residual():
+    import jax
+
+    x, residual, along = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("f4")
+    y, tangent = jax.jvp(
+        lambda one: batch_norm_train(x, residual=one, activation="relu")[0],
+        *((residual,), (along,)),
+    )
+    np.testing.assert_array_equal(tangent, along * (y > 0))
+
+
 @pytest.mark.parametrize("of", [(0,), (1,), (1, 2), (0, 1, 2)], ids=str)
 def test_a_tangent_of_zeros_is_not_kept(of):
     import jax

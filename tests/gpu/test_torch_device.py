@@ -139,7 +139,9 @@ def test_compiled(options, compiler):
     step = step_of(lambda x: layer(x, training=True), x, dy, inputs)
     expected = step()
     call = torch.compile(
-        lambda x: layer(x, training=True), fullgraph=True, backend=compiler
+        lambda x: layer(x, training=True),
+        fullgraph=frameworks.WHOLE_GRAPHS,
+        backend=compiler,
     )
     close(step_of(call, x, dy, inputs)(), expected)
 

@@ -11,8 +11,11 @@ import frameworks
 import keras_bn
 import loops
 import oracle
+from slow import slow
 
 STATISTICS = ("moving_mean", "moving_variance")
+# The arithmetic is written once, in keras.ops: on every backend one way of each kind.
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -93,8 +96,13 @@ AVERAGES = {
     "function": ({"momentum": warm_up}, [0, 1 / 2, 2 / 3, 3 / 4]),
     "schedule": ({"momentum": HALVING}, [0.9, 0.45, 0.225, 0.1125]),
 }
+QUICK = {"plain", "debiased by a function"}
 parametrize = pytest.mark.parametrize(
-    ("settings", "momenta"), AVERAGES.values(), ids=AVERAGES
+    ("settings", "momenta"),
+    [
+        pytest.param(*one, id=name, marks=() if name in QUICK else ON_TORCH)
+        for name, one in AVERAGES.items()
+    ],
 )
 
 
@@ -133,6 +141,7 @@ def test_one_step_gives_the_statistics_of_the_batch(settings):
     )
 
 
+@ON_TORCH
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"zero_debias": True}])
 def test_before_a_step_inference_is_by_the_initializers(settings):
     layer = built(
@@ -147,6 +156,7 @@ def test_before_a_step_inference_is_by_the_initializers(settings):
     np.testing.assert_allclose(frameworks.numpy(layer(x)), expected, rtol=1e-5)
 
 
+@ON_TORCH
 def test_the_plain_average_does_not_depend_on_the_split():
     x = np.concatenate(batches())
     one, other = built(momentum=None), built(momentum=None)
@@ -170,7 +180,12 @@ def test_the_plain_average_counts_positions_of_images():
 
 
 @pytest.mark.parametrize(
-    ("momentum", "momenta"), [(None, None), (0.6, [0.6] * 4), (warm_up, [0, 0.5])]
+    ("momentum", "momenta"),
+    [
+        (0.6, [0.6] * 4),
+        pytest.param(None, None, marks=ON_TORCH),
+        pytest.param(warm_up, [0, 0.5], marks=ON_TORCH),
+    ],
 )
 def test_renorm_statistics_are_debiased_too(momentum, momenta):
     debias = momentum == 0.6
@@ -208,6 +223,7 @@ def test_renorm_statistics_are_debiased_too(momentum, momenta):
         np.testing.assert_allclose(got[name], value, rtol=2e-5, err_msg=name)
 
 
+@ON_TORCH
 def test_debiased_averages_that_take_in_nothing_stay():
     layer = built(momentum=1, zero_debias=True, renorm=True, renorm_momentum=1.0)
     before = values(layer)
@@ -218,6 +234,7 @@ def test_debiased_averages_that_take_in_nothing_stay():
     np.testing.assert_equal(after, before)
 
 
+@ON_TORCH
 def test_a_schedule_is_kept_in_the_range_of_a_momentum():
     x = batches()[:3]
     layer = built(momentum=lambda step: step * (step * 4 - 6))  # 0, -2, 4
@@ -302,28 +319,30 @@ def test_how_replicas_statistics_are_brought_together(settings, aggregation):
     assert found == dict.fromkeys(STATISTICS, aggregation) | {"moving_step": step}
 
 
-def test_each_domain_has_steps_and_counts_of_its_own():
+@pytest.mark.parametrize(
+    ("momentum", "name", "each"),
+    [
+        (warm_up, "moving_step", [1, 2]),
+        pytest.param(None, "moving_count", [6, 12], marks=ON_TORCH),
+    ],
+)
+def test_each_domain_has_steps_and_counts_of_its_own(momentum, name, each):
     x = batches((6, 6))
-    for settings in ({"momentum": warm_up}, {"momentum": None}):
-        layer = keras_bn.DomainBatchNormalization(domains=2, **settings)
-        domains = [frameworks.tensor(d, "int32") for d in (1, 0, 1)]
-        for batch, domain in zip((*x, x[1]), domains, strict=True):
-            layer(batch, domain=domain, training=True)
-        got = values(layer)
-        seen = np.concatenate([x[0], x[1]])
-        np.testing.assert_allclose(got["moving_mean"][1], seen.mean(0), rtol=1e-5)
-        name, each = next(
-            (name, got[name].reshape(2, -1)[:, 0])
-            for name in ("moving_step", "moving_count")
-            if name in got
-        )
-        assert each.tolist() == ([1, 2] if name == "moving_step" else [6, 12])
-        layer.reset_statistics(domain=1)
-        assert values(layer)[name].reshape(2, -1)[:, 0].tolist() == [each[0], 0]
-        layer.reset_statistics()
-        np.testing.assert_array_equal(values(layer)["moving_mean"], np.zeros((2, 3)))
+    layer = keras_bn.DomainBatchNormalization(domains=2, momentum=momentum)
+    domains = [frameworks.tensor(d, "int32") for d in (1, 0, 1)]
+    for batch, domain in zip((*x, x[1]), domains, strict=True):
+        layer(batch, domain=domain, training=True)
+    got = values(layer)
+    seen = np.concatenate([x[0], x[1]])
+    np.testing.assert_allclose(got["moving_mean"][1], seen.mean(0), rtol=1e-5)
+    assert got[name].reshape(2, -1)[:, 0].tolist() == each
+    layer.reset_statistics(domain=1)
+    assert values(layer)[name].reshape(2, -1)[:, 0].tolist() == [each[0], 0]
+    layer.reset_statistics()
+    np.testing.assert_array_equal(values(layer)["moving_mean"], np.zeros((2, 3)))
 
 
+@ON_TORCH
 def test_inference_by_the_batch_of_each_domain():
     layer = keras_bn.DomainBatchNormalization(2, inference_statistics="batch")
     x, domain = batches((6,))[0], np.array([0, 1, 1, 0, 1, 0])
@@ -347,7 +366,13 @@ RESETTABLE = {
 }
 
 
-@pytest.mark.parametrize("settings", RESETTABLE.values(), ids=RESETTABLE)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(one, id=name, marks=() if name == "all" else ON_TORCH)
+        for name, one in RESETTABLE.items()
+    ],
+)
 def test_reset_statistics(settings):
     layer = built(moving_mean_initializer="ones", **settings)
     layer.gamma.assign(layer.gamma.value * 2)
@@ -422,7 +447,13 @@ SAVED = {
 }
 
 
-@pytest.mark.parametrize("settings", SAVED.values(), ids=SAVED)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(one, id=name, marks=() if name == "functions" else ON_TORCH)
+        for name, one in SAVED.items()
+    ],
+)
 def test_training_goes_on_after_saving(settings, tmp_path):
     x = batches((8, 8, 8))
     model = keras.Sequential([keras.Input((3,)), built(**settings)])
@@ -439,7 +470,13 @@ def test_training_goes_on_after_saving(settings, tmp_path):
     )
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize(
+    "eager",
+    [
+        pytest.param(False, id="compiled"),
+        pytest.param(True, id="eager", marks=ON_TORCH),
+    ],
+)
 def test_fit(eager):
     """The averages and the step go through Keras's own loops."""
     layers = {

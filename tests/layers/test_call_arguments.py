@@ -7,6 +7,7 @@ import pytest
 import frameworks
 import keras_bn
 import oracle
+from slow import slow
 
 
 def normal(*shape, seed=0):
@@ -20,14 +21,15 @@ def statistics(layer):
     ]
 
 
-SETTINGS = {
-    "plain": {},
-    "renorm": {"renorm": True},
-    "accumulation": {"accumulation_steps": 2},
-}
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
+SETTINGS = [
+    pytest.param({"accumulation_steps": 2}, id="accumulation"),
+    pytest.param({}, id="plain", marks=ON_TORCH),
+    pytest.param({"renorm": True}, id="renorm", marks=ON_TORCH),
+]
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_moving_averages_are_those_of_repeated_samples(settings):
     weighted, repeated = (
         keras_bn.BatchNormalization(momentum=0.5, **settings) for _ in range(2)
@@ -52,7 +54,7 @@ def test_weights_keep_their_precision_under_a_policy_of_half():
     np.testing.assert_allclose(statistics(layer)[0], 1 / 258, rtol=1e-6)
 
 
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("residual", [True, pytest.param(False, marks=ON_TORCH)])
 def test_the_mask_that_keras_passes_on_counts_too(residual):
     x = normal(4, 5, 3)
     x[:, 3:] = 0.0
@@ -69,6 +71,7 @@ def test_the_mask_that_keras_passes_on_counts_too(residual):
     assert getattr(y, "_keras_mask", None) is not None
 
 
+@ON_TORCH
 def test_ghost_batches_take_their_part_of_both():
     settings = {"momentum": 0.5, "activation": "relu"}
     ghosts = keras_bn.BatchNormalization(virtual_batch_size=4, **settings)
@@ -256,8 +259,16 @@ def near(model, other, given):
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("weighted", "activation"),
+    [
+        (True, "relu"),
+        *(
+            pytest.param(*one, marks=ON_TORCH)
+            for one in ((True, None), (False, "relu"), (False, None))
+        ),
+    ],
+)
 def test_fold_keeps_the_sum(weighted, activation):
     model, given = block(weighted, activation)
     folded, report = keras_bn.fold(model, explain=True)
@@ -265,6 +276,7 @@ def test_fold_keeps_the_sum(weighted, activation):
     near(model, folded, given)
 
 
+@ON_TORCH
 def test_keras_gets_the_sum_as_a_layer():
     model, given = block(weighted=False)
     theirs = keras_bn.convert(model, to="keras")
@@ -276,6 +288,7 @@ def test_keras_gets_the_sum_as_a_layer():
     near(model, keras_bn.convert(theirs), given)
 
 
+@ON_TORCH
 def test_our_own_copy_is_called_alike():
     model, given = block(weighted=True)
     copy = keras_bn.convert(model, momentum=0.25)
@@ -283,6 +296,7 @@ def test_our_own_copy_is_called_alike():
     near(model, copy, given)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("to", ["keras", "group", "layer"])
 def test_weights_cannot_be_converted(to):
     model, _ = block(weighted=True)
@@ -290,6 +304,7 @@ def test_weights_cannot_be_converted(to):
         keras_bn.convert(model, to=to)
 
 
+@ON_TORCH
 def test_a_quantize_aware_model_adds_by_a_layer():
     model, given = block(weighted=False)
     trains, report = keras_bn.quantize_aware(model, activations=False, explain=True)
@@ -297,7 +312,7 @@ def test_a_quantize_aware_model_adds_by_a_layer():
     near(trains, keras_bn.fold(trains), given)
 
 
-@pytest.mark.parametrize("layer_by_layer", [False, True])
+@pytest.mark.parametrize("layer_by_layer", [False, pytest.param(True, marks=ON_TORCH)])
 def test_recalibrate_counts_by_weights(layer_by_layer):
     model, (x, weights) = block(weighted=True)
     before = statistics(model.get_layer("norm"))

@@ -9,9 +9,11 @@ import frameworks
 import keras_bn
 import oracle
 from keras_bn.ops import _rows
+from slow import slow
 
 BACKEND = keras.backend.backend()
 DOMAINS = 3
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
 
 
 def random(shape, mean=1.0, seed=0):
@@ -98,7 +100,16 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("name", "domain", "given"), SETTINGS.values(), ids=SETTINGS)
+QUICK = {"one, traced", "a sample, two axes", "a sample, masked, shared"}
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "given"),
+    [
+        pytest.param(*one, id=name, marks=() if name in QUICK else ON_TORCH)
+        for name, one in SETTINGS.items()
+    ],
+)
 def test_equals_oracle(name, domain, given):
     case = cases.ALL[name]
     layer = built(case.shape, axis=case.axis, **given)
@@ -120,16 +131,16 @@ def test_equals_oracle(name, domain, given):
             np.testing.assert_array_equal(received[1][key][absent], before[absent])
 
 
-ALIKE = {
-    "plain": {},
-    "activation": {"activation": "relu"},
-    "renorm": {"renorm": True, "renorm_momentum": 0.5},
-    "accumulation": {"accumulation_steps": 2},
-    "bfloat16": {"dtype": "mixed_bfloat16"},
-}
+ALIKE = [
+    pytest.param({"renorm": True, "renorm_momentum": 0.5}, id="renorm"),
+    pytest.param({"dtype": "mixed_bfloat16"}, id="bfloat16"),
+    pytest.param({}, id="plain", marks=ON_TORCH),
+    pytest.param({"activation": "relu"}, id="activation", marks=ON_TORCH),
+    pytest.param({"accumulation_steps": 2}, id="accumulation", marks=ON_TORCH),
+]
 
 
-@pytest.mark.parametrize("settings", ALIKE.values(), ids=ALIKE)
+@pytest.mark.parametrize("settings", ALIKE)
 def test_is_a_plain_layer_for_each_domain(settings):
     """Outputs and every statistic, after calls of one domain and of the other."""
     layer = built((None, 4), **settings)
@@ -209,7 +220,11 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, {"scale": False, "center": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"scale": False, "center": False}, marks=ON_TORCH)],
+    ids=str,
+)
 @pytest.mark.parametrize("domain", UNSEEN.values(), ids=UNSEEN)
 def test_where_nobody_looks_a_domain_out_of_range_is_nan(domain, settings, monkeypatch):
     monkeypatch.setattr(_rows, "readable", lambda x: False)
@@ -360,6 +375,7 @@ def test_a_call_that_raises_leaves_the_layer_as_it_was(arguments, error, match):
     np.testing.assert_equal(values(layer), before)
 
 
+@ON_TORCH
 def test_domains_of_samples_want_an_axis_for_the_batch():
     layer = keras_bn.DomainBatchNormalization(2, axis=0)
     layer(random((4, 3)), domain=1, training=True)
@@ -367,6 +383,7 @@ def test_domains_of_samples_want_an_axis_for_the_batch():
         layer(random((4, 3)), domain=np.zeros(4, "int32"))
 
 
+@ON_TORCH
 def test_ghost_batches_want_batches_of_one_domain():
     """Groups go by position; with a domain a sample they would mix domains."""
     layer = built((None, 3), virtual_batch_size=2)

@@ -8,9 +8,19 @@ import pytest
 
 import frameworks
 import keras_bn
+from slow import slow
 
 BACKEND = keras.backend.backend()
 STATISTICS = ("moving_mean", "moving_variance")
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
+# On every backend what is run eagerly is recomputed as well: see below.
+fitted = pytest.mark.parametrize(
+    "eager",
+    [
+        pytest.param(False, id="compiled"),
+        pytest.param(True, id="eager", marks=ON_TORCH),
+    ],
+)
 
 
 def batches(count=6, size=8, seed=0):
@@ -109,7 +119,7 @@ def test_accumulation_normalizes_each_batch_by_itself():
     )
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@fitted
 def test_accumulation_with_the_optimizers_own(eager):
     """Statistics and weights move in the same steps of `fit`."""
     x = batches(4).reshape(-1, 3)
@@ -175,7 +185,7 @@ def values(layer):
     return {weight.name: frameworks.numpy(weight).copy() for weight in layer.weights}
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@fitted
 def test_frozen_statistics_let_gamma_and_beta_train(eager):
     layer = built(freeze_statistics=True)
     before = values(layer)
@@ -191,6 +201,7 @@ def test_frozen_statistics_are_what_training_normalizes_by():
     )
 
 
+@ON_TORCH
 def test_statistics_can_be_frozen_on_the_layer():
     layer = built()
     layer.freeze_statistics = True
@@ -199,6 +210,7 @@ def test_statistics_can_be_frozen_on_the_layer():
     assert moved(layer, before) == {"gamma", "beta"}
 
 
+@ON_TORCH
 def test_the_reverse_only_statistics_move():
     layer = built()
     layer.gamma.trainable = layer.beta.trainable = False
@@ -207,7 +219,7 @@ def test_the_reverse_only_statistics_move():
     assert moved(layer, before) == set(STATISTICS)
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@fitted
 def test_frozen_before_compile_nothing_moves(eager):
     layer = built()
     layer.trainable = False
@@ -308,7 +320,16 @@ def without_remat(eager):
 @pytest.mark.parametrize(
     ("mode", "eager"),
     # A mode says what is recomputed, and eager is how: each mode once will do.
-    [*((mode, False) for mode in MODES), ("full", True), ("activations", True)],
+    [
+        *(("full", False), ("list_of_layers", False), ("full", True)),
+        *(
+            pytest.param(mode, eager, marks=ON_TORCH)
+            for mode, eager in (
+                *(("larger_than", False), ("activations", False)),
+                ("activations", True),
+            )
+        ),
+    ],
 )
 def test_remat_scope_around_the_layer(mode, eager):
     """Around this layer alone: TensorFlow's compiled `fit` recomputes no Dense."""

@@ -53,6 +53,11 @@ _OPERATORS = {
 _NEGATED = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
 # What says something about its argument, rather than making something of it.
 _ABOUT = {"getattr", "hasattr", "isinstance", "len", "range", "repr", "type", "zip"}
+# How a figure looks, where what it shows stays the same.
+_LOOKS = {
+    *("bbox_to_anchor", "dpi", "fontsize", "fontweight", "frameon", "ha", "labelsize"),
+    *("linestyle", "loc", "linewidth", "markersize", "ncols", "rotation", "va"),
+}
 # Types, which are not run, and texts, which are for people.
 _NOT_LOOKED_INTO = {"annotation", "returns", "decorator_list", "bases"}
 
@@ -203,9 +208,9 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _is_for_people(node: ast.AST) -> bool:
-    """Whether it is of a message, or guards against a mistake in the code itself."""
+    """Whether it is a text, a look, or guards against a mistake in the code itself."""
     if isinstance(node, ast.keyword):
-        return node.arg in ("strict", "stacklevel")
+        return node.arg in ("strict", "stacklevel", *_LOOKS)
     return isinstance(node, (ast.Raise, ast.JoinedStr))
 
 

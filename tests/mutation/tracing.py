@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -95,6 +96,8 @@ class Tracer:
 class Traces:
     """The traces of tests, kept in a file, and made anew for a test file that changed.
 
+    A file with the tables of cases that it takes.
+
     Lines of a source that has changed since are followed to where they are now.
     """
 
@@ -131,7 +134,10 @@ class Traces:
         return found
 
     def _of_file(self, name):
-        seal = hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+        source = (ROOT / name).read_text()
+        for table in re.findall(r"^from (cases\w*) import", source, re.MULTILINE):
+            source += (ROOT / f"tests/{table}.py").read_text()
+        seal = hashlib.sha256(source.encode()).hexdigest()
         if self._files.get(name, {}).get("seal") != seal:
             print(f"tracing {name}", flush=True)
             traced = forked(lambda: self._trace(name), 900)
@@ -154,7 +160,8 @@ def likely(traces, file, lines, killed, budget):
     """The tests that may see a fault in these lines, likeliest for their time first.
 
     Those that run them; where none does (they are run as the module is imported), those
-    that run some of the file; then those apart. They take `budget` seconds at most.
+    that run some of the file, or all, where it holds data alone; then those apart. They
+    take `budget` seconds at most.
 
     Args:
         killed: How many faults each test has found so far.
@@ -165,7 +172,8 @@ def likely(traces, file, lines, killed, budget):
         name
         for name, one in touching.items()
         if any(first <= line <= last for line in one["lines"][file])
-    } or set(touching)
+    }
+    running = running or set(touching) or set(traces)
     apart = {name for name, one in traces.items() if one["apart"]} - running
 
     def cost(name):

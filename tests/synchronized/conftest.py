@@ -22,6 +22,7 @@ class Found:
             for rank in range(cases.GROUP_REPLICAS)
         ]
         self.alone = dict(np.load(folder / "alone.npz"))
+        self.example = (folder / "example.txt").read_text()
         self.collectives = {
             k: int(v) for k, v in np.load(folder / "collectives.npz").items()
         }

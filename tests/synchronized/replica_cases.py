@@ -11,9 +11,14 @@ import keras_bn
 
 REPLICAS = 2
 GROUP_REPLICAS = 4
-# On torch a replica is a process, and two of the four are for groups alone.
-STARTED = {"torch": GROUP_REPLICAS}.get(keras.backend.backend(), 1)
+# On torch a replica is a process.
 PROCESSES = {"torch": REPLICAS}.get(keras.backend.backend(), 1)
+# The script of examples/distributed that docs/distributed.md starts.
+EXAMPLE = {
+    "tensorflow": "tensorflow_workers",
+    "jax": "jax_data_parallel",
+    "torch": "torch_ddp",
+}[keras.backend.backend()]
 
 
 class Case(NamedTuple):
@@ -194,6 +199,8 @@ TRAININGS = [
     *([] if keras.backend.backend() == "torch" else [Training("fit", by_fit=True)]),
 ]
 LOCAL = Training("local", synchronized=False)
+# One process has the same for the others as for the first of these.
+ALONE = [one for one in TRAININGS if not one.by_fit]
 BATCH, STEPS, RATE = 8, 3, 0.1
 
 

@@ -4,28 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import replica_cases as cases
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+from meshes_jax import GROUPS, MESH, SAME, SPLIT, SQUARE
+from trainings_jax import trainings  # noqa: F401  (asked for by replica_worker)
 
 import keras_bn
 from keras_bn.backend import jax_replicas
-
-jax.config.update("jax_num_cpu_devices", cases.GROUP_REPLICAS)
-
-
-def _mesh(*sizes):
-    return jax.make_mesh(
-        sizes,
-        ("data", "model")[: len(sizes)],
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=jax.devices()[: np.prod(sizes)],
-    )
-
-
-MESH, GROUPS, SQUARE = _mesh(cases.REPLICAS), _mesh(cases.GROUP_REPLICAS), _mesh(2, 2)
-SPLIT, SAME = PartitionSpec("data"), PartitionSpec()
 
 
 def _mesh_of(case):
@@ -134,18 +120,47 @@ class _Shard:
         self.data = data
 
 
-def operation(case):
-    """Each replica's results of one call, by its rank."""
-    served, arrays = _evenly(case, cases.data(case))
+INPUTS = ("x", "dy", "mask", "gamma", "beta")
+
+
+def operations(every):
+    """Each replica's results of one call, by case and rank.
+
+    The cases on the same devices are one program: together they compile in half the
+    time. Alone are those that another trace, or another compiler, must not see.
+    """
+    together = {}
+    for case in every:
+        apart = case.mutated or not case.synchronized or case.way.startswith("pmap")
+        kind = case.name if apart else len(case.sizes)
+        together.setdefault(kind, []).append(case)
+    found = {}
+    for some in together.values():
+        found |= _of_one_program(some)
+    return found
+
+
+def _of_one_program(some):
+    served = [_evenly(case, cases.data(case)) for case in some]
+    steps = [_step(case) for case, _ in served]
+
+    def whole(inputs):
+        return [step(*one) for step, one in zip(steps, inputs, strict=True)]
+
+    run = jax.jit(whole) if len(some) > 1 else whole
     original = jax_replicas.ManualAxes.total
-    if case.mutated:
+    if some[0].mutated:
         jax_replicas.ManualAxes.total = lambda self, values: values
     try:
-        y, dx, dgamma, dbeta, moments = _step(served)(
-            *(arrays[name] for name in ("x", "dy", "mask", "gamma", "beta"))
-        )
+        outputs = run([[arrays[name] for name in INPUTS] for _, arrays in served])
     finally:
         jax_replicas.ManualAxes.total = original
+    return {
+        case.name: _by_rank(case, *one) for case, one in zip(some, outputs, strict=True)
+    }
+
+
+def _by_rank(case, y, dx, dgamma, dbeta, moments):
     longest = max(case.sizes)
     named = dict(zip(("count", "mean", "variance"), moments, strict=True))
     return {
@@ -162,69 +177,6 @@ def operation(case):
             },
         }
         for rank in range(len(case.sizes))
-    }
-
-
-def train(training, alone=False):
-    """The weights after the steps, by rank; `alone`, on the whole batch."""
-    if training.by_fit and not alone:
-        return _train_by_fit(training)
-    model = cases.network(training)
-
-    def step(weights, others, x, y):
-        def error(weights):
-            predicted, updated = model.stateless_call(weights, others, x, training=True)
-            return cases.loss(predicted, y), updated
-
-        slopes, updated = jax.grad(error, has_aux=True)(weights)
-        if not alone and not training.synchronized:
-            slopes = jax.lax.psum(slopes, "data")  # nothing is checked: nor added up
-        return [
-            w - cases.RATE * s for w, s in zip(weights, slopes, strict=True)
-        ], updated
-
-    if not alone:
-        step = jax.shard_map(
-            step,
-            mesh=MESH,
-            in_specs=(SAME, SAME, SPLIT, SPLIT),
-            out_specs=SAME,
-            # Moving statistics of each device's own are not the same on all.
-            check_vma=training.synchronized,
-        )
-    step = jax.jit(step)
-    weights = [one.value for one in model.trainable_variables]
-    others = [one.value for one in model.non_trainable_variables]
-    for x, y in zip(*cases.batches(), strict=True):
-        weights, others = step(weights, others, x, y)
-    return {
-        rank: np.concatenate(
-            [
-                np.asarray(one.addressable_shards[rank].data).ravel()
-                for one in (*weights, *others)
-            ]
-        )
-        for rank in range(1 if alone else cases.REPLICAS)
-    }
-
-
-def _train_by_fit(training):
-    """Arrays are global under this engine: the layer has nothing to do."""
-    devices = keras.distribution.list_devices()[: cases.REPLICAS]
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(devices=devices)
-    )
-    try:
-        model = cases.network(training)
-        cases.fit(model)
-    finally:
-        keras.distribution.set_distribution(None)
-    every = model.trainable_variables + model.non_trainable_variables
-    return {
-        rank: np.concatenate(
-            [np.asarray(v.value.addressable_shards[rank].data).ravel() for v in every]
-        )
-        for rank in range(cases.REPLICAS)
     }
 
 
@@ -285,7 +237,7 @@ def collectives():
     """How often the devices talk in one call: forward, backward."""
     case = cases.CASES[0]
     arrays = cases.data(case)
-    inputs = [jnp.asarray(arrays[n]) for n in ("x", "dy", "mask", "gamma", "beta")]
+    inputs = [jnp.asarray(arrays[name]) for name in INPUTS]
     text = _step(case).lower(*inputs).as_text()
     return {
         "forward": text.count("stablehlo.all_gather"),

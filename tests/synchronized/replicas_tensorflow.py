@@ -63,6 +63,11 @@ def _step(case, arrays):
 NAMES = ("y", "x", "gamma", "beta", "count", "mean", "variance")
 
 
+def operations(every):
+    """Each replica's results of one call, by case and rank."""
+    return {case.name: operation(case) for case in every}
+
+
 def operation(case):
     """Each replica's results of one call, by its rank."""
     arrays = cases.data(case)
@@ -101,7 +106,12 @@ def grouped():
     return found
 
 
-def train(training, alone=False):
+def trainings(every, alone=False):
+    """The weights after the steps, by training and rank; `alone`, on all of it."""
+    return {training.name: train(training, alone) for training in every}
+
+
+def train(training, alone):
     """The weights after the steps, by rank; `alone`, on the whole batch."""
     strategy = tf.distribute.get_strategy() if alone else STRATEGY
     with strategy.scope():

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import frameworks
 import keras_bn
 from keras_bn.backend import torch_replicas
 
@@ -23,7 +24,13 @@ sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
 from _sharded import Sharded
 
 # Here, so that the processes, which are forked later, share what it imports.
-COMPILED = torch.compile(cases.call, backend="aot_eager", fullgraph=True)
+COMPILED = torch.compile(
+    cases.call, backend="aot_eager", fullgraph=frameworks.WHOLE_GRAPHS
+)
+torch.compile(torch.sin, backend="aot_eager")(torch.ones(2, requires_grad=True))
+# Of two replicas the second, of four the first: three seconds for each. What the others
+# compute eagerly must meet it in the same collectives.
+COMPILES = {cases.REPLICAS: 1, cases.GROUP_REPLICAS: 0}
 
 
 def start():
@@ -128,6 +135,11 @@ def _total_of(function):
         torch_replicas.ProcessGroup.total = original
 
 
+def operations(every):
+    """Each replica's results of one call, by case and rank."""
+    return {case.name: operation(case) for case in every}
+
+
 def operation(case):
     """This process's results of one call, by its rank."""
     rank = dist.get_rank()
@@ -142,7 +154,7 @@ def operation(case):
     call, groups = cases.call, None
     if case.way == "process group":
         groups, _ = dist.new_subgroups_by_enumeration(case.groups)
-    elif case.way:
+    elif case.way and rank == COMPILES[len(case.sizes)]:
         call = COMPILED
     y, moments = call(case, *leaves, tensors["mask"], groups)
     wrong = torch_replicas.ProcessGroup.total
@@ -155,7 +167,12 @@ def operation(case):
     return {rank: {k: v.detach().double().numpy() for k, v in found.items()}}
 
 
-def train(training, alone=False):
+def trainings(every, alone=False):
+    """The weights after the steps, by training and rank; `alone`, on all of it."""
+    return {training.name: train(training, alone) for training in every}
+
+
+def train(training, alone):
     """The weights after the steps, by rank; `alone`, on the whole batch."""
     model = cases.network(training)
     run = model if alone else torch.nn.parallel.DistributedDataParallel(model)

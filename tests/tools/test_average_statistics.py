@@ -6,10 +6,13 @@ import pytest
 
 import frameworks
 import keras_bn
+from slow import slow
 
 RNG = np.random.default_rng(0)
 DATA = (RNG.normal(size=(3, 8, 2)) * [[[1.0]], [[2.0]], [[3.0]]]).astype("float32")
 DATA += np.float32([[[0.0]], [[1.0]], [[100.0]]])
+# States are read and written through Keras, and brought together in NumPy.
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
 
 
 def trained(data, **settings):
@@ -46,6 +49,7 @@ def test_equal_batches():
     assert "3 replicas" in str(report)
 
 
+@ON_TORCH
 def test_counts():
     sizes = (8, 3, 0)
     replicas = [
@@ -60,6 +64,7 @@ def test_counts():
     np.testing.assert_allclose(found["moving_variance"], together.var(0), rtol=1e-5)
 
 
+@ON_TORCH
 def test_where_nobody_has_counted_nothing_changes():
     found, _ = average([trained([], momentum=None)] * 2, momentum=None)
     np.testing.assert_array_equal(found["moving_mean"], [0.0, 0.0])
@@ -67,6 +72,7 @@ def test_where_nobody_has_counted_nothing_changes():
     np.testing.assert_array_equal(found["moving_count"], [0.0, 0.0])
 
 
+@ON_TORCH
 def test_debiased_averages_by_the_weight_that_batches_have():
     settings = {"momentum": 0.5, "zero_debias": True}
     replicas = [trained(DATA[:n], **settings) for n in (1, 2, 0)]
@@ -82,6 +88,7 @@ def test_debiased_averages_by_the_weight_that_batches_have():
     np.testing.assert_allclose(found["moving_weight"], 1.25 / 3, rtol=1e-6)
 
 
+@ON_TORCH
 def test_renorm_and_accumulation():
     settings = {"renorm": True, "momentum": 0.0, "renorm_momentum": 0.0}
     replicas = [
@@ -102,6 +109,7 @@ def test_renorm_and_accumulation():
     assert found["accumulated_steps"] == 1
 
 
+@ON_TORCH
 def test_values_in_place_of_models_and_keras_layers():
     def model(mean):
         layer = keras.layers.BatchNormalization()
@@ -119,6 +127,7 @@ def test_values_in_place_of_models_and_keras_layers():
     np.testing.assert_allclose(state(target)["moving_variance"], [2.0, 2.0])
 
 
+@ON_TORCH
 def test_one_process_alone_is_left_as_it_is():
     model = trained(DATA)
     before = state(model)
@@ -153,6 +162,11 @@ BAD = {
         ValueError,
         "Received.*moving_count",
     ),
+    "other layers": (
+        lambda: [keras.Sequential([trained([]), trained([])])],
+        ValueError,
+        "batch normalization layers.*: 1. Received: 2",
+    ),
     "NaN": (
         lambda: [[np.full(2, np.nan), np.ones(2)]],
         ValueError,
@@ -161,6 +175,7 @@ BAD = {
 }
 
 
+@ON_TORCH
 @pytest.mark.parametrize(("replicas", "error", "match"), BAD.values(), ids=BAD)
 def test_bad_replicas_leave_the_model_as_it_was(replicas, error, match):
     model = trained(DATA[:1], name="norm")
@@ -171,6 +186,7 @@ def test_bad_replicas_leave_the_model_as_it_was(replicas, error, match):
         np.testing.assert_array_equal(value, before[name])
 
 
+@ON_TORCH
 def test_contradictions():
     model = trained([])
     with pytest.raises(ValueError, match="`replica_groups` must be None where"):

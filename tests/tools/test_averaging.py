@@ -9,6 +9,7 @@ import keras_bn
 import oracle
 from keras_bn.callbacks import Recalibrate
 from keras_bn.tools._statistics.averaging import momentum_now, remaining
+from slow import slow
 
 Norm = keras_bn.BatchNormalization
 PLAIN, DEBIASED = {"momentum": None}, {"momentum": 0.5, "zero_debias": True}
@@ -37,14 +38,18 @@ def assert_statistics(layer, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-SETTINGS = {
-    "plain": (PLAIN, None),
-    "debiased": (DEBIASED, [0.5] * 4),
-    "schedule": ({"momentum": HALF}, [0.5, 0.5, 0.5, 0.75]),
-}
+# How a layer averages is told from its settings, which no backend knows.
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
+SETTINGS = [
+    pytest.param(DEBIASED, [0.5] * 4, id="debiased"),
+    pytest.param(PLAIN, None, id="plain", marks=ON_TORCH),
+    pytest.param(
+        *({"momentum": HALF}, [0.5, 0.5, 0.5, 0.75]), id="schedule", marks=ON_TORCH
+    ),
+]
 
 
-@pytest.mark.parametrize(("settings", "momenta"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("settings", "momenta"), SETTINGS)
 def test_a_converted_layer_goes_on_as_it_would_have(settings, momenta):
     model, _ = trained(Norm(**settings), X[:3])
     ours = keras_bn.convert(model, epsilon=0.01).layers[0]
@@ -53,6 +58,7 @@ def test_a_converted_layer_goes_on_as_it_would_have(settings, momenta):
     assert_statistics(ours, oracle.moving_statistics(X, momenta, debias))
 
 
+@ON_TORCH
 def test_averages_of_unknown_counts():
     """Kept by zero_debias, unless nothing has moved them; replaced by momentum=None."""
     theirs = keras.layers.BatchNormalization(momentum=0.5)
@@ -77,6 +83,7 @@ def test_averages_of_unknown_counts():
         )
 
 
+@ON_TORCH
 def test_a_count_says_what_debiasing_starts_from():
     model, _ = trained(Norm(**PLAIN))
     ours = keras_bn.convert(model, renorm=True, **DEBIASED).layers[0]
@@ -99,6 +106,7 @@ REFUSED = {
 }
 
 
+@ON_TORCH
 @pytest.mark.parametrize(("settings", "match"), REFUSED.values(), ids=REFUSED)
 def test_what_keras_cannot_express(settings, match):
     model = model_of(Norm(**settings))
@@ -106,6 +114,7 @@ def test_what_keras_cannot_express(settings, match):
         keras_bn.convert(model, to="keras")
 
 
+@ON_TORCH
 def test_a_plain_average_goes_to_keras_by_a_momentum_and_back():
     model, norm = trained(Norm(**PLAIN))
     theirs = keras_bn.convert(model, to="keras", momentum=0.5)
@@ -128,7 +137,7 @@ def test_recalibrated_values_are_counted():
     assert_statistics(norm, [everything.mean(0), everything.var(0)])
 
 
-@pytest.mark.parametrize(("settings", "momenta"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("settings", "momenta"), SETTINGS)
 def test_recalibrating_by_ema_is_what_training_does(settings, momenta):
     model, norm = trained(Norm(**settings), X[:1])
     keras_bn.recalibrate(
@@ -142,6 +151,7 @@ def test_recalibrating_by_ema_is_what_training_does(settings, momenta):
         np.testing.assert_allclose(values(norm)["moving_weight"], [1 - 0.5**3] * 3)
 
 
+@ON_TORCH
 def test_recalibrated_debiased_averages_are_whole():
     model, norm = trained(Norm(renorm=True, **DEBIASED), X[:1])
     keras_bn.recalibrate(model, X[1], verbose=0)
@@ -149,10 +159,14 @@ def test_recalibrated_debiased_averages_are_whole():
         np.testing.assert_array_equal(values(norm)[name], [1.0] * 3)
 
 
-KEPT = {"plain": PLAIN, "debiased": DEBIASED, "renorm": {"renorm": True}}
+KEPT = [
+    pytest.param({"renorm": True}, id="renorm"),
+    pytest.param(PLAIN, id="plain", marks=ON_TORCH),
+    pytest.param(DEBIASED, id="debiased", marks=ON_TORCH),
+]
 
 
-@pytest.mark.parametrize("settings", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("settings", KEPT)
 def test_the_callback_puts_all_statistics_back(settings):
     model, norm = trained(Norm(**settings))
     callback = Recalibrate(X[3], when=("epoch", "validation"))
@@ -168,6 +182,7 @@ def test_the_callback_puts_all_statistics_back(settings):
     np.testing.assert_equal(values(norm), before)
 
 
+@ON_TORCH
 def test_the_callback_leaves_the_statistics_of_the_end():
     model, norm = trained(Norm())
     callback = Recalibrate(X[3], when=("epoch", "end"))
@@ -179,6 +194,7 @@ def test_the_callback_leaves_the_statistics_of_the_end():
     np.testing.assert_equal(values(norm), recalibrated)
 
 
+@ON_TORCH
 def test_inspect_knows_how_they_average():
     norms = [
         Norm(**PLAIN, name="plain"),
@@ -205,6 +221,7 @@ def test_inspect_knows_how_they_average():
     assert "none" in str(report)
 
 
+@ON_TORCH
 def test_what_remains_of_the_initial_values():
     norm = Norm(momentum=HALF)
     assert remaining(norm, 4) == pytest.approx(0.5**3 * 0.75)
@@ -217,6 +234,7 @@ def test_what_remains_of_the_initial_values():
     assert momentum_now(norm) == 1.0
 
 
+@ON_TORCH
 def test_tools_let_a_layer_infer_by_the_batch():
     """Outputs do not change between the modes; what comes after sees the batch's."""
     norm, after = Norm(inference_statistics="batch"), Norm()
@@ -229,6 +247,7 @@ def test_tools_let_a_layer_infer_by_the_batch():
     assert_statistics(after, [seen.mean(0), seen.var(0)])
 
 
+@ON_TORCH
 def test_fold_leaves_a_layer_that_infers_by_the_batch():
     model = model_of(keras.layers.Dense(3), Norm(inference_statistics="batch"))
     folded, report = keras_bn.fold(model, explain=True)

@@ -10,6 +10,7 @@ import pytest
 import keras_bn
 from cases_tools import numpy
 from keras_bn.tools._foreign.checkpoint import read
+from slow import slow
 
 STATE = {
     f"features.{i}.{name}": np.full(3, i + 1.0, "float32")
@@ -18,6 +19,8 @@ STATE = {
 }
 
 
+# What is read are NumPy arrays, on every backend.
+ON_TORCH = slow("PyTorch has to be imported", but_on="torch")
 by_order = pytest.mark.filterwarnings("ignore:.*paired by their order")
 
 
@@ -31,7 +34,7 @@ def means(ours):
 
 
 @by_order
-@pytest.mark.parametrize("end", ["pth", "safetensors"])
+@pytest.mark.parametrize("end", [pytest.param("pth", marks=ON_TORCH), "safetensors"])
 def test_files(tmp_path, end):
     path = tmp_path / f"weights.{end}"
     if end == "pth":
@@ -47,6 +50,7 @@ def test_files(tmp_path, end):
         assert means(keras_bn.from_torch(model(), name)) == [1, 3, 11]
 
 
+@ON_TORCH
 @by_order
 def test_half_precision_is_read(tmp_path):
     import torch
@@ -62,6 +66,7 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
+@ON_TORCH
 def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
     import torch
 
@@ -72,6 +77,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
     assert not (tmp_path / "evil").exists()
 
 
+@ON_TORCH
 @pytest.mark.parametrize("name", ["none.pth", "text.pth", "text.safetensors"])
 def test_no_such_file(tmp_path, name):
     (tmp_path / "text.pth").write_text("no weights")
@@ -80,6 +86,7 @@ def test_no_such_file(tmp_path, name):
         keras_bn.from_torch(model(), tmp_path / name)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("package", "end", "advice"),
     [

@@ -195,8 +195,8 @@ def _inputs(shape):
     return images(4, *shape)
 
 
-# Copying is done in Keras's words; on the others one graph, class and wrapper of each.
-QUICK = {"_functional", "_sequential", "_block", "_subclassed", "_nested_wrapper"}
+# Copying is done in Keras's words; on the others one graph and one class.
+QUICK = {"_functional", "_block"}
 ON_TORCH = slow("models that JAX compiles op by op", but_on="torch")
 PARAMETERS = [
     pytest.param(
@@ -275,6 +275,7 @@ class Fickle(L.Layer):
         return self.norm(x)
 
 
+@ON_TORCH
 def test_a_class_that_has_changed_since_is_an_error(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((3,)), Fickle(name="fickle")])
     keras_bn.convert(model).save(tmp_path / "model.keras")
@@ -284,6 +285,7 @@ def test_a_class_that_has_changed_since_is_an_error(tmp_path, monkeypatch):
         keras.saving.load_model(tmp_path / "model.keras")
 
 
+@ON_TORCH
 def test_names_structure_and_sharing_are_kept():
     model = _functional()
     ours = keras_bn.convert(model)
@@ -296,6 +298,7 @@ def test_names_structure_and_sharing_are_kept():
     assert type(ours) is type(model)
 
 
+@ON_TORCH
 def test_flags_of_single_weights_are_kept():
     model = _sequential()
     model.layers[0].trainable = False
@@ -321,6 +324,7 @@ def test_training_goes_on_as_it_would_have():
         np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-6)
 
 
+@ON_TORCH
 def test_an_optimizer_of_other_weights_starts_anew():
     x, y = images(8, 6), images(8, 5, seed=1)
     model = _sequential()
@@ -342,6 +346,7 @@ class Weighted(keras.metrics.Mean):
         self.weight = weight
 
 
+@ON_TORCH
 def test_a_metric_that_cannot_be_carried_is_left_with_a_warning():
     model = _sequential()
     model.compile("sgd", "mse", metrics=[Weighted(2.0)])
@@ -364,6 +369,7 @@ def test_training_one_model_leaves_the_weights_of_the_other():
     model.fit(x, y, verbose=0)
 
 
+@ON_TORCH
 def test_a_converted_model_saves_and_loads(tmp_path):
     ours = keras_bn.convert(randomize(_sequential()))
     ours.save(tmp_path / "ours.keras")
@@ -372,6 +378,7 @@ def test_a_converted_model_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(numpy(again(images(3, 6))), numpy(ours(images(3, 6))))
 
 
+@ON_TORCH
 @pytest.mark.parametrize("to", ["keras_bn", "keras"])
 def test_nothing_to_convert_is_said(to):
     kind = Norm if to == "keras_bn" else L.BatchNormalization
@@ -380,6 +387,7 @@ def test_nothing_to_convert_is_said(to):
         keras_bn.convert(model, to=to)  # warnings are errors here
 
 
+@ON_TORCH
 def test_overrides_and_the_start_of_renorm():
     model = randomize(keras.Sequential([keras.Input((3,)), L.BatchNormalization()]))
     ours = keras_bn.convert(model, renorm=True, momentum=0.8).layers[0]
@@ -391,6 +399,7 @@ def test_overrides_and_the_start_of_renorm():
     np.testing.assert_array_equal(numpy(ours.renorm_mean), numpy(norm.moving_mean))
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("argument", "weight", "neutral"),
     [("scale", "gamma", 1.0), ("center", "beta", 0.0)],
@@ -403,6 +412,7 @@ def test_what_makes_no_difference_can_be_left_out(argument, weight, neutral):
         keras_bn.convert(model, **{argument: False})
 
 
+@ON_TORCH
 def test_what_keras_has_not_is_an_error():
     model = keras.Sequential(
         [keras.Input((3,)), keras_bn.BatchNormalization(freeze_statistics=True)]
@@ -411,6 +421,7 @@ def test_what_keras_has_not_is_an_error():
         keras_bn.convert(model, to="keras")
 
 
+@ON_TORCH
 def test_arguments_that_the_target_refuses_name_the_layer(monkeypatch):
     """Keras's layer refuses synchronized=True on all backends but TensorFlow."""
     layer = keras_bn.BatchNormalization(synchronized=True, name="norm")
@@ -424,6 +435,7 @@ def test_arguments_that_the_target_refuses_name_the_layer(monkeypatch):
         keras_bn.convert(model, to="keras")
 
 
+@ON_TORCH
 def test_accumulated_moments_are_carried_and_start_empty():
     x = images(6, 3)
     model = keras.Sequential(
@@ -440,6 +452,7 @@ def test_accumulated_moments_are_carried_and_start_empty():
     assert float(fresh.accumulated_steps) == 0
 
 
+@ON_TORCH
 def test_a_fused_activation_becomes_a_layer():
     model = randomize(
         keras.Sequential(
@@ -457,6 +470,7 @@ def test_a_fused_activation_becomes_a_layer():
     )
 
 
+@ON_TORCH
 def test_a_fused_activation_inside_a_wrapper_is_an_error():
     model = keras.Sequential(
         [keras.Input((2, 3)), L.TimeDistributed(Norm(activation="relu"))]
@@ -475,6 +489,7 @@ def _quantized():
     return model
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("build", "arguments", "error", "message"),
     [

@@ -1,6 +1,7 @@
 """What the tools' copies take along, and that the model stays as it was."""
 
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -9,11 +10,17 @@ import pytest
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
+from keras_bn.tools._copies.check import check_outputs
 from keras_bn.tools._graphs.walk import sublayers
+from slow import slow
 
 L = keras.layers
 GOOD = [case for case in COPIES if case.error is None]
 BAD = [case for case in COPIES if case.error is not None]
+# What is copied are Python's objects; on every backend a variable, and graphs, that
+# something else holds.
+QUICK = {"variable in the config", "two models"}
+ON_TORCH = slow("models that JAX runs op by op", but_on="torch")
 
 
 def _built(case):
@@ -69,7 +76,13 @@ def _with_messages(tool, model):
     return result, " ".join(str(one.message) for one in caught)
 
 
-@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else ON_TORCH)
+        for case in GOOD
+    ],
+)
 def test_copies_compute_the_same_and_hold_nothing_of_the_model(case):
     model = _built(case)
     expected, before = _outputs(model), _state(model)
@@ -98,6 +111,7 @@ def test_copies_compute_the_same_and_hold_nothing_of_the_model(case):
     np.testing.assert_array_equal(_outputs(back), after)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
 def test_what_cannot_be_copied_is_named_and_the_model_untouched(case):
     model = _built(case)
@@ -107,6 +121,7 @@ def test_what_cannot_be_copied_is_named_and_the_model_untouched(case):
     assert _state(model) == before
 
 
+@ON_TORCH
 def test_functions_are_the_users_own_in_folded_layers():
     case = next(one for one in COPIES if one.name == "activations")
     model = _built(case)
@@ -119,6 +134,7 @@ def test_functions_are_the_users_own_in_folded_layers():
     assert _state(model) == before
 
 
+@ON_TORCH
 def test_a_backbone_keeps_its_class_and_a_file_holds_the_graph(tmp_path):
     model = randomize(Backbone(3))
     folded, messages = _with_messages(keras_bn.fold, model)
@@ -140,6 +156,7 @@ def test_a_backbone_keeps_its_class_and_a_file_holds_the_graph(tmp_path):
     np.testing.assert_array_equal(_outputs(loaded), _outputs(folded))
 
 
+@ON_TORCH
 def test_a_sequential_of_a_class_of_its_own_too(tmp_path):
     model = randomize(Stack(3))
     ours, messages = _with_messages(keras_bn.convert, model)
@@ -151,6 +168,7 @@ def test_a_sequential_of_a_class_of_its_own_too(tmp_path):
     np.testing.assert_array_equal(_outputs(loaded), _outputs(ours))
 
 
+@ON_TORCH
 def test_losses_are_the_users_own():
     factor = 2.0
     model = keras.Sequential([keras.Input((4,)), L.BatchNormalization()])
@@ -160,6 +178,63 @@ def test_losses_are_the_users_own():
     assert ours.evaluate(x, x + 1, verbose=0) == pytest.approx(
         model.evaluate(x, x + 1, verbose=0)
     )
+
+
+@ON_TORCH
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_metrics_may_hold_functions_without_a_name():
+    model = keras.Sequential([keras.Input((4,)), L.BatchNormalization()])
+    metric = keras.metrics.MeanMetricWrapper(lambda y, p: (y - p) ** 2, name="m")
+    model.compile("sgd", "mse", metrics=[metric])
+    x = images(8, 4)
+    loss, squares = keras_bn.convert(model).evaluate(x, x + 1, verbose=0)
+    assert squares == pytest.approx(loss) == pytest.approx(1, abs=0.2)
+
+
+class Two(NamedTuple):
+    dense: object
+    norm: object
+
+
+class Tuples(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pair = (L.Dense(2), L.BatchNormalization())
+        self.named = Two(L.Dense(2), L.BatchNormalization())
+
+    def call(self, x):
+        for layer in (*self.pair, *self.named):
+            x = layer(x)
+        return x
+
+
+@ON_TORCH
+def test_tuples_of_layers_stay_tuples(tmp_path):
+    model = Tuples()
+    model(images(2, 3))
+    ours = keras_bn.convert(model)
+    ours.save(tmp_path / "ours.keras")
+    classes = {"Tuples": Tuples}
+    loaded = keras.saving.load_model(tmp_path / "ours.keras", custom_objects=classes)
+    for one in (ours, loaded):
+        assert (type(one.pair), type(one.named)) == (tuple, Two)
+        norms = {type(one.pair[1]), type(one.named.norm)}
+        assert norms == {keras_bn.BatchNormalization}
+
+
+# How far outputs may be from each other, of the largest.
+ALLOWED = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 0.2}
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ALLOWED)
+def test_a_check_allows_what_rounding_makes(dtype):
+    def model(factor):
+        return keras.Sequential([keras.Input((4,)), L.Rescaling(factor, dtype=dtype)])
+
+    check_outputs(model(1.0), model(1 + 0.9 * ALLOWED[dtype]), True)
+    with pytest.raises(ValueError, match="computes something else"):
+        check_outputs(model(1.0), model(1 + 1.6 * ALLOWED[dtype]), True)
 
 
 def _numbers():
@@ -180,8 +255,15 @@ def _chaotic():
     )
 
 
-@pytest.mark.parametrize("build", [_numbers, _chaotic])
-@pytest.mark.parametrize("tool", [keras_bn.convert, keras_bn.fold])
+@pytest.mark.parametrize(
+    ("build", "tool"),
+    [
+        (_chaotic, keras_bn.fold),
+        pytest.param(_numbers, keras_bn.convert, marks=ON_TORCH),
+        pytest.param(_numbers, keras_bn.fold, marks=ON_TORCH),
+        pytest.param(_chaotic, keras_bn.convert, marks=ON_TORCH),
+    ],
+)
 def test_a_check_of_what_is_right_passes_and_writes_nothing(build, tool):
     model = randomize(build())
     before = weights_of(model)
@@ -189,13 +271,20 @@ def test_a_check_of_what_is_right_passes_and_writes_nothing(build, tool):
     assert weights_of(model) == before
 
 
-@pytest.mark.parametrize("check", [True, images(3, 4)], ids=["made up", "data"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(True, id="made up"),
+        pytest.param(images(3, 4), id="data", marks=ON_TORCH),
+    ],
+)
 def test_a_check_finds_a_copy_that_computes_something_else(check):
     model = randomize(Backbone(3))
     with pytest.raises(ValueError, match="computes something else"):
         _quietly(keras_bn.convert, model, check=check, epsilon=0.5)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -208,6 +297,7 @@ def test_a_check_that_cannot_be_made(arguments, message):
         _quietly(keras_bn.convert, Backbone(3), **arguments)
 
 
+@ON_TORCH
 def test_a_check_of_a_model_that_does_not_say_its_inputs():
     model = next(one for one in COPIES if one.name == "two models").build()
     with pytest.raises(ValueError, match="`check` must be data where"):

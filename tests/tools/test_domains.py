@@ -7,6 +7,7 @@ import pytest
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn.tools._graphs.walk import graph_in
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
@@ -41,8 +42,13 @@ def residual():
     return keras.Model(inputs, Norm(name="last")(block(inputs), residual=inputs))
 
 
-MODELS = {"sequential": sequential, "two inputs": two_inputs, "nested": nested}
-parametrize = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+# A graph is put together anew, by Keras; what is in it has tests on every backend.
+ON_TORCH = slow("models that JAX runs op by op", but_on="torch")
+MODELS = [
+    pytest.param(two_inputs, id="two inputs"),
+    pytest.param(sequential, id="sequential", marks=ON_TORCH),
+    pytest.param(nested, id="nested", marks=ON_TORCH),
+]
 
 
 def structure(model):
@@ -67,7 +73,7 @@ def domain_norms(model):
     ]
 
 
-@parametrize
+@pytest.mark.parametrize("make", MODELS)
 def test_there_and_back(make):
     """Every domain is the model; the other domain stays when one is taken out."""
     model = randomize(make())
@@ -98,6 +104,7 @@ def test_there_and_back(make):
     assert np.abs(other - wanted).max() > 0.1
 
 
+@ON_TORCH
 def test_residuals_become_sums_of_their_own():
     model = randomize(residual())
     x, domains = images(6, 4), np.arange(6, dtype="int32") % 2
@@ -109,6 +116,7 @@ def test_residuals_become_sums_of_their_own():
         )
 
 
+@ON_TORCH
 def test_flags_settings_and_the_loss_are_kept(tmp_path):
     model = sequential()
     model.layers[3].trainable = False
@@ -138,6 +146,7 @@ def test_flags_settings_and_the_loss_are_kept(tmp_path):
     assert type(plain.layers[2]) is L.BatchNormalization
 
 
+@ON_TORCH
 def test_to_domains_where_there_is_nothing_to_convert():
     inputs = keras.Input((4,)), keras.Input((), dtype="int32")
     model = keras.Model(inputs, keras_bn.DomainBatchNormalization(2)(*inputs))
@@ -145,6 +154,7 @@ def test_to_domains_where_there_is_nothing_to_convert():
         keras_bn.convert(model, to="domain", domains=3)  # warnings are errors here
 
 
+@ON_TORCH
 def test_an_input_that_says_more_than_the_domain_stays():
     x = keras.Input((4,), name="x")
     domain = keras.Input((), dtype="int32", name="which")
@@ -238,6 +248,7 @@ WRONG = {
 }
 
 
+@ON_TORCH
 @pytest.mark.parametrize(("make", "arguments", "match"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_done_is_said(make, arguments, match):
     model = make()
@@ -247,6 +258,7 @@ def test_what_cannot_be_done_is_said(make, arguments, match):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -262,6 +274,7 @@ def test_fold_leaves_them_and_says_why(make, reason):
     assert folded.count_params() > 0
 
 
+@ON_TORCH
 def test_one_domain_folds():
     ours = randomize(domains())
     x, domain = images(5, 4), np.ones(5, "int32")
@@ -273,6 +286,7 @@ def test_one_domain_folds():
     )
 
 
+@ON_TORCH
 def test_recalibrate_leaves_domains_and_says_why():
     model = domains()
     data = [images(6, 4), np.arange(6, dtype="int32") % 2]
@@ -300,6 +314,7 @@ def test_standing_statistics_of_a_conditional_norm():
     assert max(row.distance for row in seen.layers) < 1e-3
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("make", "reason"),
     [(domains, "take one out by"), (conditional, "other ones for each sample")],
@@ -312,6 +327,7 @@ def test_other_libraries_have_no_such_layers(make, reason):
         keras_bn.from_torch(make(), {"n.running_mean": np.zeros(3)}, epsilon=1e-3)
 
 
+@ON_TORCH
 def test_inspect_shows_them():
     rows = keras_bn.inspect(domains()).layers
     assert [(row.kind, row.channels) for row in rows] == [

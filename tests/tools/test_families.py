@@ -37,15 +37,17 @@ class Example(NamedTuple):
 
 QUICK = {"ResNetV2"}  # some of its norms fold, and some stay
 LARGE = {"NASNet", "Xception", "InceptionV3", "InceptionResNetV2"}
+# Made of the blocks of the others: MobileNetV3's, EfficientNet's and ResNetV2's.
+ALIKE = {"MobileNet", "MobileNetV2", "EfficientNetV2", "ResNet"}
 ON_TORCH = slow("large graphs, which JAX compiles twice each", but_on="torch")
-# Of the same layers as the others, and hundreds of them.
+# Of the same layers as the others, or hundreds of them.
 NOWHERE = slow("up to 800 layers", witness="test_there_and_back_gives_the_same_bits")
 
 
 def marks(name):
     if name in QUICK:
         return ()
-    return NOWHERE if name in LARGE else ON_TORCH
+    return NOWHERE if name in LARGE | ALIKE else ON_TORCH
 
 
 @pytest.fixture(

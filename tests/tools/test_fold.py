@@ -13,14 +13,12 @@ L = keras.layers
 _COMPILED = keras.backend.backend() == "jax"
 pytestmark = pytest.mark.usefixtures("cheap_initial_weights")
 
-# `fold` knows layers, and no backend: one row of each kind of linear layer, of what is
-# on the way, and of what stays.
+# `fold` knows layers, and no backend, but counts on it that a layer computes the same
+# on each: one row of each kind that a backend has an operator of its own for.
 QUICK = {
-    *("dense", "conv1d causal", "conv2d strides", "groups", "depthwise2d"),
-    *("separable2d", "transpose2d", "two norms", "keras's", "flatten", "fused, apart"),
-    *("same average after", "upsampling, bilinear", "zero padding", "einsum"),
-    *("group norm", "steps", "concatenation of concatenations, fused"),
-    *("weighted sum", "padding by the border", "resizing", "embedding", "shared norm"),
+    *("conv1d causal", "groups", "depthwise2d", "separable2d", "transpose2d"),
+    *("same average after", "upsampling, bilinear", "padding by the border"),
+    *("resizing", "group norm"),
 }
 ON_TORCH = slow("100 graphs, each of which JAX compiles for itself", but_on="torch")
 
@@ -100,6 +98,7 @@ LAYOUTS = {
 }
 
 
+@ON_TORCH
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_channels_first_fold_into_the_same_weights(case):
     """Nothing is run: not every backend could."""
@@ -117,6 +116,7 @@ def test_channels_first_fold_into_the_same_weights(case):
         np.testing.assert_allclose(first, last, rtol=1e-6)
 
 
+@ON_TORCH
 def test_lora_is_merged():
     model = keras.Sequential(
         [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]
@@ -130,6 +130,7 @@ def test_lora_is_merged():
     np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
+@ON_TORCH
 def test_metrics_are_kept_and_the_model_saves(tmp_path):
     model = keras.Sequential(
         [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]

@@ -6,8 +6,10 @@ import pytest
 
 import keras_bn
 from cases_tools import images, numpy
+from slow import slow
 
 L = keras.layers
+ON_TORCH = slow("checks of arguments, on no backend", but_on="torch")
 
 
 def _ema(values, decay=0.9):
@@ -65,6 +67,7 @@ def test_the_average_is_taken():
     np.testing.assert_allclose(numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
 
 
+@ON_TORCH
 def test_an_average_without_a_step_is_an_error():
     params, state = _net()
     state["net/~/batch_norm/~/var_ema"]["counter"] = np.int32(0)
@@ -73,6 +76,7 @@ def test_an_average_without_a_step_is_an_error():
         keras_bn.from_haiku(_model(), params, state, epsilon=1e-5)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("name", ["params", "state"])
 def test_not_of_haiku(name):
     params, state = _net()

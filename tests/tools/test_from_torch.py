@@ -1,6 +1,7 @@
 """`from_torch`: weights by name, by order or by a mapping; settings checked."""
 
 import contextlib
+import itertools
 
 import keras
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 import keras_bn
 from cases_tools import images, numpy, weights_of
+from slow import slow
 
 L = keras.layers
 NORMS = [keras_bn.BatchNormalization, L.BatchNormalization]
+# Which weight is which is found in names, and what is taken over are NumPy arrays.
+ON_TORCH = slow("what another library saved, on no backend", but_on="torch")
 
 
 def _model(names=("stem_bn", "head_bn"), epsilon=1e-5, norm=NORMS[0], **arguments):
@@ -53,8 +57,18 @@ MATCHES = {
 by_order = pytest.mark.filterwarnings("ignore:.*paired by their order")
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize(
+    ("match", "norm"),
+    [
+        ("by name", NORMS[0]),
+        ("in order", NORMS[1]),
+        *(
+            pytest.param(match, norm, marks=ON_TORCH)
+            for match, norm in itertools.product(MATCHES, NORMS)
+            if (match, norm) not in {("by name", NORMS[0]), ("in order", NORMS[1])}
+        ),
+    ],
+)
 def test_matching(match, norm):
     names, prefixes, mapping = MATCHES[match]
     model, state = _model(names, norm=norm), _state(prefixes)
@@ -75,6 +89,7 @@ def test_matching(match, norm):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_settings_are_taken_over_and_the_optimizer_starts_anew():
     model = _model(epsilon=1e-3)
     model.compile(keras.optimizers.SGD(momentum=0.9), "mae")
@@ -103,6 +118,7 @@ def test_a_module_brings_its_own_settings():
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-6)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("model", "state", "arguments", "error", "message"),
     [
@@ -178,6 +194,7 @@ def test_bad_input(model, state, arguments, error, message):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_a_variance_that_no_data_have_is_refused(bad):
     model, state = _model(), _state()
@@ -188,11 +205,13 @@ def test_a_variance_that_no_data_have_is_refused(bad):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_not_a_state_dict():
     with pytest.raises(TypeError, match="`state_dict` must be a PyTorch state dict"):
         keras_bn.from_torch(_model(), [1, 2])
 
 
+@ON_TORCH
 def test_a_bare_norm_and_a_mapping_of_a_part():
     state = {"running_mean": np.ones(3), "running_var": np.full(3, 2.0)}
     model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
@@ -204,6 +223,7 @@ def test_a_bare_norm_and_a_mapping_of_a_part():
     _check(ours.get_layer("head_bn"), state, "head.bn")
 
 
+@ON_TORCH
 def test_pytorch_averages_the_unbiased_variance():
     import torch
 
@@ -221,6 +241,7 @@ def test_pytorch_averages_the_unbiased_variance():
         np.testing.assert_allclose(numpy(biased.moving_variance), x.var(0), rtol=1e-5)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("layers", ["norms", "all"])
 def test_lists_that_are_used_from_their_end(layers):
     import torch
@@ -256,6 +277,7 @@ def test_lists_that_are_used_from_their_end(layers):
         np.testing.assert_allclose(numpy(ours(x)), theirs, atol=1e-5)
 
 
+@ON_TORCH
 @by_order
 def test_a_plain_average_there_is_one_here():
     import torch
@@ -291,6 +313,7 @@ def _frozen(epsilon):
     return FrozenBatchNorm2d()
 
 
+@ON_TORCH
 @by_order
 def test_frozen_norms():
     import torch
@@ -308,6 +331,7 @@ def test_frozen_norms():
         )
 
 
+@ON_TORCH
 def test_instance_norm_is_not_batch_norm():
     import torch
 
@@ -321,6 +345,7 @@ def test_instance_norm_is_not_batch_norm():
         keras_bn.from_torch(_model(), module[1:])
 
 
+@ON_TORCH
 def test_the_pairs_are_shown():
     matching = keras_bn.tools.match_torch(_model(), _state(("x.stem.bn", "x.head.bn")))
     assert matching.mapping == {"stem_bn": "x.stem.bn", "head_bn": "x.head.bn"}
@@ -341,6 +366,7 @@ class _Inside:
         }[name]
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("name", "key"),
     [("state_dict", None), ("deep", None), ("deep", "model.module"), ("ema", "ema")],
@@ -350,6 +376,7 @@ def test_checkpoints(name, key):
     _check(ours.get_layer("stem_bn"), _state(), "stem.bn")
 
 
+@ON_TORCH
 def test_a_checkpoint_of_two_models_wants_a_key():
     with pytest.raises(ValueError, match=r"`key` must say.*\['model', 'ema'\]"):
         keras_bn.from_torch(_model(), _Inside()["ema"])

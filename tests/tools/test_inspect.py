@@ -9,9 +9,12 @@ import pytest
 import keras_bn
 from cases_tools import InTraining, images, numpy, randomize, weights_of
 from keras_bn.tools._statistics.moments import distance
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
+# Findings are made in NumPy, of what a run on data has given.
+ON_TORCH = slow("models that JAX runs op by op", but_on="torch")
 
 
 def _model(bias=False, **arguments):
@@ -65,6 +68,7 @@ FINDINGS = [
 ]
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("build", "expected"),
     [case[1:] for case in FINDINGS],
@@ -80,6 +84,7 @@ def test_findings(build, expected):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_facts_of_a_layer():
     model = _trained(_model(momentum=0.8), 7)
     (row,) = keras_bn.inspect(model).layers
@@ -115,6 +120,7 @@ def test_distance_is_as_defined():
     assert row.distance == pytest.approx(((first + second) / 2) ** 0.5, rel=1e-5)
 
 
+@ON_TORCH
 def test_distance_is_the_change_of_the_normalized_output():
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (100_000, 1))
@@ -166,12 +172,14 @@ def test_what_is_written_into_a_graph_has():
     assert weights_of(model) != before  # as the finding says
 
 
+@ON_TORCH
 def test_initial_statistics_that_are_right_are_not_reported():
     model = keras.Sequential([keras.Input((1,)), Norm()])
     x = np.array([[-1.0], [1.0]], "float32")
     assert keras_bn.inspect(model, x).findings == []
 
 
+@ON_TORCH
 def test_printed_and_as_json():
     report = keras_bn.inspect(_model(bias=True), images(8, 4))
     text = str(report)
@@ -180,8 +188,10 @@ def test_printed_and_as_json():
     assert json.loads(json.dumps(report.to_dict()))["layers"][0]["layer"] == "norm"
 
 
-@pytest.mark.parametrize("layers", [1, 40])
-@pytest.mark.parametrize("data", [None, images(8, 4)], ids=["plain", "data"])
+@ON_TORCH
+@pytest.mark.parametrize(
+    ("layers", "data"), [(1, None), (40, images(8, 4))], ids=["plain", "data"]
+)
 def test_plot(tmp_path, layers, data):
     norms = [Norm(scale=bool(i % 2)) for i in range(layers)]
     model = keras.Sequential([keras.Input((4,)), *norms])
@@ -189,12 +199,14 @@ def test_plot(tmp_path, layers, data):
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+@ON_TORCH
 def test_plot_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"keras-bn\[plot\]"):
         keras_bn.inspect(_model()).plot(tmp_path / "one.png")
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("model", "data", "error", "message"),
     [
@@ -209,12 +221,14 @@ def test_bad_input(model, data, error, message):
         keras_bn.inspect(model(), data)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
 def test_sizes_must_be_above_zero(name):
     with pytest.raises(ValueError, match=rf"`{name}` must be an integer above 0.*=0"):
         keras_bn.inspect(_model(), images(8, 4), **{name: 0})
 
 
+@ON_TORCH
 def test_data_that_are_not_finite_are_an_error_of_the_report(tmp_path):
     report = keras_bn.inspect(_trained(_model()), np.full((8, 4), np.nan, "float32"))
     assert [(one.code, one.severity) for one in report.findings] == [("far", "error")]
@@ -223,6 +237,7 @@ def test_data_that_are_not_finite_are_an_error_of_the_report(tmp_path):
     report.plot(tmp_path / "one.png")
 
 
+@ON_TORCH
 def test_frozen_statistics_are_named_and_let_the_bias_matter():
     model = keras.Sequential(
         [
@@ -236,6 +251,7 @@ def test_frozen_statistics_are_named_and_let_the_bias_matter():
     assert "bias" not in {one.code for one in report.findings}
 
 
+@ON_TORCH
 @pytest.mark.parametrize("steps", [1, 2])
 def test_updates_are_counted_by_accumulation(steps):
     norm = keras_bn.BatchNormalization(accumulation_steps=steps)
@@ -247,6 +263,7 @@ def test_updates_are_counted_by_accumulation(steps):
     assert keras_bn.inspect(model).layers[0].updates == 6 // steps
 
 
+@ON_TORCH
 def test_a_frozen_layer_changes_no_outputs_and_is_a_note():
     model = _trained(_model(trainable=False))
     report = keras_bn.inspect(model, images(64, 4) * 4 + 3)
@@ -254,8 +271,10 @@ def test_a_frozen_layer_changes_no_outputs_and_is_a_note():
     assert [(one.code, one.severity) for one in report.findings] == [("far", "note")]
 
 
-@pytest.mark.parametrize("data", [None, images(8, 4)], ids=["plain", "data"])
-@pytest.mark.parametrize("count", [1, 20])
+@ON_TORCH
+@pytest.mark.parametrize(
+    ("count", "data"), [(1, None), (20, images(8, 4))], ids=["plain", "data"]
+)
 def test_weights_that_are_not_finite_still_print_plot_and_are_json(
     tmp_path, count, data
 ):

@@ -74,3 +74,8 @@ def test_what_is_not_finite_is_none_in_the_dictionary():
         "output_change": 0.5,
         "findings": [finding("b")._asdict()],
     }
+
+
+def test_the_text_is_plain_whatever_the_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in str(Inspection("net", [ROW], [finding("a[red]")], None))

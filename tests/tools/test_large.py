@@ -12,6 +12,7 @@ from slow import slow
 
 L = keras.layers
 TOOLS = tools.TOOLS
+ON_TORCH = slow("hundreds of layers, built by Keras", but_on="torch")
 
 
 @pytest.fixture(
@@ -33,6 +34,7 @@ def blocks_and_model(request):
     return request.param, model
 
 
+@ON_TORCH
 @pytest.mark.parametrize("tool", TOOLS)
 def test_seconds(blocks_and_model, tool):
     blocks, model = blocks_and_model
@@ -41,7 +43,7 @@ def test_seconds(blocks_and_model, tool):
     assert time.process_time() - start < 6 * blocks
 
 
-@pytest.mark.parametrize("tool", ["convert", "fold"])
+@pytest.mark.parametrize("tool", ["convert", pytest.param("fold", marks=ON_TORCH)])
 def test_memory_is_that_of_the_copy(tool):
     """One model's worth at the most: weights travel one by one.
 

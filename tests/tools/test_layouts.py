@@ -94,7 +94,7 @@ def outputs(module, x):
 
 
 # How a kernel lies is Keras's, the same on every backend; only what runs it is not.
-QUICK = {"dense", "conv2d", "depthwise2d", "transposed2d"}
+QUICK = {"depthwise2d", "transposed2d"}
 ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
 
 
@@ -114,12 +114,14 @@ def test_kernels(case):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_a_convolution_of_one_position_is_a_dense_layer():
     assert squeezed((5, 4, 1, 1)) == (5, 4)
     assert squeezed((5, 1, 1)) == squeezed((5, 1)) == (5, 1)
     assert squeezed((5, 4, 1, 3)) == (5, 4, 1, 3)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("order", ["channels_first", "channels_last"])
 def test_a_flattened_image(order):
     layers = [L.Flatten(), keras_bn.BatchNormalization(), L.ReLU(), L.Dense(3)]
@@ -138,6 +140,7 @@ def test_a_flattened_image(order):
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
 
 
+@ON_TORCH
 def test_an_image_with_channels_first_is_flattened_with_channels_last():
     """By Keras; a reshape leaves the order as it is, which is PyTorch's."""
     shape = (4, 3, 2)
@@ -164,6 +167,7 @@ def test_an_image_with_channels_first_is_flattened_with_channels_last():
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-5)
 
 
+@ON_TORCH
 def test_a_flattened_image_among_other_values():
     image, other = keras.Input((3, 2, 4)), keras.Input((5,))
     inner = keras.Sequential([keras.Input((24,)), L.ReLU()])
@@ -178,12 +182,14 @@ def test_a_flattened_image_among_other_values():
     keras_bn.from_torch(model, state, epsilon=1e-5, flatten="channels_last")
 
 
+@ON_TORCH
 def test_a_pooled_image_has_one_order():
     layers = [L.GlobalAveragePooling2D(), L.BatchNormalization()]
     model = keras.Sequential([keras.Input((3, 2, 4)), *layers])
     keras_bn.from_torch(model, norm_of(4))
 
 
+@ON_TORCH
 def test_weights_of_other_layers_are_not_left_in_silence():
     layers = [L.Dense(4), L.LayerNormalization(name="ln"), L.BatchNormalization()]
     model = keras.Sequential([keras.Input((4,)), *layers])

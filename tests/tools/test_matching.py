@@ -220,6 +220,8 @@ def test_not_strict_takes_what_has_a_name():
     text = str(matching)
     assert text.startswith("2 layers matched, 1 layers get nothing, 1 prefixes are not")
     assert "torchvision -> keras" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["net/conv1_bn", "model.bn1", "8"] in [row[:3] for row in rows]
 
 
 def test_two_models_in_one_state_are_ambiguous():

@@ -65,8 +65,10 @@ class Example(NamedTuple):
 
 # What the others hold that this does not stands, small, in tests/cases_copies.py:
 # layers and variables in a config, configs that are not what was given.
-QUICK = {"LCNet"}
+ON_TENSORFLOW = slow("graphs, which JAX compiles five times each", but_on="tensorflow")
 LARGE = {"RepVGG", "YOLOv8"}
+# Layers of their own class, as HGNetV2 has them three deep.
+ALIKE = {"EfficientNet", "MobileNet"}
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
 NOWHERE = slow(
     "up to a thousand layers", witness="test_convert_keeps_all_that_is_there"
@@ -74,9 +76,9 @@ NOWHERE = slow(
 
 
 def marks(name):
-    if name in QUICK:
-        return ()
-    return NOWHERE if name in LARGE else ON_TORCH
+    if name == "LCNet":
+        return ON_TENSORFLOW
+    return NOWHERE if name in LARGE | ALIKE else ON_TORCH
 
 
 @pytest.fixture(

@@ -5,8 +5,10 @@ import pytest
 
 from cases_tools import layers_in
 from keras_bn.tools._foreign.order import precedence
+from slow import slow
 
 L = keras.layers
+pytestmark = slow("graphs, which know no backend", but_on="torch")
 
 
 def _dense(name, **more):

@@ -10,9 +10,14 @@ from keras import ops
 
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize
+from slow import slow
 
 L = keras.layers
-pytestmark = pytest.mark.usefixtures("zero_kernels")
+# Next to nothing is run.
+pytestmark = [
+    pytest.mark.usefixtures("zero_kernels"),
+    slow("graphs, which know no backend", but_on="torch"),
+]
 
 
 def _diamond():

@@ -31,6 +31,13 @@ ALL = [
 LITERT = [pytest.param((UNTRAINED, ("LiteRT",)), "LiteRT", id="LiteRT, untrained")]
 
 
+def of_rows(parameters):
+    """What is measured once for all tests of it, which a parameter else prevents."""
+    return pytest.mark.parametrize(
+        ("rows", "runtime"), parameters, indirect=["rows"], scope="module"
+    )
+
+
 @pytest.fixture(scope="module")
 def rows(request, tmp_path_factory):
     """What `examples/quantization.py` measures after a short training."""
@@ -49,11 +56,7 @@ def rows(request, tmp_path_factory):
     return {(row.model, row.runtime): row for row in rows}
 
 
-@pytest.mark.parametrize(
-    ("rows", "runtime"),
-    [*(LITERT if BACKEND == "tensorflow" else ()), *ALL],
-    indirect=["rows"],
-)
+@of_rows([*(LITERT if BACKEND == "tensorflow" else ()), *ALL])
 def test_int8_costs_no_more_than_with_the_layer_of_keras(rows, runtime):
     keras_own = rows["Keras's layer", runtime]
     for model in {"this package's", "folded"} & {model for model, _ in rows}:
@@ -63,7 +66,7 @@ def test_int8_costs_no_more_than_with_the_layer_of_keras(rows, runtime):
         assert row.accuracy >= keras_own.accuracy - 0.02
 
 
-@pytest.mark.parametrize(("rows", "runtime"), ALL, indirect=["rows"])
+@of_rows(ALL)
 def test_what_was_trained_with_rounding_is_what_is_deployed(rows, runtime):
     steps = ", a step a kernel" if "a step a kernel" in runtime else ""
     row = rows[f"quantize-aware{steps}", runtime]

@@ -19,9 +19,25 @@ from slow import slow
 L = keras.layers
 Norm = keras_bn.BatchNormalization
 ON_TORCH = keras.backend.backend() == "torch"
-# Where each shape is compiled for itself, one row of a kind.
-ROWS = {"groups", "flatten", "fused, twice"}
-CASES = [one for one in FOLDS if ON_TORCH or one.name in ROWS]
+# Where each shape is compiled for itself, two rows; else one of each kind, since the
+# way to the norm is found by what `fold` finds it by.
+ROWS = {"groups", "fused, twice"}
+KINDS = ROWS | {
+    *("flatten", "dense", "dense, no bias", "dense after", "conv1d causal", "conv3d"),
+    *("depthwise1d", "depthwise2d", "separable2d", "transpose2d", "two norms"),
+    *("keras's", "no gamma or beta", "renorm", "permute", "average pool", "nested"),
+    *("fused", "same 1x1", "rescaling", "relu between", "padding after", "dtype"),
+}
+ALIKE = slow(
+    "more models of these kinds", witness="test_fold_agrees_with_what_is_trained"
+)
+CASES = [
+    pytest.param(one, id=one.name, marks=() if one.name in KINDS else ALIKE)
+    for one in FOLDS
+    if ON_TORCH or one.name in ROWS
+]
+GRAPHS = slow("graphs, which know no backend", but_on="torch")
+OP_BY_OP = slow("layers that JAX runs op by op", but_on="torch")
 pytestmark = pytest.mark.usefixtures("zero_kernels")
 
 
@@ -52,7 +68,7 @@ def _gradients(model, x, dy, training=True):
     return y, state, dict(zip(names, slopes, strict=True))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES)
 def test_fold_agrees_with_what_is_trained(case):
     keras.utils.clear_session(free_memory=False)
     model = randomize(keras.Sequential([keras.Input(case.shape), *case.layers()]))
@@ -87,11 +103,13 @@ WHOLE_STEPS = {
 @pytest.mark.parametrize(
     "case",
     [
-        *("conv, one step", "depthwise"),
-        *(
-            pytest.param(case, marks=slow("shapes that JAX compiles", but_on="torch"))
-            for case in ("conv", "both sides", "transpose", "flatten, one step")
-        ),
+        pytest.param(
+            case,
+            marks=()
+            if case == "depthwise"
+            else slow("shapes that JAX compiles", but_on="torch"),
+        )
+        for case in WHOLE_STEPS
     ],
 )
 def test_folded_weights_are_whole_steps(case):
@@ -194,11 +212,14 @@ def _torch_ao(rank, linear, norm, options, per_channel, frozen):
     return module.freeze_bn_stats() if frozen else module.update_bn_stats()
 
 
+@slow("layers that JAX compiles, beside PyTorch's", but_on="torch")
 @pytest.mark.parametrize(
     ("case", "per_channel", "frozen"),
-    list(itertools.product(CONVOLUTIONS, [True, False], [True, False]))
-    if ON_TORCH
-    else [("1d", True, False), ("2d groups", False, True)],
+    # Each value of each once: the rounding does not know what is frozen.
+    [
+        (case, per_channel, not per_channel)
+        for case, per_channel in itertools.product(CONVOLUTIONS, [True, False])
+    ],
 )
 def test_agrees_with_torch_ao(case, per_channel, frozen):
     import torch
@@ -244,8 +265,10 @@ def test_activations_are_rounded_to_a_moving_range():
         expected = oracle_quantized.rounded_activations(x, low, high)
         received = numpy(layer(x, training=True))
         np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
-    assert not numpy(layer(np.zeros((1, 3), "float32"))).any()
-    levels = numpy(layer(np.linspace(-9, 9, 3000, dtype="float32")[:, None]))
+    x = np.linspace(-9, 9, 3000, dtype="float32").reshape(-1, 3)
+    x[0] = 0
+    levels = numpy(layer(x))
+    assert not levels[0].any()
     assert len(np.unique(levels.round(4))) == 256
 
 
@@ -263,7 +286,12 @@ def test_the_gradient_of_an_activation_stops_where_it_is_clipped():
 
 
 @pytest.mark.parametrize(
-    "x", [np.zeros((0, 3)), np.array([[np.nan, 1, 2]]), np.array([[np.inf, 1, 9]])]
+    "x",
+    [
+        np.zeros((0, 3)),
+        np.array([[np.nan, 1, 2]]),
+        pytest.param(np.array([[np.inf, 1, 9]]), marks=OP_BY_OP),
+    ],
 )
 def test_a_range_is_not_spoilt(x):
     layer = FakeQuantize()
@@ -278,6 +306,7 @@ def test_a_range_is_not_spoilt(x):
         assert y.shape == (0, 3)
 
 
+@GRAPHS
 def test_a_range_stays_where_statistics_do():
     layer = FakeQuantize()
     layer(images(4, 3), training=True)
@@ -289,7 +318,13 @@ def test_a_range_stays_where_statistics_do():
     assert weights_of(layer) == before
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+    "per_channel",
+    [
+        True,
+        pytest.param(False, marks=OP_BY_OP),
+    ],
+)
 def test_a_channel_without_scale_can_learn(per_channel):
     norm = Norm(gamma_initializer="zeros")
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), norm])
@@ -324,6 +359,7 @@ def _network():
     return randomize(model)
 
 
+@GRAPHS
 def test_rounding_stands_where_a_deployed_graph_has_it():
     model = _network()
     trained = keras_bn.quantize_aware(model)
@@ -398,6 +434,7 @@ def test_both_phases_train_and_fold():
     assert np.abs(_run(folded, x) - expected).mean() < 0.02 * np.abs(expected).max()
 
 
+@GRAPHS
 def test_the_norm_alone_sets_the_frozen_phase_apart():
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), Norm()])
     trained = keras_bn.quantize_aware(randomize(model), activations=False)
@@ -407,7 +444,13 @@ def test_the_norm_alone_sets_the_frozen_phase_apart():
     assert np.abs(numpy(trained(x, training=True)) - numpy(frozen(x))).max() > 0.1
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        pytest.param("float16", marks=OP_BY_OP),
+    ],
+)
 def test_half_precision_rounds_weights_in_full(policy):
     keras.config.set_dtype_policy(policy)
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), Norm(), L.ReLU()])
@@ -422,6 +465,7 @@ def test_half_precision_rounds_weights_in_full(policy):
     assert np.abs(numpy(trained(x)) - numpy(model(x))).max() < 0.1
 
 
+@GRAPHS
 def test_what_belongs_to_the_linear_layer_comes_along():
     dense = L.Dense(
         3, kernel_regularizer=keras.regularizers.L2(0.1), activity_regularizer="l2"
@@ -443,6 +487,7 @@ def test_what_belongs_to_the_linear_layer_comes_along():
     assert np.abs(numpy(merged(x)) - numpy(model(x))).max() < 0.1
 
 
+@GRAPHS
 @pytest.mark.parametrize("explain", [False, True])
 def test_norms_that_stay_in_float_are_named(explain):
     inputs = keras.Input((4,)), keras.Input((), dtype="int32")
@@ -480,6 +525,7 @@ def test_masks_pass():
     np.testing.assert_allclose(numpy(norm.moving_variance), expected, rtol=1e-3)
 
 
+@GRAPHS
 def test_shared_layers_stay_shared():
     inputs, dense = keras.Input((4,)), L.Dense(4, name="dense")
     shared = keras.Sequential(
@@ -495,6 +541,7 @@ def test_shared_layers_stay_shared():
     assert np.abs(_run(trained, x) - _run(model, x)).max() < 0.5
 
 
+@GRAPHS
 def test_a_layer_that_a_wrapper_holds_too_is_left():
     inputs, held = keras.Input((6, 4)), L.Dense(4, name="held")
     x = held(L.TimeDistributed(held)(inputs))
@@ -524,6 +571,7 @@ def _sequential(*layers):
     return keras.Sequential([keras.Input((4,)), L.Dense(3), *layers])
 
 
+@GRAPHS
 @pytest.mark.parametrize(
     ("build", "arguments", "error", "message"),
     [
@@ -578,6 +626,7 @@ class Unclear(L.Layer):
         return inputs
 
 
+@GRAPHS
 def test_a_failure_leaves_the_model():
     model = _sequential(Norm(), Unclear())
     before = weights_of(model)

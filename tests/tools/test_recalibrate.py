@@ -11,9 +11,12 @@ from cases_tools import InTraining, images, numpy, randomize, weights_of
 from keras_bn.tools._statistics import probe
 from keras_bn.tools._statistics.batching import length
 from keras_bn.tools._statistics.moments import RunningMoments
+from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
+# Batches are added up in NumPy; what a layer is observed by is seen on every backend.
+ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
 
 
 def _model(norm=Norm, **arguments):
@@ -44,7 +47,16 @@ def _check(layer, inputs, rtol=1e-6, atol=1e-7):
 @pytest.mark.parametrize(
     ("norm", "batch_size"),
     # Whose layer it is says what is measured, not how batches are added up.
-    [*((Norm, size) for size in (1, 7, 19, 40)), (L.BatchNormalization, 7)],
+    [
+        (Norm, 7),
+        *(
+            pytest.param(norm, size, marks=ON_TORCH)
+            for norm, size in (
+                *((Norm, size) for size in (1, 19, 40)),
+                (L.BatchNormalization, 7),
+            )
+        ),
+    ],
 )
 def test_any_split_gives_the_moments_of_all_data(norm, batch_size):
     model = _model(norm)
@@ -79,7 +91,13 @@ def test_mask():
     _check(model.layers[-1], kept)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "mixed_bfloat16",
+        *(pytest.param(one, marks=ON_TORCH) for one in ("bfloat16", "float16")),
+    ],
+)
 def test_low_precision_inputs_keep_exact_statistics(dtype):
     model = keras.Sequential([keras.Input((3,), dtype="float32"), Norm(dtype=dtype)])
     x = (10 + images(64, 3)).astype("float32")
@@ -95,6 +113,7 @@ def test_synchronized_layers():
     _check(model.layers[0], x.astype("float64"))
 
 
+@ON_TORCH
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, synchronized, alone):
@@ -112,6 +131,7 @@ def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, synchronized,
     assert given == [synchronized and not alone]
 
 
+@ON_TORCH
 def test_frozen_statistics_stay_unless_asked_for():
     layers = [Norm(freeze_statistics=True), Norm()]
     model = keras.Sequential([keras.Input((3,)), *layers])
@@ -122,6 +142,7 @@ def test_frozen_statistics_stay_unless_asked_for():
     _check(layers[0], x.astype("float64"))
 
 
+@ON_TORCH
 def test_shared_layers_and_time_distributed():
     inputs, norm = keras.Input((3, 2)), Norm()
     x = L.TimeDistributed(norm)(inputs)
@@ -131,7 +152,7 @@ def test_shared_layers_and_time_distributed():
     _check(norm, data.reshape(-1, 2).astype("float64"))
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=ON_TORCH)])
 def test_a_call_in_training_mode_gives_what_it_would(frozen):
     """By the batch, though the next layer's pass is in inference mode."""
     first, last = InTraining(freeze_statistics=frozen), Norm()
@@ -144,6 +165,7 @@ def test_a_call_in_training_mode_gives_what_it_would(frozen):
     assert keras_bn.inspect(model, x, batch_size=4).layers[-1].distance < 1e-5
 
 
+@ON_TORCH
 def test_fused_activations_are_applied_on_the_way():
     layers = [Norm(activation="relu"), L.Dense(2), Norm()]
     model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
@@ -152,6 +174,7 @@ def test_fused_activations_are_applied_on_the_way():
     _check(layers[2], numpy(layers[1](layers[0](x))), atol=1e-6)
 
 
+@ON_TORCH
 def test_residuals_are_added_on_the_way():
     inputs, first, last = keras.Input((3,)), Norm(activation="relu"), Norm()
     model = randomize(keras.Model(inputs, last(first(inputs, residual=inputs))))
@@ -165,6 +188,7 @@ class Own(Norm):
         return super().call(inputs, **more) + 1
 
 
+@ON_TORCH
 def test_subclasses_are_left_and_alone_are_an_error():
     x, own, norm = images(8, 3), Own(), Norm()
     report = keras_bn.recalibrate(
@@ -187,6 +211,7 @@ class Named(keras.Model):
         return self.norm(inputs["x"])
 
 
+@ON_TORCH
 def test_a_dictionary_for_a_model_that_does_not_say_its_inputs():
     model, x = Named(), images(24, 3)
     model({"x": x})
@@ -208,6 +233,7 @@ class Half(keras.Model):
         return self.norm(x)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("layer_by_layer", [False, True])
 def test_a_layer_that_is_not_called_is_named(layer_by_layer):
     model, x = Half(), images(8, 3)
@@ -222,6 +248,7 @@ def test_a_layer_that_is_not_called_is_named(layer_by_layer):
     assert [row.distance is None for row in report.layers] == [False, True]
 
 
+@ON_TORCH
 def test_what_was_done_is_told():
     model = keras.Sequential([keras.Input((1,)), Norm(epsilon=0.5, name="norm")])
     x = 3 + 2 * images(33, 1)
@@ -246,6 +273,7 @@ def test_renorm_statistics_follow():
     np.testing.assert_array_equal(numpy(norm.renorm_mean), numpy(norm.moving_mean))
 
 
+@ON_TORCH
 def test_prior_counts_as_so_many_samples():
     model = keras.Sequential([keras.Input((4, 4, 1)), Norm(epsilon=1e-6)])
     old, new = images(30, 4, 4, 1), (5 + 2 * images(10, 4, 4, 1, seed=1)).astype("f4")
@@ -255,12 +283,14 @@ def test_prior_counts_as_so_many_samples():
     _check(model.layers[0], both)
 
 
+@ON_TORCH
 def test_one_sample_is_enough_with_a_prior():
     model = keras.Sequential([keras.Input((2,)), Norm()])
     keras_bn.recalibrate(model, np.ones((1, 2), "float32"), prior=3, verbose=0)
     np.testing.assert_allclose(numpy(model.layers[0].moving_mean), 0.25, rtol=1e-6)
 
 
+@ON_TORCH
 def test_ema_goes_by_the_present_step_and_moves_on_every_batch():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.9])
     model = keras.Sequential(
@@ -273,10 +303,12 @@ def test_ema_goes_by_the_present_step_and_moves_on_every_batch():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_ema_is_what_training_does():
+@pytest.mark.parametrize("debias", [False, pytest.param(True, marks=ON_TORCH)])
+def test_ema_is_what_training_does(debias):
     x = images(24, 4, 4, 3)
+    settings = {"momentum": 0.8, "zero_debias": debias}
     model, twin = (
-        keras.Sequential([keras.Input((4, 4, 3)), Norm(momentum=0.8)]) for _ in range(2)
+        keras.Sequential([keras.Input((4, 4, 3)), Norm(**settings)]) for _ in range(2)
     )
     keras_bn.recalibrate(model, x, method="ema", batch_size=8, verbose=0)
     for start in (0, 8, 16):
@@ -314,7 +346,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "array",
+        *(pytest.param(form, marks=ON_TORCH) for form in FORMS if form != "array"),
+    ],
+)
 def test_forms_of_data(form):
     inputs = keras.Input((3,), name="x")
     model = keras.Model(
@@ -326,6 +364,7 @@ def test_forms_of_data(form):
     assert (report.batches, report.samples) == (3, 24)
 
 
+@ON_TORCH
 @pytest.mark.parametrize("whole", [True, False])
 def test_steps_and_several_inputs(whole):
     inputs = [keras.Input((3,)), keras.Input((2,))]
@@ -339,6 +378,7 @@ def test_steps_and_several_inputs(whole):
         keras_bn.recalibrate(model, [x[0][1:], x[1]], verbose=0)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("data", "steps", "expected"),
     [
@@ -355,6 +395,7 @@ def test_how_many_batches_a_bar_is_told(data, steps, expected):
     assert length(model, data, 8, steps) == expected
 
 
+@ON_TORCH
 @pytest.mark.parametrize("structure", [list, tuple, dict])
 def test_inputs_by_name_come_in_the_order_of_the_model(structure):
     features = keras.Input((3,), name="features")
@@ -375,6 +416,7 @@ def test_inputs_by_name_come_in_the_order_of_the_model(structure):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_frozen_layers_only_on_request():
     model = _model()
     model.layers[0].trainable = False
@@ -400,6 +442,7 @@ def test_nothing_but_statistics_changes():
     assert [layer.call for layer in model.layers] == calls
 
 
+@ON_TORCH
 def test_progress_bar(capsys):
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4)
     assert "2/2" in capsys.readouterr().out
@@ -407,6 +450,7 @@ def test_progress_bar(capsys):
     assert capsys.readouterr().out == ""
 
 
+@ON_TORCH
 def test_the_bar_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     keras_bn.recalibrate(_model(), (images(4, 4, 4, 3) for _ in range(3)))
@@ -427,6 +471,7 @@ def _interrupted():
 NAN = np.full((4, 4, 4, 3), np.nan, "float32")
 LARGE = (1e30 * images(4, 4, 4, 3)).astype("float32")  # its variance is infinite
 
+AFTER_A_BATCH = [(_failing, {}), (_interrupted, {})]
 FAILURES = [
     (
         lambda: images(0, 4, 4, 3),
@@ -488,7 +533,14 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "arguments", "error", "message"), FAILURES)
+# On every backend those that come when a batch has been seen.
+@pytest.mark.parametrize(
+    ("data", "arguments", "error", "message"),
+    [
+        pytest.param(*one, marks=() if one[:2] in AFTER_A_BATCH else ON_TORCH)
+        for one in FAILURES
+    ],
+)
 def test_failures_leave_the_model_as_it_was(data, arguments, error, message):
     model = _model()
     before = weights_of(model)
@@ -513,6 +565,7 @@ class Breaks:
             raise self.error("gone")
 
 
+@ON_TORCH
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_between_layers_restores_the_first(error):
     model = _model()
@@ -522,6 +575,7 @@ def test_a_failure_between_layers_restores_the_first(error):
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_a_failure_restores_statistics_that_are_trainable():
     model = _model()
     model.layers[0].moving_mean.trainable = True
@@ -533,12 +587,14 @@ def test_a_failure_restores_statistics_that_are_trainable():
     assert weights_of(model) == before
 
 
+@ON_TORCH
 def test_one_value_per_channel_is_too_little():
     model = keras.Sequential([keras.Input((2,)), Norm()])
     with pytest.raises(ValueError, match=r"at least 2 values.*Received: 1 for layer"):
         keras_bn.recalibrate(model, np.ones((1, 2), "float32"), verbose=0)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(("prior", "least"), [(None, 2), (3, 1)])
 def test_every_channel_needs_values(prior, least):
     """Of a step that is masked in all samples there are none."""
@@ -550,6 +606,7 @@ def test_every_channel_needs_values(prior, least):
         keras_bn.recalibrate(model, x, prior=prior, verbose=0)
 
 
+@ON_TORCH
 def test_a_model_of_frozen_layers_is_an_error():
     model = _model()
     model.trainable = False
@@ -557,6 +614,7 @@ def test_a_model_of_frozen_layers_is_an_error():
         keras_bn.recalibrate(model, images(4, 4, 4, 3), verbose=0)
 
 
+@pytest.mark.once
 def test_merge_is_exact_where_float32_sums_are_not():
     rng = np.random.default_rng(0)
     x = rng.normal(1e6, 1e-2, (999, 2))

@@ -7,8 +7,11 @@ import torch
 
 import keras_bn
 from cases_tools import images, numpy, randomize, weights_of
+from slow import slow
 
 L, nn = keras.layers, torch.nn
+# What is written are NumPy arrays, on every backend.
+ON_TORCH = slow("a network that JAX compiles op by op", but_on="torch")
 
 
 def _model(epsilon=1e-5, **more):
@@ -40,6 +43,7 @@ class Net(nn.Module):
 ALL = {"layers": "all", "flatten": "channels_first"}
 
 
+@ON_TORCH
 def test_outputs_agree_and_the_way_back_gives_the_same_bits():
     model, module = _model(), nn.DataParallel(Net()).eval()
     before = {name: one.clone() for name, one in module.state_dict().items()}
@@ -56,6 +60,7 @@ def test_outputs_agree_and_the_way_back_gives_the_same_bits():
     assert weights_of(again) == kept
 
 
+@ON_TORCH
 def test_norms_alone_and_the_unbiased_variance():
     model = _model()
     module = Net()
@@ -87,6 +92,14 @@ def test_without_a_state_names_are_paths():
     assert {one.dtype for one in state.values()} == {np.dtype("float32")}
 
 
+@ON_TORCH
+def test_several_axes_are_one_there():
+    norm = keras_bn.BatchNormalization(axis=(1, 2), epsilon=1e-5, name="bn")
+    model = keras.Sequential([keras.Input((3, 4)), norm])
+    assert {one.shape for one in keras_bn.to_torch(model).values()} == {(12,)}
+
+
+@ON_TORCH
 def test_what_a_layer_lacks_is_neutral_there():
     bn = L.BatchNormalization(scale=False, center=False, epsilon=1e-5, name="bn")
     layers = [L.Dense(3, use_bias=False, name="d"), bn]
@@ -103,6 +116,7 @@ def test_what_a_layer_lacks_is_neutral_there():
         keras_bn.to_torch(model, state, layers="all")
 
 
+@ON_TORCH
 def test_types_are_kept():
     state = {name: one.half() for name, one in nn.BatchNorm1d(3).state_dict().items()}
     model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(epsilon=1e-5)])
@@ -113,6 +127,7 @@ def test_types_are_kept():
     assert {one.dtype for one in given.values()} == {np.dtype("float64")}
 
 
+@ON_TORCH
 def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
     norm = keras_bn.BatchNormalization(epsilon=1e-3)
     model = keras.Sequential([keras.Input((2,)), norm])
@@ -120,6 +135,7 @@ def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
         keras_bn.to_torch(model)
 
 
+@ON_TORCH
 @pytest.mark.parametrize(
     ("model", "module", "arguments", "message"),
     [
@@ -141,6 +157,7 @@ def test_bad_input(model, module, arguments, message):
         keras_bn.to_torch(_model(**model), Net(**module), **{**ALL, **arguments})
 
 
+@ON_TORCH
 def test_the_state_of_another_epsilon_is_refused():
     with pytest.raises(
         ValueError, match=r"`epsilon` must be that of the layers, 0.001"

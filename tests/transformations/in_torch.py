@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
+import frameworks
 from transformations import anywhere, functional
 
 
@@ -84,11 +85,12 @@ class Glue(anywhere.Glue):
         return _backward(either, call)
 
     def compiled(self, call):
-        """Compiled once, without a break, for batches of any size."""
+        """Compiled once, without a break of ours, for batches of any size."""
         function, leaves = _closed(call)
         torch.compiler.reset()
+        whole = frameworks.WHOLE_GRAPHS
         compiled = torch.compile(
-            function, backend="aot_eager", fullgraph=True, dynamic=True
+            function, backend="aot_eager", fullgraph=whole, dynamic=True
         )
         compiled(call.other_input())
         return _backward_closed(compiled, leaves, call)

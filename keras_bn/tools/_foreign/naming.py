@@ -90,7 +90,7 @@ def _places(family: Family, naming: str, names: Mapping[str, str]) -> _Placed:
             numbered |= part == NUMBERED
             groups = found.groupdict()
             role = groups.pop("role", role)
-            named = set(found.re.groupindex.values())
+            named = found.re.groupindex.values()
             block = tuple(
                 _natural(text)
                 for i, text in enumerate(found.groups(), 1)

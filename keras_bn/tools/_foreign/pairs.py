@@ -79,7 +79,7 @@ class Matching(Table):
             if names
         ]
         title = ", ".join([f"{len(self.pairs)} layers matched", *left])
-        rows = [(*p[:2], "x".join(map(str, p.size)) or "-", p.by) for p in self.pairs]
+        rows = [(*p[:2], "x".join(map(str, p.size)), p.by) for p in self.pairs]
         rows += [(name, "-", "", "keeps its weights") for name in self.unmatched]
         rows += [("-", name, "", "not used") for name in self.unused]
         return self.table(title, ("layer", "prefix", "size", "matched by"), rows)

@@ -74,16 +74,14 @@ class Reached:
         Raises:
             ValueError: It cannot be followed.
         """
-        shapes = model.get_build_config() or {}
-        shapes = shapes.get("shapes_dict") or {"inputs": shapes.get("input_shape")}
+        shape = (model.get_build_config() or {}).get("input_shape")
 
         def symbol(shape: Any) -> Any:
             return keras.KerasTensor((None, *shape[1:]), dtype=model.compute_dtype)
 
         try:
-            if len(shapes) != 1 or None in shapes.values():
+            if shape is None:
                 raise Inexact("it has no single input of a known shape")
-            (shape,) = shapes.values()
             inputs = keras.tree.map_shape_structure(symbol, shape)
             self._follow(model, Call((inputs,), {}), training=False)
             if id(model) in self._unknown:
@@ -139,7 +137,7 @@ class Reached:
             known = self._calls.get(id(layer))
             if known is not None:
                 call = known.with_(call, layer.name)
-            if known is None or call != known:
+            if call != known:
                 followed, call = _followed(layer, call)
                 self._calls[id(layer)] = call
                 self.read |= followed.read

@@ -23,7 +23,7 @@ def plot_inspection(report: Any, path: Any) -> None:
     measured = any(row.distance is not None for row in rows)
     scaled = any(row.gamma is not None for row in rows)
     panels = [_distances] * measured + [_deviations] + [_gammas] * scaled
-    width = float(np.clip(2.4 + 0.32 * len(rows), 6.4, 14))
+    width = np.clip(2.4 + 0.32 * len(rows), 6.4, 14)
     figure = matplotlib.figure.Figure(
         figsize=(width, 1.0 + 1.9 * len(panels)), layout="constrained"
     )

@@ -15,7 +15,8 @@ class Table:
         """The report as text, 120 columns wide."""
         from rich.console import Console
 
-        console = Console(width=120, no_color=True)
+        # Text, whatever FORCE_COLOR and its like say of what is printed.
+        console = Console(width=120, force_terminal=False)
         with console.capture() as capture:
             console.print(self)
         # A table pads its lines to full width.
