@@ -180,7 +180,7 @@ COMPILERS = {"compiled": compiled} | ({} if xla == compiled else {"xla": xla})
 def gradients(function, tensors, upstream, quick=False):
     """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`.
 
-    `quick` is for what others are held to: a compiler is to spend no time on it.
+    `quick` is for what hangs on no last digit: a compiler is to spend no time on it.
     """
     y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream, quick)
     return numpy(y), extra, [numpy(slope) for slope in slopes]

@@ -71,7 +71,7 @@ def assert_gradient(gradient, expected, dtype, scale=0.0):
     )
 
 
-def check_training(problem, correct=False):
+def check_training(problem, correct=False, quick=False):
     p, axis = problem, problem.case.axis
     correction = {"r": p.r, "d": p.d} if correct else {}
     hook = {"correction": lambda mean, var: (p.r_tensor, p.d_tensor)} if correct else {}
@@ -80,6 +80,7 @@ def check_training(problem, correct=False):
         lambda *inputs: p.train(*inputs, **hook),
         (p.x_tensor, p.gamma_tensor, p.beta_tensor),
         p.dy_tensor,
+        quick,
     )
     expected = oracle.forward(p.x, p.gamma, p.beta, axis, weight=p.weight, **correction)
     slope = oracle.backward(p.x, p.dy, p.gamma, axis, weight=p.weight, **correction)
@@ -113,9 +114,9 @@ def check_training(problem, correct=False):
     assert_gradient(dbeta, slope.beta, p.dtype)
 
 
-@cases.parametrize(cases.ALL)
+@cases.parametrize(cases.ALL)  # the digits, below, of some
 def test_training(case):
-    check_training(Problem(case))
+    check_training(Problem(case), quick=True)
 
 
 MORE_DTYPES = slow(
@@ -145,7 +146,7 @@ def test_training_in_other_dtypes(case, dtype):
 
 @cases.parametrize(cases.KINDS)  # a correction is shaped as gamma and beta are
 def test_training_with_correction(case):
-    check_training(Problem(case), correct=True)
+    check_training(Problem(case), correct=True, quick=True)
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -185,6 +186,7 @@ def check_inference(case, dtype):
         ),
         (p.x_tensor, p.gamma_tensor, p.beta_tensor),
         p.dy_tensor,
+        quick=True,
     )
     expected = oracle.inference(p.x, mean, variance, p.gamma, p.beta, case.axis)
     spread = oracle.spread(variance, p.x, case.axis)
