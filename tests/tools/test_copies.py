@@ -10,7 +10,7 @@ import pytest
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
-from keras_bn.tools._copies.check import check_outputs
+from keras_bn.tools._copies.check import check_outputs, made_up
 from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
@@ -220,6 +220,17 @@ def test_tuples_of_layers_stay_tuples(tmp_path):
         assert (type(one.pair), type(one.named)) == (tuple, Two)
         norms = {type(one.pair[1]), type(one.named.norm)}
         assert norms == {keras_bn.BatchNormalization}
+
+
+def test_made_up_inputs_are_as_the_model_takes_them():
+    ids, x = keras.Input((None,), dtype="int32"), keras.Input((3,), batch_size=5)
+    made = made_up(keras.Model([ids, x], [ids, x]))
+    dtypes = [keras.backend.standardize_dtype(one.dtype) for one in made]
+    assert dtypes == ["int32", "float32"]
+    numbers, values = map(numpy, made)
+    assert (numbers.shape, values.shape) == ((2, 64), (5, 3))
+    assert set(numbers.ravel()) == {0, 1}
+    assert len(set(values.ravel())) == 15
 
 
 # How far outputs may be from each other, of the largest.
