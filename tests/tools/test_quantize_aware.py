@@ -12,7 +12,8 @@ import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
-from keras_bn.tools._folding.chains import _is_relu
+from keras_bn._keras import layer_of
+from keras_bn.tools._folding.chains import _is_relu, _moves
 from keras_bn.tools._folding.fake_quantize import FakeQuantize
 from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
@@ -666,3 +667,20 @@ def test_a_layer_on_the_way_that_is_called_twice_stops_a_norm():
 )
 def test_what_deployed_graphs_take_for_a_bound(layer, expected):
     assert _is_relu(layer) == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (L.Flatten(), True),
+        (L.MaxPooling2D(2), True),
+        (L.AveragePooling2D(2), False),
+        (L.Dense(2), False),
+        (lambda x: keras.ops.reshape(x, (-1, 8)), True),
+        (keras.ops.transpose, True),
+        (keras.ops.exp, False),
+    ],
+)
+def test_what_hands_rounded_values_on(call, expected):
+    assert _moves(layer_of(call(keras.Input((4, 4, 2))))) == expected
