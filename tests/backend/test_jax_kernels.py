@@ -43,7 +43,9 @@ def test_convolutions_read_outputs_and_gradients_as_they_are():
     rng = np.random.default_rng(0)
     kernels = [rng.normal(size=(3, 3, 8, 8)).astype("float32") for _ in range(3)]
     x = rng.normal(size=(16, 16, 16, 8)).astype("float32")
-    compiled = jax.jit(jax.grad(loss)).lower(kernels, x).compile()
+    # As users have it, whatever the flags of the suite.
+    options = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+    compiled = jax.jit(jax.grad(loss)).lower(kernels, x).compile(options)
     copies = strided_copies(compiled.as_text())
     assert len(copies) >= 2 * len(kernels)  # of input and gradient, for each kernel
     # The first block's gradient has one reader, so that nothing is computed twice.
@@ -445,10 +447,29 @@ def test_no_rank_is_promoted(axis, activation, options):
     layer = keras_bn.BatchNormalization(axis=axis, activation=activation, **options)
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 3)).astype("float32")
     mask = np.ones((4, 3, 5)) > 0
+    layer.build(x.shape)
+    variables = layer.trainable_variables, layer.non_trainable_variables
+    values = [[one.value for one in some] for some in variables]
+
+    def call(x, training, **along):
+        return layer.stateless_call(*values, x, training=training, **along)[0]
+
+    def everything(x):
+        slope = jax.grad(lambda x: call(x, True).sum())(x)
+        return call(x, True, mask=mask), call(x, False), slope
+
     with jax.numpy_rank_promotion("raise"):
-        layer(x, training=True, mask=mask)
+        jax.eval_shape(everything, x)  # ranks are told as they are traced
+
+
+def test_no_rank_is_promoted_outside_of_a_trace():
+    import jax
+
+    layer = keras_bn.BatchNormalization()
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    with jax.numpy_rank_promotion("raise"):
+        layer(x, training=True, mask=np.ones(5) > 0)
         layer(x)
-        jax.grad(lambda x: layer(x, training=True).sum())(x)
         batch_norm_inference(np.ones((2, 3), "float32"), np.zeros(3), np.ones(3))
 
 

@@ -1,5 +1,6 @@
 """TensorFlow's own: devices, traces, accumulators, vectorization, ragged tensors."""
 
+import functools
 import itertools
 
 import keras
@@ -12,6 +13,7 @@ from keras_bn import BatchNormalization
 from keras_bn.backend import kernels, reference
 from keras_bn.backend.interface import Axes
 from keras_bn.ops import batch_norm_inference, batch_norm_train
+from slow import slow
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow alone has these", allow_module_level=True)
@@ -231,12 +233,34 @@ DERIVATIVES = [
         )
     ),
 ]
+EAGERLY = slow("traces every operator of every shape", witness="test_our_layer")
+WITHIN = slow(
+    "traces as much as that of a function", witness="test_derivatives_of_every_kind"
+)
+
+
+def marks(order, way, call, shape):
+    if way == "eagerly":
+        return EAGERLY
+    in_both_ways = (call, shape) == ("training", LARGE) and order != ORDERS[2]
+    return WITHIN if in_both_ways and way == "within a function" else ()
+
+
+@functools.cache
+def expected_derivative(order, call, shape):
+    pushed = Pushed(shape)
+    reference_call = functools.partial(pushed.output, reference, call)
+    return getattr(pushed, order)(reference_call)
 
 
 @pytest.mark.parametrize(
     ("order", "way", "call", "shape"),
-    # TensorFlow gives None there, of x * x too.
-    [row for row in DERIVATIVES if row[:2] != (ORDERS[2], "of a function")],
+    [
+        pytest.param(*row, marks=marks(*row))
+        for row in DERIVATIVES
+        # TensorFlow gives None there, of x * x too.
+        if row[:2] != (ORDERS[2], "of a function")
+    ],
     ids=str,
 )
 def test_derivatives_of_every_kind(order, way, call, shape):
@@ -252,7 +276,7 @@ def test_derivatives_of_every_kind(order, way, call, shape):
         found = derivative(tf.function(function))
     else:
         found = tf.function(lambda: derivative(function))()
-    expected = derivative(lambda *inputs: pushed.output(reference, call, *inputs))
+    expected = expected_derivative(order, call, shape)
     limit = 2e-4 if order != "reverse_thrice" else 4e-3  # of sums of many squares
     most = max(np.max(np.abs(one)) for one in expected)
     for one, other in zip(found, expected, strict=True):
