@@ -67,8 +67,8 @@ class Example(NamedTuple):
 # layers and variables in a config, configs that are not what was given.
 ON_TENSORFLOW = slow("graphs, which JAX compiles five times each", but_on="tensorflow")
 LARGE = {"RepVGG", "YOLOv8"}
-# Layers of their own class, as HGNetV2 has them three deep.
-ALIKE = {"EfficientNet", "MobileNet"}
+# One is a part of D-FINE, and the other has layers of its own class, as MobileNet has.
+ALIKE = {"HGNetV2", "EfficientNet"}
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
 NOWHERE = slow(
     "up to a thousand layers", witness="test_convert_keeps_all_that_is_there"
