@@ -261,3 +261,19 @@ def test_names_that_say_other_than_the_order_are_a_doubt():
         match(items([first, second]), items([second, third]), None, True, before)
     matching = match(items([first, second]), items(["f.2", "f.10"]), None, True, before)
     assert matching.mapping == {first: "f.2", second: "f.10"}
+
+
+def test_not_strict_takes_a_head_that_fits():
+    ours, theirs = items(["stem", "neck", "fc"]), items(["stem", "neck", "fc"])
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {"stem": "stem", "neck": "neck", "fc": "fc"}
+    theirs = items(["stem", "neck", "fc:5"])
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {"stem": "stem", "neck": "neck"}
+
+
+@pytest.mark.parametrize("name", ["predictions", "logits"])
+def test_the_last_layer_may_be_called_otherwise(name):
+    ours, theirs = items(["stem", name, "one"]), items(["stem", "fc", "one"])
+    matching = match(ours, theirs, None, True, {})
+    assert matching.mapping == {"stem": "stem", name: "fc", "one": "one"}

@@ -12,6 +12,8 @@ import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn._keras import layer_of
+from keras_bn.tools._folding.chains import _is_relu, _moves
 from keras_bn.tools._folding.fake_quantize import FakeQuantize
 from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
@@ -638,3 +640,47 @@ def test_a_failure_leaves_the_model():
     with pytest.raises(ValueError, match="class Unclear cannot be copied"):
         keras_bn.quantize_aware(model)
     assert weights_of(model) == before
+
+
+def test_a_layer_on_the_way_that_is_called_twice_stops_a_norm():
+    x, shared = keras.Input((4,)), L.Dropout(0.5, name="shared")
+    y, z = (shared(L.Dense(3)(x)) for _ in range(2))
+    model = keras.Model(x, [Norm()(y), z])
+    _, report = keras_bn.quantize_aware(model, explain=True)
+    assert "'shared' is called 2 times" in report.rows[0].reason
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (L.Activation("relu"), True),
+        (L.Activation("relu6"), True),
+        (L.Activation("tanh"), False),
+        (L.Dense(2, activation="relu"), False),
+        (L.ReLU(), True),
+        (L.ReLU(6.0), True),
+        (L.ReLU(5.0), False),
+        (L.ReLU(negative_slope=0.1), False),
+        (L.ReLU(threshold=0.1), False),
+    ],
+)
+def test_what_deployed_graphs_take_for_a_bound(layer, expected):
+    assert _is_relu(layer) == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (L.Flatten(), True),
+        (L.MaxPooling2D(2), True),
+        (L.AveragePooling2D(2), False),
+        (L.Dense(2), False),
+        (lambda x: keras.ops.reshape(x, (-1, 8)), True),
+        (keras.ops.transpose, True),
+        (keras.ops.exp, False),
+    ],
+)
+def test_what_hands_rounded_values_on(call, expected):
+    assert _moves(layer_of(call(keras.Input((4, 4, 2))))) == expected
