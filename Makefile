@@ -15,8 +15,10 @@ KERAS_MIN_TESTS := tests/layers tests/test_contract.py tests/test_golden.py \
     tests/test_weight_exchange.py
 KERAS_MIN_PATH := .venv/keras-$(KERAS_MIN)
 BACKENDS := tensorflow jax torch
-# Two processes a backend.
-SUITES = $(BACKENDS:%=test-%-rest) $(BACKENDS:%=test-%-kernels)
+# A process a backend, and two of JAX's. The longest first, so that none is left to run alone.
+JAX := test-jax-rest test-jax-kernels
+SUITES = $(filter-out test-jax,$(BACKENDS:%=test-%)) $(if $(filter jax,$(BACKENDS)),$(JAX)) \
+    test-once test-min-keras
 # The tests and the demo want TensorFlow's small build.
 EXTRA_tensorflow := tensorflow-cpu
 EXTRA_jax := jax
@@ -30,9 +32,9 @@ OTHER_KERAS :=
 # A suite tells of its dearest tests, so that growth is seen.
 PYTEST = -m pytest --durations=5 --durations-min=5 -m "not gpu$(if $(SLOW),, and not slow) $(1)"
 # Most of the time of the tests on JAX would be what XLA does to have programs run fast: LLVM's
-# optimizations, its newer emitters, and 32 modules a program. All that is for the tests of the
-# kernels, whose last digits hang on it, and for all tests in `make test-all`.
-KERNELS := tests/backend tests/ops
+# optimizations, its newer emitters, and 32 modules a program. All that is for the tests whose
+# last digits hang on it, and for all tests in `make test-all`.
+KERNELS := tests/backend/test_kernels.py tests/ops/test_batch_norm.py
 UNOPTIMIZED = $(if $(SLOW),,XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
     --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false \
     --xla_cpu_parallel_codegen_split_count=1")
@@ -61,8 +63,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) $(SUITES) test-once test-min-keras \
-    test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
+.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) $(SUITES) test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
     check-python check-backend
 
 help:
@@ -92,11 +93,10 @@ demo: check-backend $(DEMO)/installed
 	@echo "== Running examples/train.py on $(BACKEND)"
 	@KERAS_BACKEND=$(BACKEND) $(DEMO)/bin/python examples/train.py $(ARGS)
 
-# The longest first, so that none is left to run alone.
 test: lint
 	@echo "== Testing, $(JOBS) at a time: each prints when it is done"
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	    $(SUITES) test-min-keras test-once
+	    $(SUITES)
 
 test-all:
 	@$(MAKE) --no-print-directory test SLOW=1
@@ -109,15 +109,19 @@ lint: $(TEST)/installed
 	@echo "== mypy"
 	@$(TEST)/bin/python -m mypy
 
-$(BACKENDS:%=test-%): test-%: test-%-kernels test-%-rest
-
-$(BACKENDS:%=test-%-kernels): test-%-kernels: $(TEST)/installed
-	@echo "== Testing the kernels on $*"
-	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once) $(KERNELS)
-
-$(BACKENDS:%=test-%-rest): test-%-rest: $(TEST)/installed
+test-tensorflow test-torch: test-%: $(TEST)/installed
 	@echo "== Testing on $*"
-	@$(UNOPTIMIZED) KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once) \
+	@KERAS_BACKEND=$* $(TEST)/bin/python $(call PYTEST,and not once)
+
+test-jax: $(JAX)
+
+test-jax-kernels: $(TEST)/installed
+	@echo "== Testing the kernels on jax"
+	@KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and not once) $(KERNELS)
+
+test-jax-rest: $(TEST)/installed
+	@echo "== Testing on jax"
+	@$(UNOPTIMIZED) KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and not once) \
 	    $(KERNELS:%=--ignore=%)
 
 test-once: $(TEST)/installed

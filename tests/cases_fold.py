@@ -549,6 +549,7 @@ GRAPHS = [
         IMAGE,
         1,
     ),
+    Graph("mean after, dropped", lambda x: _dense(ops.mean(Norm()(x), 1)), LINE, 1),
     Graph("max", lambda x: Norm()(ops.max(_dense(x), axis=1)), LINE, 1),
     Graph(
         "reshapes",

@@ -51,6 +51,9 @@ class _TensorFlow:
     def platform(self, tensor):
         return tensor.device.rpartition("device:")[2].partition(":")[0].lower()
 
+    def at_once(self, function):
+        return function
+
     def float64(self):
         return contextlib.nullcontext()
 
@@ -95,6 +98,9 @@ class _Jax:
         return self.jax.jit(function)
 
     xla = compiled
+
+    def at_once(self, function):
+        return self.jax.jit(function, compiler_options=_QUICK)
 
     def platform(self, tensor):
         (device,) = tensor.devices()
@@ -147,6 +153,9 @@ class _Torch:
 
     xla = compiled
 
+    def at_once(self, function):
+        return function
+
     def platform(self, tensor):
         return tensor.device.type
 
@@ -160,6 +169,8 @@ _FRAMEWORK = {"tensorflow": _TensorFlow, "jax": _Jax, "torch": _Torch}[
 
 compiled = _FRAMEWORK.compiled
 xla = _FRAMEWORK.xla
+# Compiled where single operators would be as well, one by one: on JAX.
+at_once = _FRAMEWORK.at_once
 float64 = _FRAMEWORK.float64
 saved_bytes = _FRAMEWORK.saved_bytes
 # The compilers that differ: JAX and PyTorch have one each.
@@ -169,7 +180,7 @@ COMPILERS = {"compiled": compiled} | ({} if xla == compiled else {"xla": xla})
 def gradients(function, tensors, upstream, quick=False):
     """`y, extra = function(*tensors)`, and the gradients of `sum(y * upstream)`.
 
-    `quick` is for what others are held to: a compiler is to spend no time on it.
+    `quick` is for what hangs on no last digit: a compiler is to spend no time on it.
     """
     y, extra, slopes = _FRAMEWORK.gradients(function, list(tensors), upstream, quick)
     return numpy(y), extra, [numpy(slope) for slope in slopes]

@@ -42,6 +42,14 @@ from mutation.tracing import InOrder, Traces, likely
 keras.utils.set_random_seed(0)
 
 KNOWN = ROOT / "tests/mutants.md"
+# Without those of whole networks, which take longer than a fault is worth.
+TOOLS = tuple(
+    f"tests/tools/{one.name}"
+    for one in sorted((ROOT / "tests/tools").glob("test_*.py"))
+    if not re.search(
+        "families|large|models_of_others|pretrained|quantization", one.name
+    )
+)
 # The tests that a fault in a file is shown to, where no others are named.
 NEAREST = {
     "keras_bn/backend/__init__.py": (
@@ -62,9 +70,10 @@ NEAREST = {
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
-    "keras_bn/tools/*": ("tests/tools", "tests/test_bad_input.py"),
-    "keras_bn/callbacks.py": ("tests/test_callbacks.py", "tests/tools"),
-    "keras_bn/*": ("tests/test_cli.py", "tests/test_weight_exchange.py"),
+    "keras_bn/tools/*": TOOLS,
+    "keras_bn/callbacks.py": ("tests/test_callbacks.py",),
+    "keras_bn/_keras.py": (*TOOLS, "tests/test_private_names.py"),
+    "keras_bn/*": ("tests/test_cli.py", "tests/test_private_names.py"),
 }
 
 

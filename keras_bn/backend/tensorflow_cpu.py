@@ -143,4 +143,4 @@ def _total(rows: Tensor) -> Tensor:
 def _run(x: Tensor) -> int:
     """The longest run, of at most `_RUN` values, into which x can be cut evenly."""
     positions = known_positions(x)
-    return max((n for n in range(1, _RUN + 1) if positions % n == 0), default=1)
+    return max(n for n in range(1, _RUN + 1) if positions % n == 0)

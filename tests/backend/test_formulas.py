@@ -38,13 +38,18 @@ def _tangents_and_gradients(case, activation):
     ]
     if weighted(inputs):
         tangents.append(frameworks.tensor(rng.normal(size=tuple(inputs.mask.shape))))
-    x, scale, offset = inputs.tensors
-    axes, mask = inputs.axes, inputs.mask
-    given = (x, scale, offset, mask, moments(x, inputs, mask))
-    every = (*tangents, *[None] * (4 - len(tangents)))
-    along = derivatives.tangent(*given, every, axes, 1e-3, activation)
-    slopes = derivatives.gradients(
-        *(*given, inputs.dy, axes, 1e-3, activation), of_weights=weighted(inputs)
+    options = (inputs.axes, 1e-3, activation)
+
+    def derive(x, scale, offset, mask, tangents, dy):
+        given = (x, scale, offset, mask, moments(x, inputs, mask))
+        every = (*tangents, *[None] * (4 - len(tangents)))
+        along = derivatives.tangent(*given, every, *options)
+        return along, derivatives.gradients(
+            *(*given, dy, *options), of_weights=weighted(inputs)
+        )
+
+    along, slopes = frameworks.at_once(derive)(
+        *inputs.tensors, inputs.mask, tangents, inputs.dy
     )
     return inputs, tangents, along, slopes
 
@@ -67,7 +72,7 @@ def weighted(inputs):
 
 def _dot(ones, others):
     return sum(
-        float(keras.ops.sum(one * other))
+        np.sum(frameworks.numpy(one) * frameworks.numpy(other))
         for one, other in zip(ones, others, strict=True)
     )
 
@@ -100,7 +105,8 @@ def test_the_tangent_is_the_derivative(case):
         return keras.ops.sigmoid(formulas.normalize(*moved, centred, inputs.axes, 1e-3))
 
     step = 1e-5
-    expected = frameworks.numpy((value(step) - value(-step)) / (2 * step))
+    ahead, behind = map(frameworks.numpy, map(frameworks.at_once(value), (step, -step)))
+    expected = (ahead - behind) / (2 * step)
     np.testing.assert_allclose(frameworks.numpy(along), expected, atol=1e-7)
 
 
@@ -110,17 +116,20 @@ def test_a_tangent_of_none_is_one_of_zeros(case):
     x, scale, offset = inputs.tensors
     given = (x, scale, offset, inputs.mask, moments(x, inputs, inputs.mask))
 
-    def along(tangents):
-        found = derivatives.tangent(*given, tangents, inputs.axes, 1e-3, "sigmoid")
-        return frameworks.numpy(found)
-
     tangents = (x, scale, offset, inputs.mask if weighted(inputs) else None)
-    parts = [
-        along(tuple(one if i == k else None for k, one in enumerate(tangents)))
+    alone = [
+        tuple(one if i == k else None for k, one in enumerate(tangents))
         for i, tangent in enumerate(tangents)
         if tangent is not None
     ]
-    np.testing.assert_allclose(sum(parts), along(tangents), atol=1e-12)
+
+    @frameworks.at_once
+    def along(given, every):
+        options = (inputs.axes, 1e-3, "sigmoid")
+        return [derivatives.tangent(*given, some, *options) for some in every]
+
+    *parts, whole = map(frameworks.numpy, along(given, [*alone, tangents]))
+    np.testing.assert_allclose(sum(parts), whole, atol=1e-12)
 
 
 @pytest.mark.parametrize(

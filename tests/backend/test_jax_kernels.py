@@ -43,7 +43,9 @@ def test_convolutions_read_outputs_and_gradients_as_they_are():
     rng = np.random.default_rng(0)
     kernels = [rng.normal(size=(3, 3, 8, 8)).astype("float32") for _ in range(3)]
     x = rng.normal(size=(16, 16, 16, 8)).astype("float32")
-    compiled = jax.jit(jax.grad(loss)).lower(kernels, x).compile()
+    # As users have it, whatever the flags of the suite.
+    options = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+    compiled = jax.jit(jax.grad(loss)).lower(kernels, x).compile(options)
     copies = strided_copies(compiled.as_text())
     assert len(copies) >= 2 * len(kernels)  # of input and gradient, for each kernel
     # The first block's gradient has one reader, so that nothing is computed twice.
@@ -293,6 +295,33 @@ def test_transformations_are_those_of_the_plain_formulas(point, transform):
         np.testing.assert_allclose(one, other, rtol=0, atol=limit)
 
 
+def test_reverse_mode_of_a_tangent_along_several_for_one_of_them():
+    import jax
+
+    point = Point(cases.SHAPES["image"])
+
+    def loss(t, kernels):
+        along_x, *others = point.along
+        along = (t * along_x, *others)
+        _, tangent = jax.jvp(point.call(kernels), point.at, along)
+        return (tangent * point.weights).sum()
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
+    found, expected = (slope(2.0, kernels) for kernels in (jax_kernels, reference))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_forward_mode_along_a_residual():
+    import jax
+
+    x, residual, along = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("f4")
+    y, tangent = jax.jvp(
+        lambda one: batch_norm_train(x, residual=one, activation="relu")[0],
+        *((residual,), (along,)),
+    )
+    np.testing.assert_array_equal(tangent, along * (y > 0))
+
+
 @pytest.mark.parametrize("of", [(0,), (1,), (1, 2), (0, 1, 2)], ids=str)
 def test_a_tangent_of_zeros_is_not_kept(of):
     import jax
@@ -418,10 +447,29 @@ def test_no_rank_is_promoted(axis, activation, options):
     layer = keras_bn.BatchNormalization(axis=axis, activation=activation, **options)
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 3)).astype("float32")
     mask = np.ones((4, 3, 5)) > 0
+    layer.build(x.shape)
+    variables = layer.trainable_variables, layer.non_trainable_variables
+    values = [[one.value for one in some] for some in variables]
+
+    def call(x, training, **along):
+        return layer.stateless_call(*values, x, training=training, **along)[0]
+
+    def everything(x):
+        slope = jax.grad(lambda x: call(x, True).sum())(x)
+        return call(x, True, mask=mask), call(x, False), slope
+
     with jax.numpy_rank_promotion("raise"):
-        layer(x, training=True, mask=mask)
+        jax.eval_shape(everything, x)  # ranks are told as they are traced
+
+
+def test_no_rank_is_promoted_outside_of_a_trace():
+    import jax
+
+    layer = keras_bn.BatchNormalization()
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    with jax.numpy_rank_promotion("raise"):
+        layer(x, training=True, mask=np.ones(5) > 0)
         layer(x)
-        jax.grad(lambda x: layer(x, training=True).sum())(x)
         batch_norm_inference(np.ones((2, 3), "float32"), np.zeros(3), np.ones(3))
 
 

@@ -13,7 +13,6 @@ from slow import slow
 BACKEND = keras.backend.backend()
 STATISTICS = ("moving_mean", "moving_variance")
 ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
-# On every backend what is run eagerly is recomputed as well: see below.
 fitted = pytest.mark.parametrize(
     "eager",
     [
@@ -119,7 +118,7 @@ def test_accumulation_normalizes_each_batch_by_itself():
     )
 
 
-@fitted
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
 def test_accumulation_with_the_optimizers_own(eager):
     """Statistics and weights move in the same steps of `fit`."""
     x = batches(4).reshape(-1, 3)

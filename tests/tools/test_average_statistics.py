@@ -46,7 +46,13 @@ def test_equal_batches():
     np.testing.assert_allclose(found["moving_mean"], together.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found["moving_variance"], together.var(0), rtol=1e-6)
     assert report.to_dict()["layers"][0]["spread"] > 0.5
-    assert "3 replicas" in str(report)
+    title, header, _, row = filter(None, str(report).splitlines())
+    assert title == "average_statistics: 1 batch norm layers, 3 replicas"
+    spread = f"{report.rows[0].spread:.3g}"
+    assert (header.split(), row.split()) == (
+        ["layer", "spread"],
+        [report.rows[0].layer, spread],
+    )
 
 
 @ON_TORCH

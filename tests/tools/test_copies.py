@@ -10,7 +10,8 @@ import pytest
 import keras_bn
 from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
-from keras_bn.tools._copies.check import check_outputs
+from keras_bn._keras import layer_of
+from keras_bn.tools._copies.check import check_outputs, made_up
 from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
@@ -95,6 +96,9 @@ def test_copies_compute_the_same_and_hold_nothing_of_the_model(case):
         if isinstance(one, keras_bn.BatchNormalization)
     ]
     assert len(norms) == case.norms
+    pairs = zip(sublayers(model), sublayers(ours), strict=False)
+    for (_, old), (_, new) in pairs:
+        assert type(getattr(new, "run", None)) is type(getattr(old, "run", None))
     assert [v.path for v in ours.variables] == [v.path for v in model.variables]
     np.testing.assert_array_equal(_outputs(back), expected)
     np.testing.assert_allclose(_outputs(ours), expected, atol=2e-6)
@@ -181,6 +185,35 @@ def test_losses_are_the_users_own():
 
 
 @ON_TORCH
+def _of_torch(model):
+    state = {name: np.ones(3) for name in ("bn.running_mean", "bn.running_var")}
+    return keras_bn.from_torch(model, state, epsilon=1e-5)
+
+
+@pytest.mark.parametrize("tool", [keras_bn.fold, keras_bn.quantize_aware, _of_torch])
+def test_an_optimizer_starts_anew_where_weights_are_others(tool):
+    layers = [L.Dense(3, use_bias=False), keras_bn.BatchNormalization(name="bn")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
+    copy = tool(model)
+    assert copy.compiled
+    assert (int(model.optimizer.iterations), int(copy.optimizer.iterations)) == (7, 0)
+
+
+def test_what_a_model_has_called_stays_its_own():
+    inputs = keras.Input((4,))
+    first, norm = L.Dense(3, name="first"), L.BatchNormalization()
+    model = keras.Model(inputs, norm(first(inputs)))
+    keras_bn.convert(model)
+    assert layer_of(first.output) is first
+    assert layer_of(model.output) is norm
+    x = images(2, 4)
+    within = keras.Model(model.input, first.output)  # as one takes features out
+    np.testing.assert_array_equal(numpy(within(x)), numpy(first(x)))
+
+
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
 def test_metrics_may_hold_functions_without_a_name():
     model = keras.Sequential([keras.Input((4,)), L.BatchNormalization()])
@@ -210,16 +243,30 @@ class Tuples(keras.Model):
 
 @ON_TORCH
 def test_tuples_of_layers_stay_tuples(tmp_path):
-    model = Tuples()
+    class Local(Tuples):  # which no import finds
+        pass
+
+    model = Local()
     model(images(2, 3))
     ours = keras_bn.convert(model)
     ours.save(tmp_path / "ours.keras")
-    classes = {"Tuples": Tuples}
+    classes = {"Local": Local}
     loaded = keras.saving.load_model(tmp_path / "ours.keras", custom_objects=classes)
     for one in (ours, loaded):
         assert (type(one.pair), type(one.named)) == (tuple, Two)
         norms = {type(one.pair[1]), type(one.named.norm)}
         assert norms == {keras_bn.BatchNormalization}
+
+
+def test_made_up_inputs_are_as_the_model_takes_them():
+    ids, x = keras.Input((None,), dtype="int32"), keras.Input((3,), batch_size=5)
+    made = made_up(keras.Model([ids, x], [ids, x]))
+    dtypes = [keras.backend.standardize_dtype(one.dtype) for one in made]
+    assert dtypes == ["int32", "float32"]
+    numbers, values = map(numpy, made)
+    assert (numbers.shape, values.shape) == ((2, 64), (5, 3))
+    assert set(numbers.ravel()) == {0, 1}
+    assert len(set(values.ravel())) == 15
 
 
 # How far outputs may be from each other, of the largest.

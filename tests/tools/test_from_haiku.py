@@ -85,3 +85,25 @@ def test_not_of_haiku(name):
         keras_bn.from_haiku(_model(), **arguments)
     with pytest.raises(ValueError, match="`epsilon` must be that of the Haiku layers"):
         keras_bn.from_haiku(_model(), params, state)
+
+
+def test_flax_s_variables_may_be_plain_arrays():
+    """Of linen, without Flax: its own tests import it, and run on JAX."""
+    rng = np.random.default_rng(0)
+    norm = {name: rng.uniform(1, 2, 4) for name in ("scale", "bias", "mean", "var")}
+    dense = {"kernel": rng.normal(size=(2, 4)), "bias": rng.normal(size=4)}
+    affine = {name: norm[name] for name in ("scale", "bias")}
+    variables = {
+        "params": {"net": {"dense": dense, "bn": affine}},
+        "batch_stats": {"net": {"bn": {name: norm[name] for name in ("mean", "var")}}},
+    }
+    layers = [L.Dense(4, name="dense"), keras_bn.BatchNormalization(name="bn")]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    assert keras_bn.tools.match_flax(model, variables).mapping == {"bn": "net/bn"}
+    ours = keras_bn.from_flax(
+        model, variables, epsilon=1e-2, momentum=0.8, layers="all"
+    )
+    expected = [*dense.values(), *norm.values()]
+    for one, other in zip(ours.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert (ours.layers[1].epsilon, ours.layers[1].momentum) == (1e-2, 0.8)

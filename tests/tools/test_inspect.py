@@ -286,3 +286,10 @@ def test_weights_that_are_not_finite_still_print_plot_and_are_json(
     json.dumps(report.to_dict(), allow_nan=False)
     report.plot(tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 1000
+
+
+def test_a_negative_variance_is_as_far_as_none():
+    one = np.ones(1)
+    assert distance(one, one, 0 * one, -one, 0.25) == distance(
+        one, one, 0 * one, 0, 0.25
+    )

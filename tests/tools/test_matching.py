@@ -251,3 +251,29 @@ def test_numbers_that_nobody_gave_are_no_names():
     ours = items(["conv2d_1:3", "batch_normalization_1", "stem"])
     theirs = items(["Conv_1:3", "batch_normalization_1", "stem"])
     assert match(ours, theirs, None, False, {}).mapping == {"stem": "stem"}
+
+
+def test_names_that_say_other_than_the_order_are_a_doubt():
+    """Even those that Keras has made up: the second model of a session has others."""
+    first, second, third = (f"batch_normalization{end}" for end in ("", "_1", "_2"))
+    before = {second: frozenset({first})}
+    with pytest.raises(ValueError, match="by order: some names say other"):
+        match(items([first, second]), items([second, third]), None, True, before)
+    matching = match(items([first, second]), items(["f.2", "f.10"]), None, True, before)
+    assert matching.mapping == {first: "f.2", second: "f.10"}
+
+
+def test_not_strict_takes_a_head_that_fits():
+    ours, theirs = items(["stem", "neck", "fc"]), items(["stem", "neck", "fc"])
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {"stem": "stem", "neck": "neck", "fc": "fc"}
+    theirs = items(["stem", "neck", "fc:5"])
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {"stem": "stem", "neck": "neck"}
+
+
+@pytest.mark.parametrize("name", ["predictions", "logits"])
+def test_the_last_layer_may_be_called_otherwise(name):
+    ours, theirs = items(["stem", name, "one"]), items(["stem", "fc", "one"])
+    matching = match(ours, theirs, None, True, {})
+    assert matching.mapping == {"stem": "stem", name: "fc", "one": "one"}

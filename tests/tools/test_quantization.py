@@ -21,7 +21,7 @@ if BACKEND != "tensorflow":
 if BACKEND == "jax":
     # What is exported there unfolded is not fused: the page says to fold first.
     MODELS = ("Keras's layer", "folded", "quantize-aware")
-UNTRAINED = ("Keras's layer", "this package's", "folded")
+UNTRAINED = ("Keras's layer", "this package's")
 ON_TORCH = slow("trains three models and exports them all", but_on="torch")
 ALL = [
     pytest.param((MODELS, RUNTIMES), runtime, id=runtime, marks=ON_TORCH)
@@ -97,9 +97,9 @@ def _run(model, x):
 
 LAYERS = {
     "conv": lambda: [L.Conv2D(8, 3), keras_bn.BatchNormalization(), L.ReLU()],
+    # One that is quantized: Keras looks for garbage as it replaces each kernel.
     "dense": lambda: [
-        *(L.Flatten(), L.Dense(8), keras_bn.BatchNormalization(), L.ReLU()),
-        *(L.Dense(4), keras_bn.BatchNormalization(activation="relu")),
+        *(L.Flatten(), L.Dense(8), keras_bn.BatchNormalization(activation="relu")),
     ],
 }
 

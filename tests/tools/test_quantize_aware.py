@@ -12,6 +12,8 @@ import keras_bn
 import oracle_quantized
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn._keras import layer_of
+from keras_bn.tools._folding.chains import _is_relu, _moves
 from keras_bn.tools._folding.fake_quantize import FakeQuantize
 from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
@@ -19,14 +21,15 @@ from slow import slow
 L = keras.layers
 Norm = keras_bn.BatchNormalization
 ON_TORCH = keras.backend.backend() == "torch"
-# Where each shape is compiled for itself, two rows; else one of each kind, since the
-# way to the norm is found by what `fold` finds it by.
-ROWS = {"groups", "fused, twice"}
+# Where each shape is compiled for itself, one row; else one of each kind, since the way
+# to the norm is found by what `fold` finds it by.
+ROWS = {"groups"}
 KINDS = ROWS | {
-    *("flatten", "dense", "dense, no bias", "dense after", "conv1d causal", "conv3d"),
+    *("dense", "dense, no bias", "dense after", "conv1d causal", "conv3d", "flatten"),
     *("depthwise1d", "depthwise2d", "separable2d", "transpose2d", "two norms"),
     *("keras's", "no gamma or beta", "renorm", "permute", "average pool", "nested"),
-    *("fused", "same 1x1", "rescaling", "relu between", "padding after", "dtype"),
+    *("fused", "fused, twice", "same 1x1", "rescaling", "relu between"),
+    *("padding after", "dtype"),
 }
 ALIKE = slow(
     "more models of these kinds", witness="test_fold_agrees_with_what_is_trained"
@@ -36,6 +39,10 @@ CASES = [
     for one in FOLDS
     if ON_TORCH or one.name in ROWS
 ]
+AS_IN_THE_PAPERS = slow(
+    "more of what the papers say, too",
+    witness="test_values_and_gradients_are_those_of_the_papers",
+)
 GRAPHS = slow("graphs, which know no backend", but_on="torch")
 OP_BY_OP = slow("layers that JAX runs op by op", but_on="torch")
 pytestmark = pytest.mark.usefixtures("zero_kernels")
@@ -215,10 +222,10 @@ def _torch_ao(rank, linear, norm, options, per_channel, frozen):
 @slow("layers that JAX compiles, beside PyTorch's", but_on="torch")
 @pytest.mark.parametrize(
     ("case", "per_channel", "frozen"),
-    # Each value of each once: the rounding does not know what is frozen.
+    # The rounding does not know what is frozen.
     [
-        (case, per_channel, not per_channel)
-        for case, per_channel in itertools.product(CONVOLUTIONS, [True, False])
+        pytest.param(*one, marks=() if one[1] != one[2] else AS_IN_THE_PAPERS)
+        for one in itertools.product(CONVOLUTIONS, [True, False], [True, False])
     ],
 )
 def test_agrees_with_torch_ao(case, per_channel, frozen):
@@ -633,3 +640,47 @@ def test_a_failure_leaves_the_model():
     with pytest.raises(ValueError, match="class Unclear cannot be copied"):
         keras_bn.quantize_aware(model)
     assert weights_of(model) == before
+
+
+def test_a_layer_on_the_way_that_is_called_twice_stops_a_norm():
+    x, shared = keras.Input((4,)), L.Dropout(0.5, name="shared")
+    y, z = (shared(L.Dense(3)(x)) for _ in range(2))
+    model = keras.Model(x, [Norm()(y), z])
+    _, report = keras_bn.quantize_aware(model, explain=True)
+    assert "'shared' is called 2 times" in report.rows[0].reason
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (L.Activation("relu"), True),
+        (L.Activation("relu6"), True),
+        (L.Activation("tanh"), False),
+        (L.Dense(2, activation="relu"), False),
+        (L.ReLU(), True),
+        (L.ReLU(6.0), True),
+        (L.ReLU(5.0), False),
+        (L.ReLU(negative_slope=0.1), False),
+        (L.ReLU(threshold=0.1), False),
+    ],
+)
+def test_what_deployed_graphs_take_for_a_bound(layer, expected):
+    assert _is_relu(layer) == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (L.Flatten(), True),
+        (L.MaxPooling2D(2), True),
+        (L.AveragePooling2D(2), False),
+        (L.Dense(2), False),
+        (lambda x: keras.ops.reshape(x, (-1, 8)), True),
+        (keras.ops.transpose, True),
+        (keras.ops.exp, False),
+    ],
+)
+def test_what_hands_rounded_values_on(call, expected):
+    assert _moves(layer_of(call(keras.Input((4, 4, 2))))) == expected

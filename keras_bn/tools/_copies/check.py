@@ -33,7 +33,7 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
     """
     if check is False or check is None:
         return
-    batch = _made_up(model) if check is True else _first(model, check)
+    batch = made_up(model) if check is True else _first(model, check)
     expected, received = _outputs(model, batch), _outputs(copy, batch)
     pairs = list(zip(expected, received, strict=True))
     excess = max(_difference(*pair) - _rounding(pair[0]) for pair in pairs)
@@ -91,7 +91,7 @@ def _first(model: Any, data: Any) -> Any:
     return next(batching.batches(model, data, 32, None))
 
 
-def _made_up(model: Any) -> Any:
+def made_up(model: Any) -> Any:
     """Inputs of the shapes and dtypes that the model says it takes.
 
     Whole numbers are 0 and 1, which any table of embeddings has.

@@ -127,7 +127,7 @@ def _image_after(
     if not tensors:
         return None
     image_before: tuple[int, ...] | None = came[0]
-    shapes = [tuple(tensor.shape) for tensor in tensors]
+    shapes = [tensor.shape for tensor in tensors]
     if isinstance(layer, (_L.Flatten, _L.Reshape)) and len(output.shape) == 2:
         image = shapes[0][1:]
         if getattr(layer, "data_format", None) == "channels_first":

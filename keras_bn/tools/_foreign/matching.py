@@ -199,7 +199,7 @@ def _kinds(view: View) -> dict[str, str]:
 
 
 def _by_name(
-    ours: Mapping[str, str], theirs: Mapping[str, str], strict: bool = True
+    ours: Mapping[str, str], theirs: Mapping[str, str], strict: bool
 ) -> Iterator[tuple[Proposal, str, set[str]]]:
     mine, other = ({_normalized(name): name for name in s} for s in (ours, theirs))
     if len(mine) == len(ours) and len(other) == len(theirs):
@@ -248,7 +248,7 @@ def _is_head(item: Item) -> bool:
 def _agrees(found: Proposal, mine: View, other: View) -> bool:
     return all(
         found[mine[o].name] == other[t].name
-        for by_name, *_ in _by_name(_kinds(mine), _kinds(other))
+        for by_name, *_ in _by_name(_kinds(mine), _kinds(other), True)
         for o, t in by_name.items()
     )
 

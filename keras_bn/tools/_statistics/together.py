@@ -53,7 +53,7 @@ class Found:
         parts: list[Any] = [[FAILED if error else 0.0, self.batches, self.samples]]
         for path, layer in self._layers.items():
             one, shape = self.moments[path], tuple(layer.moving_mean.shape)
-            parts.append([float(path in self.reached)])
+            parts.append([path in self.reached])
             parts += [
                 np.broadcast_to(part, shape).ravel()
                 for part in (one.count, one.mean, one.variance)
