@@ -74,7 +74,7 @@ OF_GRAPH = ("_keras_history", "_keras_mask")
 """What a graph leaves on a symbolic tensor."""
 
 WRAPPED = ("build", "quantize")
-"""The methods that Keras wraps in each layer, when it is made."""
+"""Methods that Keras wraps in each layer, when it is made; since 3.16 `build` alone."""
 
 RUN_BY_BATCH_NORM = ("__call__", "call", "_moments")
 """What runs when Keras's batch normalization is called."""

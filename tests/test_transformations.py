@@ -19,7 +19,7 @@ from slow import slow
 from transformations import keras_own
 from transformations.call import Call
 from transformations.expected import Expected
-from transformations.rows import ROWS
+from transformations.rows import BOTH, ROWS, TAPES
 from transformations.scenes import SCENES, Numbers
 
 BACKEND = keras.backend.backend()
@@ -29,8 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
     # The rules of torch's forward mode are written in a language that it gives up.
     "ignore:`torch.jit:DeprecationWarning",
     # `torch.func.linearize` of the graph that it has just made itself.
-    "ignore:Attempted to insert a get_attr Node:UserWarning",
-    # Of `torch.func.linearize`, about a graph of its own.
     "ignore:Attempted to insert a get_attr Node:UserWarning",
 )
 
@@ -46,7 +44,19 @@ CASES = [
 ALLOWED = 2e-5
 
 
-@pytest.mark.parametrize(("name", "scene"), CASES)
+TRACED = slow("is compiled on JAX, traced on TensorFlow", but_on="torch")
+COMPILED = slow("is compiled or exported for seconds", witness="test_our_layer")
+
+
+def rare(name, scene):
+    if scene not in ROWS[name].rare:
+        return ()
+    return TRACED if ROWS[name].where in (BOTH, TAPES) else COMPILED
+
+
+@pytest.mark.parametrize(
+    ("name", "scene"), [pytest.param(*case, marks=rare(*case)) for case in CASES]
+)
 def test_our_layer(name, scene):
     check(ROWS[name], name, SCENES[scene], keras_bn.BatchNormalization)
 

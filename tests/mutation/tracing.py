@@ -41,7 +41,8 @@ class Tracer:
 
     def _enter(self, frame, event, argument):
         name = frame.f_code.co_filename
-        if not name.startswith(self._package):
+        # What an import runs is not of the test that happens to be the first.
+        if not name.startswith(self._package) or frame.f_code.co_name == "<module>":
             return None
         lines = self._lines.setdefault(name.removeprefix(self._package), set())
 

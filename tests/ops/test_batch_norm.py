@@ -234,12 +234,25 @@ def test_large_means_and_many_samples(case, mean, std):
     check_training(Problem(case, mean=mean, std=std))
 
 
+# PyTorch takes seconds for each, and then runs its operators one by one.
+COMPILED = (
+    slow("compiles ten functions for seconds", witness="test_compiled_equals_oracle")
+    if keras.backend.backend() == "torch"
+    else ()
+)
+
+
 @pytest.mark.parametrize("way", frameworks.COMPILERS)
 # Only of a large input does the way to the moments hang on the mean.
 @pytest.mark.parametrize(
     ("name", "mean"),
-    [(name, 1e4) for name in ("image", "first_image", "mask_sequence", "two_axes")]
-    + [("large", 1e4), ("large", 1.0)],
+    [
+        *(("image", 1e4), ("mask_sequence", 1e4), ("large", 1e4)),
+        *(
+            pytest.param(*one, marks=COMPILED)
+            for one in (("first_image", 1e4), ("two_axes", 1e4), ("large", 1.0))
+        ),
+    ],
 )
 def test_compiled_equals_oracle(name, mean, way):
     p = Problem((cases.ALL | {"large": cases.LARGE})[name], mean=mean)
@@ -255,20 +268,12 @@ def test_compiled_equals_oracle(name, mean, way):
     )
 
 
-# PyTorch takes seconds for each, and then runs its operators one by one.
-FUSED = (
-    slow("compiles seven functions for seconds", witness="test_compiled_equals_oracle")
-    if keras.backend.backend() == "torch"
-    else ()
-)
-
-
 @pytest.mark.parametrize(
     ("way", "activation"),
     # Compiled without an activation: above. Eagerly with one: ../backend.
     [
         ("eagerly", None),
-        *(pytest.param(way, "tanh", marks=FUSED) for way in frameworks.COMPILERS),
+        *(pytest.param(way, "tanh", marks=COMPILED) for way in frameworks.COMPILERS),
     ],
 )
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ BATCHED_VALUES = "first_tanh", "large", "inference", "along"
 LINEAR = "training", "renorm", "large", "inference", "function", "no_update_large"
 
 
+# What these show, others of a row do: large what is first and last, of a layer what the
+# function does. Plain operators are quick, so that PyTorch has them all.
+RARE_OF_EVERY = (
+    *("large_mask", "inference_large_first_tanh", "no_update_large"),
+    *("function_large", "function_inference_large"),
+)
+RARE_OF_SOME = "large_first_tanh", "inference", "no_update"
+RARE_TRACED = "large_first_tanh", "inference_first_tanh", "function"
+
+
 class Row(NamedTuple):
     """One transformation.
 
@@ -48,6 +58,8 @@ class Row(NamedTuple):
         over: For batched calls, what is stacked: "inputs" or "parameters".
         then: An activation that the transformation applies to the output.
         raises: The error that must come: what is asked for has no meaning.
+        rare: Of `scenes` those that are left to `make test-all`, but on PyTorch where
+            it shares the row.
     """
 
     where: tuple
@@ -58,6 +70,7 @@ class Row(NamedTuple):
     over: str | None = None
     then: str | None = None
     raises: Broken | None = None
+    rare: tuple = ()
 
 
 BACK = "value", "gradient"
@@ -67,23 +80,23 @@ STATE = Broken(ValueError, "(?i)moving statistics")
 ROWS = {
     # Reverse mode, to the third order.
     "backward": Row(TAPES, EVERY, BACK),
-    "backward_twice": Row(TAPES, EVERY, ("hvp",)),
-    "backward_thrice": Row(TAPES, SOME, ("third",)),
+    "backward_twice": Row(TAPES, EVERY, ("hvp",), rare=RARE_OF_EVERY),
+    "backward_thrice": Row(TAPES, SOME, ("third",), rare=RARE_OF_SOME),
     "vjp": Row(BOTH, EVERY, BACK),
-    "grad_of_grad": Row(BOTH, (*SOME, "renorm"), ("hvp",)),
+    "grad_of_grad": Row(BOTH, (*SOME, "renorm"), ("hvp",), rare=RARE_OF_SOME),
     "grad_of_grad_of_grad": Row(BOTH, (*FEW, "large"), ("third",)),
     # Forward mode: accumulators, dual numbers, functions.
-    "forward": Row(TAPES, EVERY, ("value", "pushed")),
+    "forward": Row(TAPES, EVERY, ("value", "pushed"), rare=RARE_OF_EVERY),
     "forward_of_forward": Row((TENSORFLOW,), FEW, ("pushed", "pushed_twice")),
-    "jvp": Row(BOTH, EVERY, ("value", "pushed")),
+    "jvp": Row(BOTH, EVERY, ("value", "pushed"), rare=RARE_OF_EVERY),
     "jvp_of_jvp": Row(BOTH, (*FEW, "large"), ("pushed", "pushed_twice")),
     "linearize": Row((JAX,), FEW, ("value", "pushed")),
     "torch_linearize": Row((TORCH,), LINEARIZED, ("value", "pushed"), "linearize"),
     # One over the other.
-    "forward_over_backward": Row(TAPES, SOME, ("gradient", "hvp")),
-    "backward_over_forward": Row(TAPES, SOME, ("hvp",)),
-    "jvp_of_grad": Row(BOTH, SOME, ("gradient", "hvp")),
-    "grad_of_jvp": Row(BOTH, SOME, ("hvp",)),
+    "forward_over_backward": Row(TAPES, SOME, ("gradient", "hvp"), rare=RARE_OF_SOME),
+    "backward_over_forward": Row(TAPES, SOME, ("hvp",), rare=RARE_OF_SOME),
+    "jvp_of_grad": Row(BOTH, SOME, ("gradient", "hvp"), rare=RARE_OF_SOME),
+    "grad_of_jvp": Row(BOTH, SOME, ("hvp",), rare=RARE_OF_SOME),
     # Whole matrices, multiplied by the tangent to be compared.
     "jacobian": Row((TENSORFLOW,), FEW, ("pushed",)),
     "jacrev": Row(BOTH, FEW, ("pushed",)),
@@ -120,12 +133,15 @@ ROWS = {
     "while_loop": Row((TENSORFLOW,), FEW, BACK),
     "while_loop_forward": Row((JAX,), FEW, ("value",), "while_loop"),
     # Traced at one batch size and used at another; sizes that are not known.
-    "export": Row((JAX,), (*TRACED, "renorm"), BACK),
+    "export": Row((JAX,), (*TRACED, "renorm"), BACK, rare=RARE_TRACED),
     "jit_trace": Row((TORCH,), OF_LAYER, BACK),
     "torch_export": Row((TORCH,), TRACED, ("value",), "export"),
     "make_fx": Row((TORCH,), TRACED, ("value",)),
-    "compiled": Row((TORCH,), COMPILED, BACK),
-    "unknown_batch": Row((TENSORFLOW,), TRACED, BACK, "compiled", {"unknown": "batch"}),
+    "compiled": Row((TORCH,), COMPILED, BACK, rare=("training",)),
+    "unknown_batch": Row(
+        *((TENSORFLOW,), TRACED, BACK, "compiled", {"unknown": "batch"}),
+        rare=RARE_TRACED,
+    ),
     "unknown_batch_xla": Row(
         *((TENSORFLOW,), ("training", "inference", "large"), BACK, "compiled"),
         {"unknown": "batch", "jit_compile": True},
