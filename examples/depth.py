@@ -60,8 +60,8 @@ class Settings:
 
 
 QUICK = Settings(
-    mlp=Family((1, 3), (0.3,), 20, {"width": 10}),
-    plain_cnn=Family((2, 4), (0.1,), 20, {"filters": 4}),
+    mlp=Family((1, 3), (0.3,), 10, {"width": 10}),
+    plain_cnn=Family((2, 4), (0.1,), 10, {"filters": 4}),
     seeds=(1,),
 )
 TITLES = {

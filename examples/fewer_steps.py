@@ -48,10 +48,10 @@ QUICK = Settings(
     depth=4,
     filters=(4,),
     rates=(0.03, 0.3),
-    tuning_steps=20,
+    tuning_steps=10,
     tuning_every=10,
     seeds=(1,),
-    most_steps=40,
+    most_steps=20,
     patience=20,
     every=10,
 )

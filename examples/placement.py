@@ -55,9 +55,9 @@ QUICK = Settings(
     depth=3,
     filters=(4,),
     rates=(0.1,),
-    tuning_steps=20,
+    tuning_steps=10,
     seeds=(1,),
-    steps=30,
+    steps=20,
     every=10,
     compared_steps=12,
 )

@@ -6,6 +6,10 @@ import numpy as np
 import _adapt
 import keras_bn
 from cases_tools import images, numpy, randomize, weights_of
+from slow import slow
+
+# An example's own arithmetic, in Keras's words.
+pytestmark = slow("compiles a network's step on JAX", but_on="torch")
 
 L = keras.layers
 

@@ -10,6 +10,7 @@ import keras_bn
 from cases_tools import images, numpy
 from keras_bn import callbacks
 from keras_bn.callbacks import Monitor, Recalibrate
+from slow import slow
 
 L = keras.layers
 X = (3 + 2 * images(64, 4)).astype("float32")
@@ -72,7 +73,17 @@ class AtValidation(keras.callbacks.Callback):
         self.at_epoch_end.append(_distance(self.model))
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        # Averaged weights, swapped where the callback is asked too; and nothing of it.
+        *("plain", "swap on epoch"),
+        *(
+            pytest.param(name, marks=slow("two more networks to fit", but_on="torch"))
+            for name in ("ema", "swap")
+        ),
+    ],
+)
 def test_statistics_fit_the_weights_and_training_is_undisturbed(setting):
     optimizer, others, when = SETTINGS[setting]
     without, plain = _fit(others(), **optimizer)
@@ -118,6 +129,7 @@ def test_statistics_are_computed_from_those_of_training(capsys):
     assert not capsys.readouterr().out
 
 
+@slow("two more networks to fit", but_on="torch")
 def test_averaged_weights_without_recalibration_are_worse():
     swap = keras.callbacks.SwapEMAWeights
     _, without = _fit([swap()], epochs=1, **EMA)

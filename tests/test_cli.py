@@ -15,8 +15,11 @@ from cases_tools import images, numpy, randomize
 from keras_bn import cli
 from keras_bn._files import _reason, warnings_as_lines
 from keras_bn.tools._copies import rebuild
+from slow import slow
 
 L = keras.layers
+# What a command line says, and which tool it calls: tools have tests on each backend.
+on_one = slow("asks of the backend only that Keras runs", but_on="torch")
 
 
 @pytest.fixture
@@ -64,6 +67,7 @@ def test_convert_there_and_back(folder):
     )
 
 
+@on_one
 @pytest.mark.parametrize("none", ["None", "null"])
 def test_settings_are_in_json_or_python(folder, none):
     given = ["--set", f"momentum={none}", "--set", "zero_debias=False"]
@@ -71,6 +75,7 @@ def test_settings_are_in_json_or_python(folder, none):
     assert _load("o.keras").layers[1].momentum is None
 
 
+@on_one
 def test_data_by_the_names_of_inputs(folder):
     inputs = [keras.Input((size,), name=name) for size, name in ((4, "b"), (2, "a"))]
     model = keras.Model(inputs, [keras_bn.BatchNormalization()(one) for one in inputs])
@@ -83,6 +88,7 @@ def test_data_by_the_names_of_inputs(folder):
     assert cli.main(["fold", "two.keras", "folded.keras", "--check", "two.npz"]) == 0
 
 
+@on_one
 def test_convert_to_domains_and_back(folder):
     given = ["--to", "domain", "--set", "domains=2"]
     assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
@@ -192,6 +198,7 @@ def weights(folder):
     return module
 
 
+@on_one
 def test_from_torch(folder, weights, capsys):
     command = ["from-torch", "net.keras", "weights.pth", "out.keras"]
     before = _names(folder)
@@ -211,6 +218,7 @@ def test_from_torch(folder, weights, capsys):
     np.testing.assert_allclose(numpy(norm.moving_variance), variance, rtol=1e-6)
 
 
+@on_one
 def test_from_torch_by_a_mapping(folder, weights):
     command = ["from-torch", "net.keras", "weights.pth", "out.keras"]
     settings = ["--epsilon", "1e-5", "--key", "state_dict", "--no-strict"]
@@ -269,6 +277,7 @@ FROM_TORCH_FAILURES = [
 ]
 
 
+@on_one
 @pytest.mark.parametrize(("arguments", "code", "message"), FROM_TORCH_FAILURES)
 def test_from_torch_failures(folder, weights, arguments, code, message, capsys):
     before = _names(folder)
@@ -310,6 +319,7 @@ FAILURES = [
 ]
 
 
+@on_one
 @pytest.mark.parametrize(("command", "code", "message"), FAILURES)
 def test_failures_have_a_code_and_leave_no_file(folder, command, code, message, capsys):
     before = _names(folder)
@@ -383,6 +393,7 @@ OPTIONS = {
 }
 
 
+@on_one
 @pytest.mark.parametrize(("command", "tool", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_options_come_to_the_tool(folder, monkeypatch, command, tool, expected):
     given = {}
@@ -543,6 +554,7 @@ def test_help_tells_of_every_command_and_argument():
         ] == []
 
 
+@on_one
 def test_benchmark_is_handed_on(folder, capsys):
     command = ["benchmark", "--shape", "4x6x6x8", "--rounds", "1"]
     assert cli.main([*command, "--json", "out.json"]) == 0

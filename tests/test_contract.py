@@ -115,8 +115,17 @@ OF_EACH_KIND = {
 SECONDS = {("torch", "compiled"), ("jax", "train_on_batch")}
 TRACED = slow("each is traced, in two or three ways", witness="test_our_layer_keeps")
 
+LARGE_COMPILED = slow(
+    "compiles for five seconds", witness="test_compiled_equals_oracle"
+)
+
 
 def marks(name, way):
+    if (BACKEND, way) == (
+        "torch",
+        "compiled",
+    ) and name == "many_samples_channels_first":
+        return LARGE_COMPILED
     if (BACKEND, way) in SECONDS:
         return () if name in OF_EACH_KIND else TRACED
     return TRACED if name in ALIKE and way != "plain" else ()

@@ -33,6 +33,8 @@ RESULTS = Path(_study.RESULTS)
 SCRIPT = RESULTS / "fill_readme.py"
 
 
+# In Keras's words; that it trains on each backend, the study in short shows.
+of_the_trainer = slow("compiles a step for each trainer", but_on="torch")
 IN_SHORT = ("standardization",)
 QUICK_RUNS = [
     *IN_SHORT,
@@ -164,6 +166,7 @@ def test_halved_images_are_means():
     assert halved.x_test[0, 0, 1, 0] == pytest.approx(expected)
 
 
+@of_the_trainer
 def test_runs_of_a_seed_are_alike_and_of_others_differ(trainer):
     run = partial(trainer.run, rate=0.1, steps=6, every=3, advance=ignore)
     first, other, again = run(seed=1), run(seed=2), run(seed=1)
@@ -172,6 +175,7 @@ def test_runs_of_a_seed_are_alike_and_of_others_differ(trainer):
     assert other["loss"] != pytest.approx(first["loss"], abs=1e-3)
 
 
+@of_the_trainer
 def test_arms_start_from_equal_kernels(trainer, data):
     plain = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     kernels = []
@@ -185,6 +189,7 @@ def test_arms_start_from_equal_kernels(trainer, data):
     )
 
 
+@of_the_trainer
 def test_last_measurement_is_at_the_last_step(trainer):
     told = []
     curve = trainer.run(rate=0.1, seed=0, steps=5, every=3, advance=told.append)
@@ -193,6 +198,7 @@ def test_last_measurement_is_at_the_last_step(trainer):
     assert "test" not in curve
 
 
+@of_the_trainer
 def test_a_diverged_run_ends_and_gets_nothing_right(data):
     trainer = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     trainer.model.get_layer("classes").activation = keras.ops.exp
@@ -207,6 +213,7 @@ def test_a_diverged_run_ends_and_gets_nothing_right(data):
     assert sum(told) == 50
 
 
+@of_the_trainer
 def test_a_falling_rate_falls_towards_zero(trainer, monkeypatch):
     rates = []
     rate_of = trainer.model.optimizer.learning_rate
@@ -224,6 +231,7 @@ def test_a_falling_rate_falls_towards_zero(trainer, monkeypatch):
     assert rates == pytest.approx(np.linspace(0.5, 0.025, 20))
 
 
+@of_the_trainer
 def test_patience_ends_a_run_that_does_not_improve(data):
     trainer = _trainer.Trainer(partial(build, norm=None), data, batch_size=16)
     curve = trainer.run(

@@ -141,21 +141,23 @@ def test(backend: str, dry: bool) -> None:
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q"]
     # On a machine that is at hand, versions are what they are, and warn.
     command += ["-W", "default", "-p", "no:cacheprovider"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(backend, dry),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with (out() / f"tests-{backend}.txt").open("w") as file:
+    with (
+        (out() / f"tests-{backend}.txt").open("w") as file,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(backend, dry),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
         for line in process.stdout:
             print(line, end="", flush=True)
             file.write(line)
             file.flush()
-    status = process.wait()
-    Summary().add(f"tests, {backend}", status, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    Summary().add(f"tests, {backend}", process.returncode, seconds)
 
 
 def benchmark(backend: str, dry: bool) -> int:

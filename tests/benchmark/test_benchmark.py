@@ -67,7 +67,13 @@ def test_prints_and_writes_every_contender(tmp_path, capsys):
     assert "keras_bn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        pytest.param("float16", marks=slow("as dear as the other", but_on="torch")),
+    ],
+)
 def test_half_precision_and_channels_first(dtype, tmp_path):
     file = tmp_path / "result.json"
     arguments = ["--shape", "4x8x6x6", "--axis", "1", "--dtype", dtype, "--rounds", "1"]
@@ -145,7 +151,8 @@ def test_a_network_s_steps_are_paired(network, tmp_path, capsys):
 
 
 def test_the_projected_network_has_relu_layers_apart_and_convolutions_as_shortcuts():
-    layers = NETWORKS["resnet20-projected"].build(norm=NORMS["keras_bn"]).layers
+    with keras.StatelessScope(initialize_variables=False):
+        layers = NETWORKS["resnet20-projected"].build(norm=NORMS["keras_bn"]).layers
     names = [layer.name for layer in layers]
     assert "stage2_block1_shortcut_norm" in names
     assert "stage2_block1_conv1_activation" in names
@@ -168,6 +175,8 @@ def test_a_contender_that_does_not_run_that_way_is_named(monkeypatch, tmp_path, 
     assert "peer, given, " in capsys.readouterr().out
 
 
+# Copies and their weights, whose time is Keras's.
+@slow("compiles the models that it times", but_on="torch")
 def test_tools_on_a_small_deep_model(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("keras_bn.benchmark.tools._BLOCKS", 1)
     monkeypatch.setattr("keras_bn.benchmark.tools._TRIPLES", 2)

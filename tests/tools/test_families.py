@@ -35,25 +35,26 @@ class Example(NamedTuple):
     y: object
 
 
-QUICK = {"ResNetV2"}  # some of its norms fold, and some stay
-LARGE = {"NASNet", "Xception", "InceptionV3", "InceptionResNetV2"}
-# Made of the blocks of the others: MobileNetV3's, EfficientNet's and ResNetV2's.
-ALIKE = {"MobileNet", "MobileNetV2", "EfficientNetV2", "ResNet"}
 ON_TORCH = slow("large graphs, which JAX compiles twice each", but_on="torch")
-# Of the same layers as the others, or hundreds of them.
-NOWHERE = slow("up to 800 layers", witness="test_there_and_back_gives_the_same_bits")
-
-
-def marks(name):
-    if name in QUICK:
-        return ()
-    return NOWHERE if name in LARGE | ALIKE else ON_TORCH
+# Of the same layers as the others, and hundreds of them.
+LARGE = slow("up to 800 layers", witness="test_there_and_back_gives_the_same_bits")
+# Made of the blocks of the others: MobileNetV3's, EfficientNet's and ResNetV2's.
+ALIKE = slow(
+    "large graphs of the same blocks as others",
+    witness="test_there_and_back_gives_the_same_bits",
+)
+MARKS = {
+    "ResNetV2": (),  # some of its norms fold, and some stay
+    **dict.fromkeys(("NASNet", "Xception", "InceptionV3", "InceptionResNetV2"), LARGE),
+    **dict.fromkeys(("MobileNet", "MobileNetV2", "EfficientNetV2", "ResNet"), ALIKE),
+}
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, id=case.name, marks=marks(case.name)) for case in FAMILIES
+        pytest.param(case, id=case.name, marks=MARKS.get(case.name, ON_TORCH))
+        for case in FAMILIES
     ],
 )
 def example(request, cheap_initial_weights):

@@ -63,28 +63,26 @@ class Example(NamedTuple):
     y: Any
 
 
-# What the others hold that this does not stands, small, in tests/cases_copies.py:
-# layers and variables in a config, configs that are not what was given.
-ON_TENSORFLOW = slow("graphs, which JAX compiles five times each", but_on="tensorflow")
-LARGE = {"RepVGG", "YOLOv8"}
-# One is a part of D-FINE, and the other has layers of its own class, as MobileNet has.
-ALIKE = {"HGNetV2", "EfficientNet"}
+# What is special about them stands, small, in tests/cases_copies.py: layers and
+# variables in a config, configs that are not what was given.
 ON_TORCH = slow("large graphs, which JAX compiles five times each", but_on="torch")
-NOWHERE = slow(
-    "up to a thousand layers", witness="test_convert_keeps_all_that_is_there"
+LARGE = slow("up to a thousand layers", witness="test_convert_keeps_all_that_is_there")
+# One is a part of D-FINE, and the other has layers of its own class, as MobileNet has.
+ALIKE = slow(
+    "large graphs like those of others", witness="test_convert_keeps_all_that_is_there"
 )
-
-
-def marks(name):
-    if name == "LCNet":
-        return ON_TENSORFLOW
-    return NOWHERE if name in LARGE | ALIKE else ON_TORCH
+MARKS = {
+    "LCNet": slow("a graph that JAX compiles five times", but_on="tensorflow"),
+    **dict.fromkeys(("RepVGG", "YOLOv8"), LARGE),
+    **dict.fromkeys(("HGNetV2", "EfficientNet"), ALIKE),
+}
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, id=case.name, marks=marks(case.name)) for case in OTHERS
+        pytest.param(case, id=case.name, marks=MARKS.get(case.name, ON_TORCH))
+        for case in OTHERS
     ],
 )
 def example(request, cheap_initial_weights):
