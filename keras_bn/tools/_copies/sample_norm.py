@@ -82,7 +82,7 @@ def _groups(layer: Layer, axes: tuple[int, ...], overrides: dict[str, Any]) -> i
         # Groups of one channel are instance norm, the worst of all sizes in the paper.
         most = max(1, min(GROUPS, channels // 2))
         return next(n for n in range(most, 0, -1) if channels % n == 0)
-    if given != -1 and channels % given:
+    if channels % given:
         raise ValueError(
             "Argument `groups` must divide the channels of each layer; left out, each "
             f"gets a number that does. Received: groups={given}, layer '{layer.name}' "
