@@ -230,7 +230,7 @@ def _joined(call: _Call) -> tuple[Tensor, Moments]:
     scale, offset = call.scale.flatten(), call.offset.flatten()
     settings = joined.axes, call.epsilon, None, None, call.activation
     y, moments = train(joined.join(call.x), scale, offset, *settings)
-    shape = call.axes.parameter_shape(tuple(call.x.shape))
+    shape = call.axes.parameter_shape(call.x.shape)
     mean, variance = (one.reshape(shape) for one in moments[1:])
     return joined.split(y, call.x), Moments(moments.count, mean, variance)
 

@@ -161,6 +161,18 @@ def test_half_precision_is_normalized_by_one_multiply_add():
 
 
 @ONCE
+def test_a_tangent_in_half_precision_is_added_up_in_float32():
+    inputs = Inputs(CASES["image"], "bfloat16", mean=3.0)
+    x, *parameters = inputs.tensors
+    given = (x, *parameters, None, moments(formulas.widen(x), inputs, None))
+    along, expected = (
+        derivatives.tangent(*given, (tx, None, None, None), inputs.axes, 1e-3, None)
+        for tx in (inputs.dy, formulas.widen(inputs.dy))
+    )
+    np.testing.assert_array_equal(*map(frameworks.numpy, (along, expected)))
+
+
+@ONCE
 @cases.parametrize(CASES)
 def test_a_centre_beside_the_mean_changes_nothing(case):
     inputs = Inputs(case, "float64", mean=3.0)

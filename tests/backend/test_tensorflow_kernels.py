@@ -316,6 +316,26 @@ def test_jacobian(shape):
     np.testing.assert_allclose(jacobian(kernels()), expected, atol=1e-4 * size)
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+def test_vectorized_norms_of_others(axis):
+    """Ours is along axis 1 alone; the converter is for whoever takes one."""
+    x = normal((3, 4, 5))
+    found = tf.vectorized_map(
+        lambda one: tf.math.reduce_euclidean_norm(one, axis),
+        x,
+        fallback_to_while_loop=False,
+    )
+    expected = np.linalg.norm(x, axis=1 if axis == 0 else axis)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_gradients_are_of_the_dtype_of_the_input(mean):
+    x = tf.cast(normal(LARGE, mean), "bfloat16")
+    slope, _ = slopes(x, x)
+    assert slope.dtype == x.dtype
+
+
 def test_variables_for_inputs():
     layer, x = BatchNormalization(), tf.Variable(normal(SMALL))
     given = {
@@ -412,8 +432,9 @@ def test_ragged_inputs_equal_keras_own_layer():
         np.testing.assert_allclose(one.flat_values, other.flat_values, atol=1e-5)
 
 
-def test_ragged_mask():
-    values, mask = normal((8, 3), 2.0), np.arange(8) % 3 > 0
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+def test_ragged_mask(dtype):
+    values, mask = normal((8, 3), 2.0), (np.arange(8) % 3 > 0).astype(dtype)
     y, moments = batch_norm_train(ragged(values), mask=ragged(mask))
     expected = oracle.forward(
         values.numpy(), weight=oracle.weights(mask, values.numpy(), -1)

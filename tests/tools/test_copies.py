@@ -202,6 +202,15 @@ def test_an_optimizer_starts_anew_where_weights_are_others(tool):
     assert (int(model.optimizer.iterations), int(copy.optimizer.iterations)) == (7, 0)
 
 
+def test_a_tensor_of_a_variable_becomes_that_of_its_copy():
+    dense = L.Dense(3)
+    model = keras.Sequential([keras.Input((4,)), dense, L.BatchNormalization()])
+    dense.kept = {"kernel": dense.kernel.value}
+    copy = keras_bn.convert(model).layers[0]
+    assert copy.kept["kernel"] is copy.kernel.value
+    assert copy.kernel.value is not dense.kernel.value
+
+
 def test_what_a_model_has_called_stays_its_own():
     inputs = keras.Input((4,))
     first, norm = L.Dense(3, name="first"), L.BatchNormalization()
