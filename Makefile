@@ -126,7 +126,7 @@ test-jax-rest: $(TEST)/installed
 
 test-once: $(TEST)/installed
 	@echo "== Testing what needs no backend"
-	@KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and once)
+	@$(UNOPTIMIZED) KERAS_BACKEND=jax $(TEST)/bin/python $(call PYTEST,and once)
 
 # The tests build it as well, as strictly.
 docs: $(TEST)/installed

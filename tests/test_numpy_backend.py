@@ -264,4 +264,6 @@ def test_describe_says_so(outputs):
 
 
 if __name__ == "__main__":
+    # Keras asks whether data are TensorFlow's, and imports it for that.
+    sys.modules["tensorflow"] = None
     infer(Path(sys.argv[1]))

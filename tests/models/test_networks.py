@@ -190,7 +190,19 @@ def test_one_sample_is_its_row_of_the_batch(name, known):
     np.testing.assert_allclose(predict(model, x[2:3])[0], batch[2], atol=1e-6)
 
 
-@by_name
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in QUICK if name != "resnet20_projected"),
+        *(
+            pytest.param(
+                name, marks=slow("a deep network, compiled by XLA", but_on="torch")
+            )
+            for name in NETWORKS
+            if name not in QUICK or name == "resnet20_projected"
+        ),
+    ],
+)
 def test_channels_first_predicts_the_same(name, known):
     case, last = NETWORKS[name], known(name)
     keras.config.set_image_data_format("channels_first")
@@ -241,7 +253,10 @@ def test_our_norm_takes_the_activation_in():
 @pytest.mark.parametrize(
     "norm",
     [
-        partial(keras.layers.GroupNormalization, groups=2),
+        pytest.param(
+            partial(keras.layers.GroupNormalization, groups=2),
+            marks=slow("a third network to compile", but_on="torch"),
+        ),
         partial(keras_bn.layers.BatchNormalization, renorm=True),
         lambda axis, name: keras.layers.LayerNormalization(axis=axis, name=name),
     ],
@@ -249,7 +264,8 @@ def test_our_norm_takes_the_activation_in():
 )
 def test_any_norm(norm):
     model = NETWORKS["plain_cnn"].model(norm=norm)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    eagerly = keras.backend.backend() != "jax"
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=eagerly)
     x = images(2, NETWORKS["plain_cnn"].shape)
     assert np.isfinite(model.train_on_batch(x, np.array([0, 2])))
 

@@ -15,6 +15,7 @@ from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn._keras import layer_of
 from keras_bn.tools._folding.chains import _is_relu, _moves
 from keras_bn.tools._folding.fake_quantize import FakeQuantize
+from keras_bn.tools._folding.linear_layers import axes_of_one_channel
 from keras_bn.tools._folding.quantized_linear import QuantizedLinear
 from slow import slow
 
@@ -516,6 +517,8 @@ def test_norms_that_stay_in_float_are_named(explain):
 
 
 @slow("a recurrent layer that JAX compiles", but_on="torch")
+# What Keras 3.16 says of every mask that an LSTM ends.
+@pytest.mark.filterwarnings("ignore:Layer 'lstm' .* does not support masking")
 def test_masks_pass():
     model = randomize(
         keras.Sequential(
@@ -684,3 +687,31 @@ def test_what_deployed_graphs_take_for_a_bound(layer, expected):
 )
 def test_what_hands_rounded_values_on(call, expected):
     assert _moves(layer_of(call(keras.Input((4, 4, 2))))) == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("layer", "rank", "expected"),
+    [
+        (L.Dense(3), 0, {"kernel": (0,)}),
+        (L.Conv1D(3, 2), 1, {"kernel": (0, 1)}),
+        (L.Conv2D(3, 2), 2, {"kernel": (0, 1, 2)}),
+        (L.DepthwiseConv1D(2), 1, {"kernel": (0,)}),
+        (L.DepthwiseConv2D(2), 2, {"kernel": (0, 1)}),
+        (
+            L.SeparableConv1D(3, 2),
+            1,
+            {"depthwise_kernel": (0,), "pointwise_kernel": (0, 1)},
+        ),
+        (
+            L.SeparableConv2D(3, 2),
+            2,
+            {"depthwise_kernel": (0, 1), "pointwise_kernel": (0, 1, 2)},
+        ),
+        (L.Conv1DTranspose(3, 2), 1, {"kernel": (0, 2)}),
+        (L.Conv2DTranspose(3, 2), 2, {"kernel": (0, 1, 3)}),
+    ],
+)
+def test_a_step_is_of_one_channel(layer, rank, expected):
+    layer.build((None, *(6,) * rank, 4))
+    assert {name: axes_of_one_channel(layer, name) for name in expected} == expected
