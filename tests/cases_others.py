@@ -7,6 +7,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
+
+import frameworks
+
 
 class Other(NamedTuple):
     """A model's name and builder, the size of its images, and its batch norm layers.
@@ -31,7 +35,12 @@ class Other(NamedTuple):
 def _of_keras_hub(name: str, **arguments: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its other models' dependencies
-        import keras_hub
+        try:
+            import keras_hub
+        except ImportError as error:
+            if frameworks.KERAS < (3, 16):
+                raise
+            pytest.skip(f"KerasHub does not know this Keras: {error}")
     return getattr(keras_hub.models, name)(**arguments)
 
 

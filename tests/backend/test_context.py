@@ -8,6 +8,7 @@ import pytest
 
 import frameworks
 import keras_bn
+from keras_bn.backend import groups
 
 BACKEND = keras.backend.backend()
 
@@ -48,6 +49,11 @@ def test_an_engine_that_cannot_serve_is_named(monkeypatch):
         layer(np.ones((4, 3), "float32"), training=True)
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(frameworks.numpy(weight), value)
+
+
+def test_a_replica_that_is_in_no_group_is_told():
+    with pytest.raises(ValueError, match="of which replica 2, the one that runs"):
+        groups.require_partition(((0, 1),), range(3), this=2)
 
 
 def test_without_an_engine_there_are_no_replicas():

@@ -377,6 +377,14 @@ def test_gradients_of_many_samples(shape, axis, dy, activation):
         assert error <= 5e-5 * typical * per
 
 
+def test_moments_of_two_runs():
+    x = np.random.default_rng(0).normal(3, [1, 5], (8192, 2)).astype("float32")
+    x[:4096] += 1  # unlike the other
+    _, (_, *moments) = batch_norm_train(x)
+    for found, right in zip(moments, oracle.forward(x)[1:3], strict=True):
+        np.testing.assert_allclose(frameworks.numpy(found), right.ravel(), rtol=1e-5)
+
+
 def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     """Of E[x²] - mean², a mean of 3 would leave nothing of a variance of 1e-6."""
     x = np.random.default_rng(0).normal(3, 1e-3, (4096, 8)).astype("float32")

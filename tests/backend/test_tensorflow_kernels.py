@@ -10,7 +10,7 @@ import pytest
 import frameworks
 import oracle
 from keras_bn import BatchNormalization
-from keras_bn.backend import kernels, reference
+from keras_bn.backend import activations, kernels, reference
 from keras_bn.backend.interface import Axes
 from keras_bn.ops import batch_norm_inference, batch_norm_train
 from slow import slow
@@ -19,6 +19,8 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow alone has these", allow_module_level=True)
 
 import tensorflow as tf
+
+from keras_bn.backend import tensorflow_parts
 
 LAST = Axes((3,), (0, 1, 2))
 SMALL, LARGE, LARGEST = (4, 3, 5, 8), (8, 16, 16, 8), (8, 48, 48, 8)
@@ -170,6 +172,24 @@ def test_without_a_tape_inference_is_plain_operators():
     trace = tf.function(lambda x: batch_norm_inference(x, mean, variance))
     graph = trace.get_concrete_function(normal(SMALL)).graph.as_graph_def()
     assert "IdentityN" not in {node.op for node in graph.node}
+
+
+def test_plain_operators_take_half_precision():
+    function = tf.function(
+        lambda x: batch_norm_inference(x, np.zeros(8), np.ones(8), axis=1)
+    )
+    x = tf.cast(normal((4, 8, 3)), "bfloat16")
+    np.testing.assert_allclose(tf.cast(function(x), "float32"), x, atol=2**-6)
+
+
+@pytest.mark.parametrize("name", sorted(activations.SLOPES))
+def test_gradients_of_activations_by_one_operator(name):
+    z, dy = normal((4, 8), std=3.0), normal((4, 8), seed=1)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        y = keras.activations.get(name)(z)
+    found = tensorflow_parts._activation_gradient(name, dy, z)
+    np.testing.assert_allclose(found, tape.gradient(y, z, dy), atol=1e-6)
 
 
 class Pushed:

@@ -270,6 +270,18 @@ def test_the_layer_trains_on_them(launches, name):
         assert layer.moving_variance.value.tolist() == [1.0] * case.shape[case.axis]
 
 
+def test_a_centre_beside_the_mean_changes_no_gradient():
+    inputs = Inputs(CASES["image last"])
+    found, _ = inputs.parts.moments(inputs.x)
+    beside = found._replace(centre=found.centre + 0.25, residual=found.residual - 0.25)
+    given = inputs.x, inputs.scale, inputs.offset, inputs.dy
+    one, other = (
+        inputs.parts.gradients(*given, moments, None, True)
+        for moments in (found, beside)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.usefixtures("served")
 def test_a_gradient_of_the_gradient_goes_by_the_formulas():
     inputs = Inputs(CASES["image last"])

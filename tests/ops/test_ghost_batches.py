@@ -271,6 +271,12 @@ def test_bad_input(settings, error, message):
         Norm(**settings).build((8, 4, 3))
 
 
+@pytest.mark.parametrize("axis", [0, (0, 2)])
+def test_samples_as_features_are_refused_at_once(axis):
+    with pytest.raises(ValueError, match="`virtual_batch_size` makes groups of sam"):
+        Norm(axis=axis, virtual_batch_size=4)
+
+
 def test_moments_are_merged_over_replicas(monkeypatch):
     """Of two replicas with a half each, both in groups: they are the whole batch's."""
     x = np.random.default_rng(0).normal(3, 2, (12, 3)).astype("float32")

@@ -12,6 +12,7 @@ from cases_copies import COPIES, Backbone, Stack
 from cases_tools import images, numpy, randomize, weights_of
 from keras_bn._keras import layer_of
 from keras_bn.tools._copies.check import check_outputs, made_up
+from keras_bn.tools._copies.held import shown
 from keras_bn.tools._graphs.walk import sublayers
 from slow import slow
 
@@ -209,6 +210,10 @@ def test_a_tensor_of_a_variable_becomes_that_of_its_copy():
     copy = keras_bn.convert(model).layers[0]
     assert copy.kept["kernel"] is copy.kernel.value
     assert copy.kernel.value is not dense.kernel.value
+
+
+def test_a_place_is_shown_as_in_python():
+    assert shown(("blocks", 1, "norm")) == "blocks[1]['norm']"
 
 
 def test_what_a_model_has_called_stays_its_own():

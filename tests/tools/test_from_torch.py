@@ -380,3 +380,17 @@ def test_checkpoints(name, key):
 def test_a_checkpoint_of_two_models_wants_a_key():
     with pytest.raises(ValueError, match=r"`key` must say.*\['model', 'ema'\]"):
         keras_bn.from_torch(_model(), _Inside()["ema"])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("momentum", [-0.1, 1.1])
+def test_a_momentum_is_a_share_in_flax_too(momentum):
+    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\]"):
+        keras_bn.from_flax(_model(), {}, momentum=momentum)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("momentum", [0, 1])
+def test_all_and_nothing_are_shares(momentum):
+    ours = keras_bn.from_torch(_model(), _state(), momentum=momentum)
+    assert [ours.layers[i].momentum for i in (0, 2)] == [1 - momentum] * 2

@@ -165,8 +165,8 @@ def test_what_is_written_into_a_graph_has():
     x = images(8, 4) + 9
     before = weights_of(model)
     change = keras_bn.inspect(model, x).output_change
-    inference = model.predict(x, verbose=0)
     assert weights_of(model) == before
+    inference = model.predict(x, verbose=0)  # since Keras 3.16 it trains there too
     norm = np.linalg.norm(numpy(model(x)) - inference) / np.linalg.norm(inference)
     assert change == pytest.approx(norm, rel=1e-5)
     assert weights_of(model) != before  # as the finding says

@@ -118,7 +118,10 @@ LAYERS = {
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize")
+@pytest.mark.filterwarnings(
+    "ignore:Layer .* does not have a `quantize",
+    "ignore:`model.quantize.*were skipped",  # the same, since Keras 3.16
+)
 def test_the_quantization_of_keras_holds(case, mode, tmp_path):
     model = _small(LAYERS[case]())
     theirs = keras_bn.convert(model, to="keras")

@@ -9,7 +9,7 @@ import pytest
 import keras_bn
 from cases_tools import InTraining, images, numpy, randomize, weights_of
 from keras_bn.tools._statistics import probe
-from keras_bn.tools._statistics.batching import length
+from keras_bn.tools._statistics.batching import input_names, length
 from keras_bn.tools._statistics.moments import RunningMoments
 from slow import slow
 
@@ -624,3 +624,10 @@ def test_merge_is_exact_where_float32_sums_are_not():
             moments.add(len(part), part.mean(0), part.var(0))
     np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-14)
     np.testing.assert_allclose(moments.variance, x.var(0), rtol=1e-6)
+
+
+@pytest.mark.once
+def test_names_of_inputs_are_a_list():
+    inputs = {name: keras.Input((2,), name=name) for name in "ab"}
+    model = keras.Model(inputs, L.Add()(list(inputs.values())))
+    assert input_names(model) == ["a", "b"]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn._keras import calls_of
+from keras_bn._keras import attached_mask, calls_of
 from keras_bn.ops._arguments import positive_epsilon
 from keras_bn.tools._graphs.walk import (
     STATISTICS,
@@ -82,7 +82,7 @@ def _groups(layer: Layer, axes: tuple[int, ...], overrides: dict[str, Any]) -> i
         # Groups of one channel are instance norm, the worst of all sizes in the paper.
         most = max(1, min(GROUPS, channels // 2))
         return next(n for n in range(most, 0, -1) if channels % n == 0)
-    if given != -1 and channels % given:
+    if channels % given:
         raise ValueError(
             "Argument `groups` must divide the channels of each layer; left out, each "
             f"gets a number that does. Received: groups={given}, layer '{layer.name}' "
@@ -109,7 +109,10 @@ def _check_axes(layer: Layer, axes: tuple[int, ...], rank: int) -> None:
 def _check_masks(layer: Layer) -> None:
     """Refuses a mask, in graphs that can be read."""
     for node in calls_of(layer):
-        if node.arguments.kwargs.get("mask") is not None:
+        masks = [node.arguments.kwargs.get("mask")]
+        # Since Keras 3.16 a call's arguments do not say what it reads off its inputs.
+        masks += map(attached_mask, node.input_tensors)
+        if any(mask is not None for mask in masks):
             raise ValueError(
                 f"Layer '{layer.name}' cannot be converted: a mask reaches it, and "
                 "Keras's GroupNormalization would take masked positions into its "
