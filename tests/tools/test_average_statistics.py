@@ -1,5 +1,7 @@
 """`average_statistics`: replicas' moving statistics, as one pass would have them."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -142,6 +144,25 @@ def test_one_process_alone_is_left_as_it_is():
     assert report.rows[0].spread == 0
     for name, value in state(model).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_two_processes_are_averaged(monkeypatch):
+    """By the states that they gather; tests/synchronized has real ones, of four."""
+    module = sys.modules["keras_bn.tools.average_statistics"]
+    model, other = (trained([batch], momentum=0.0) for batch in DATA[:2])
+    (own,) = module._of_engine({"bn": model.layers[0]}, None)
+    before = state(model)
+    assert set(own["bn"]) == set(before)
+    for name, value in own["bn"].items():
+        np.testing.assert_array_equal(value, before[name])
+
+    def gathered(layers, _):
+        return [module._of_replica(model, layers, one) for one in (model, other)]
+
+    monkeypatch.setattr(module, "_of_engine", gathered)
+    expected = (before["moving_mean"] + state(other)["moving_mean"]) / 2
+    assert keras_bn.average_statistics(model).replicas == 2
+    np.testing.assert_allclose(state(model)["moving_mean"], expected, rtol=1e-6)
 
 
 def test_one_process_alone_recalibrates_as_without():
