@@ -15,6 +15,7 @@ from slow import slow
 ABOUT_THE_CLASS = "ignore:.*a saved file holds a plain keras:UserWarning"
 pytestmark = pytest.mark.filterwarnings(
     ABOUT_THE_CLASS,
+    "ignore:Using a non-tuple sequence",  # PyTorch, of what Keras 3.14 does in D-FINE
 )
 
 

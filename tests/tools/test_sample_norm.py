@@ -178,7 +178,7 @@ def test_a_mask_is_of_no_matter_to_layer_norm():
             lambda: model_of(Norm(), (2, 6)),
             {"to": "group", "groups": 0},
             ValueError,
-            r"`groups`, expected a positive integer.*groups=0",
+            r"`groups` must be an integer above 0.*groups=0",
         ),
         (
             lambda: model_of(Norm(), (2, 6)),

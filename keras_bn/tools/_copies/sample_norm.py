@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_bn._keras import attached_mask, calls_of
-from keras_bn.ops._arguments import positive_epsilon
+from keras_bn.ops._arguments import positive_epsilon, positive_integer
 from keras_bn.tools._graphs.walk import (
     STATISTICS,
     Layer,
@@ -27,9 +27,11 @@ GROUPS = 32
 
 
 def check_overrides(overrides: dict[str, Any]) -> None:
-    """Checks what Keras's constructors leave unchecked."""
+    """Checks what Keras's constructors leave unchecked, the groups up to Keras 3.14."""
     if "epsilon" in overrides:
         positive_epsilon(overrides["epsilon"])
+    if overrides.get("groups") not in (None, -1):
+        positive_integer("groups", overrides["groups"])
 
 
 def sample_norm(layer: Layer, to: str, overrides: dict[str, Any]) -> Layer:
