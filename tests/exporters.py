@@ -7,6 +7,8 @@ what it has made of the file, `operators(path)`: their names, with repetitions.
 import keras
 import numpy as np
 
+import frameworks
+
 
 def _export(model, path, form, **arguments):
     model.export(str(path), format=form, verbose=False, **arguments)
@@ -152,6 +154,11 @@ IMPOSSIBLE = {
     ("torch", "LiteRT"): "you must install the `litert-torch` package",
     ("torch", "SavedModel"): "Detected mismatch between the structure of `inputs`",
 }
+
+if frameworks.KERAS < (3, 15):
+    IMPOSSIBLE["torch", "torch.export"] = "Unrecognized format=torch"
+    for backend in ("jax", "torch"):
+        IMPOSSIBLE[backend, "LiteRT"] = "LiteRT export requires TensorFlow backend"
 
 ONLY = {"jax.export": "jax", "torch.export": "torch"}
 

@@ -23,11 +23,14 @@ def load() -> None:
     Takes a C++ compiler and three seconds.
 
     Raises:
-        RuntimeError: PyTorch is imported already, or the compiler fails.
+        RuntimeError: PyTorch is imported already, or is a build for CUDA, or the
+            compiler fails.
     """
     if "torch" in sys.modules:
         raise RuntimeError("The fake device must be loaded before PyTorch is imported")
     torch = Path(importlib.util.find_spec("torch").origin).parent
+    if (torch / "lib" / "libtorch_cuda.so").exists():
+        raise RuntimeError("The fake device wants a build of PyTorch for the CPU")
     for library in ("libgomp.so*", "libc10.so", "libtorch_cpu.so"):
         for path in sorted((torch / "lib").glob(library)):
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

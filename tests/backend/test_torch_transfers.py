@@ -25,6 +25,10 @@ LAYERS = (
 
 @pytest.fixture(scope="module")
 def found():
+    import torch
+
+    if torch.version.cuda:
+        pytest.skip("a build for CUDA has a device where the fake one goes")
     return json.loads(fresh_process.run([SCRIPT], "torch"))
 
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import torch
 from keras.src.applications import resnet
 
 import keras_bn
@@ -11,6 +10,7 @@ from cases_tools import images, numpy, weights_of
 from keras_bn.tools._foreign.layouts import squeezed
 from slow import slow
 
+torch = pytest.importorskip("torch")  # `make BACKENDS=jax` leaves it out
 L, nn = keras.layers, torch.nn
 
 LINE, IMAGE, BODY = (9, 4), (7, 6, 4), (5, 4, 5, 4)

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
-import torch
 
 import keras_bn
 from cases_tools import images, numpy, randomize, weights_of
 from slow import slow
 
+torch = pytest.importorskip("torch")  # `make BACKENDS=jax` leaves it out
 L, nn = keras.layers, torch.nn
 # What is written are NumPy arrays, on every backend.
 ON_TORCH = slow("a network that JAX compiles op by op", but_on="torch")
