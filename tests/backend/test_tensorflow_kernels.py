@@ -349,6 +349,29 @@ def test_vectorized_norms_of_others(axis):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_vectorized_fused_operators_of_others():
+    """Training, and channels first, ours never are: as TensorFlow converts them."""
+
+    def fused(x, parameter, layout="NHWC", training=True):
+        given = () if training else parameter
+        return tf.raw_ops.FusedBatchNormV3(
+            **{"x": x, "scale": parameter, "offset": parameter},
+            **{"mean": given, "variance": given},
+            **{"data_format": layout, "is_training": training},
+        ).y
+
+    def vectorized(*arguments):
+        return tf.vectorized_map(
+            lambda one: fused(*one, *arguments), each, fallback_to_while_loop=False
+        )
+
+    each = normal((2, 4, 8, 5, 8), 2.0), tf.exp(normal((2, 8)))
+    for found, *given in zip(vectorized(), *each, strict=True):
+        np.testing.assert_allclose(found, fused(*given), atol=1e-5)
+    with pytest.raises(ValueError, match="expected to be loop invariant"):
+        vectorized("NCHW", False)
+
+
 @pytest.mark.parametrize("mean", [0.0, 5.0])
 def test_gradients_are_of_the_dtype_of_the_input(mean):
     x = tf.cast(normal(LARGE, mean), "bfloat16")
@@ -406,17 +429,24 @@ def test_ensure_shape():
     assert trace.output_shapes == (None, 3)
 
 
-def test_a_gradient_in_slices():
+@pytest.mark.parametrize(
+    "run", [tf.function, lambda call: call], ids=["of a function", "eagerly"]
+)
+def test_a_gradient_in_slices(run):
     """What reads a part of the output has a gradient for that part."""
-    x = normal((6, 3), 1.0)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y, _ = batch_norm_train(x)
-        part = tf.gather(y, [1, 4])
+    x, part = normal((6, 3), 1.0), normal((2, 3), seed=1)
+
+    @run
+    def slope():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, _ = batch_norm_train(x)
+            read = tf.gather(y, [1, 4])
+        return tape.gradient(read, x, part)
+
     dy = np.zeros((6, 3))
-    dy[[1, 4]] = 1
-    expected = oracle.backward(x.numpy(), dy).x
-    np.testing.assert_allclose(tape.gradient(part, x), expected, atol=1e-5)
+    dy[[1, 4]] = part
+    np.testing.assert_allclose(slope(), oracle.backward(x.numpy(), dy).x, atol=1e-5)
 
 
 def ragged(values, lengths=(3, 1, 0, 4)):

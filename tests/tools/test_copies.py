@@ -1,6 +1,7 @@
 """What the tools' copies take along, and that the model stays as it was."""
 
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from typing import NamedTuple
 
 import keras
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_copies import COPIES, Backbone, Stack
+from cases_copies import COPIES, Backbone, Hiding, Stack
 from cases_tools import images, numpy, randomize, weights_of
 from keras_bn._keras import layer_of
 from keras_bn.tools._copies.check import check_outputs, made_up
 from keras_bn.tools._copies.held import shown
-from keras_bn.tools._graphs.walk import sublayers
+from keras_bn.tools._graphs.walk import any_graph, sublayers
 from slow import slow
 
 L = keras.layers
@@ -270,6 +271,34 @@ def test_tuples_of_layers_stay_tuples(tmp_path):
         assert (type(one.pair), type(one.named)) == (tuple, Two)
         norms = {type(one.pair[1]), type(one.named.norm)}
         assert norms == {keras_bn.BatchNormalization}
+
+
+@ON_TORCH
+def test_containers_are_copied_with_the_layers_in_them():
+    model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
+    helper = model.layers[0].run  # Keras would make containers of its own of a layer's
+    dense = helper.layer
+    helper.last = deque([dense, 1], maxlen=3)
+    helper.known = defaultdict(list, dense=dense)
+    helper.ordered = OrderedDict(dense=dense)
+    helper.every, helper.values = {dense}, np.zeros(3)
+    ours = _quietly(keras_bn.convert, model).layers[0].run
+    assert ours.layer is not dense
+    assert (list(ours.last), ours.last.maxlen) == ([ours.layer, 1], 3)
+    assert (ours.known, ours.known.default_factory) == ({"dense": ours.layer}, list)
+    assert ours.ordered == OrderedDict(dense=ours.layer)
+    assert ours.every == {ours.layer}
+    ours.values += 1
+    assert not helper.values.any()
+
+
+@ON_TORCH
+def test_what_is_made_by_the_way_uses_up_no_name():
+    keras.utils.clear_session(free_memory=False)
+    any_graph.cache_clear()
+    any_graph()
+    x = keras.Input((1,))
+    assert (layer_of(x).name, keras.Model(x, x).name) == ("input_layer", "functional")
 
 
 def test_made_up_inputs_are_as_the_model_takes_them():

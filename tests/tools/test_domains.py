@@ -90,6 +90,8 @@ def test_there_and_back(make):
             + np.reshape([0, 1], (2, *[1] * (len(layer.moving_mean.shape) - 1)))
         )
     plain = keras_bn.convert(ours, domain=0)
+    every = [{id(v) for v in one.variables} for one in (model, ours, plain)]
+    assert len(set.union(*every)) == sum(map(len, every)), "a weight in two models"
     shapes = [
         keras.tree.map_structure(lambda one: str(one.shape), structure(one))
         for one in (model, plain)

@@ -199,6 +199,11 @@ def _twice_by_another_value(x):
     return block(x, negative=False), block(x, negative=True)
 
 
+def _twice_by_an_equal_value(x):
+    block = Block()
+    return [block(x, negative=float("0.5")) for _ in range(2)]  # no two are one object
+
+
 def _twice_in_training(x):
     block = Block()
     return block(x), block(x, training=True)
@@ -212,6 +217,7 @@ CASES = [
     Case("notes a tensor", lambda x: Notes()(x), 1),
     Case("built for another size", lambda x: OtherSize()(x), 2),
     Case("at two sizes", _twice, 1),
+    Case("twice alike", _twice_by_an_equal_value, 1),
     Case("across a border", lambda x: PreNorm()(L.Dense(3)(x)), 1),
     Case(
         "across borders, ahead",

@@ -144,6 +144,10 @@ IN_THE_WAY = [
         "pads an axis that it scales",
     ),
     (
+        _of(lambda x: _dense(ops.pad(_norm(x), ((0, 0), (1, 1)), "reflect")), (2,)),
+        "pads an axis that it scales",
+    ),
+    (
         _of(
             lambda x: keras_bn.BatchNormalization(dtype="float16")(
                 ops.cast(_dense(x), "float16")

@@ -108,7 +108,7 @@ def _cheap_weights(layer: Layer) -> Iterator[None]:
     """Zeros, for random numbers that would be written over at once."""
     saved = []
     for one in (layer, *(inner for _, inner in sublayers(layer))):
-        for name, value in list(vars(one).items()):
+        for name, value in vars(one).items():
             if isinstance(value, keras.Initializer) and hasattr(value, "seed"):
                 saved.append((vars(one), name, value))
                 vars(one)[name] = keras.initializers.Zeros()

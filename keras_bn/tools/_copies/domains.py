@@ -1,7 +1,7 @@
 """Batch norms for several domains into a model, with an input that says which; and out.
 
-A graph is called anew, layer by layer, on inputs of its own: the layers are those of a
-copy, and only the calls of batch norms are others.
+A graph is called anew, layer by layer, on its inputs: the layers are those of a copy,
+and only the calls of batch norms are others.
 """
 
 import warnings
@@ -129,11 +129,7 @@ class _Calls:
         )
 
     def _graph(self, model: Any) -> Any:
-        graph = graph_in(model)
-        old = keras.tree.flatten(graph.input)
-        new = [_input_like(one) for one in old]
-        inputs = keras.tree.pack_sequence_as(graph.input, new)
-        outputs, inputs = self._outputs(graph, inputs)
+        outputs, inputs = self._outputs(graph_in(model))
         cls = type(model)
         if not is_functional(model) or not takes_inputs_and_outputs(cls):
             if type(model) is not keras.Sequential:
@@ -148,7 +144,7 @@ class _Calls:
         self._graphs.append((model, cls(inputs, outputs, name=model.name)))
         return self._graphs[-1][1]
 
-    def _outputs(self, graph: Any, inputs: Structure) -> tuple[Structure, Structure]:
+    def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
         """The outputs, and the inputs as the new model takes them."""
         raise NotImplementedError
 
@@ -156,8 +152,8 @@ class _Calls:
 class _Adding(_Calls):
     """With an input more, of the domain."""
 
-    def _outputs(self, graph: Any, inputs: Structure) -> tuple[Structure, Structure]:
-        names = [one.name for one in keras.tree.flatten(inputs)]
+    def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
+        names = [layer_of(one).name for one in graph.inputs]
         if INPUT in names:
             raise ValueError(
                 f"Argument `model` must not have an input named '{INPUT}': that is the "
@@ -173,8 +169,8 @@ class _Adding(_Calls):
                 return self._layer(layer)(_joined(given, domain), *rest, **kwargs)
             return layer(*args, **kwargs)
 
-        outputs = run_graph(graph, inputs, call)
-        return outputs, _joined(inputs, domain)
+        outputs = run_graph(graph, graph.input, call)
+        return outputs, _joined(graph.input, domain)
 
 
 class _Removing(_Calls):
@@ -184,7 +180,7 @@ class _Removing(_Calls):
         super().__init__(*args)
         self._kept: dict[int, list[bool]] = {}
 
-    def _outputs(self, graph: Any, inputs: Structure) -> tuple[Structure, Structure]:
+    def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
         def call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             if self._replaces(layer):
                 kwargs.pop("domain", None)
@@ -195,34 +191,15 @@ class _Removing(_Calls):
                 return new(_only(given, self._kept[id(new)]), *rest, **kwargs)
             return layer(*args, **kwargs)
 
-        outputs = run_graph(graph, inputs, call)
-        before, after = _sources(graph.output), _sources(outputs)
-        kept = [
-            id(new) in after or id(old) not in before
-            for old, new in zip(
-                keras.tree.flatten(graph.input),
-                keras.tree.flatten(inputs),
-                strict=True,
-            )
-        ]
-        self._last = kept
-        return outputs, _only(inputs, kept)
+        outputs = run_graph(graph, graph.input, call)
+        gone = _sources(graph.output) - _sources(outputs)
+        self._last = [id(one) not in gone for one in graph.inputs]
+        return outputs, _only(graph.input, self._last)
 
     def _graph(self, model: Any) -> Any:
         new = super()._graph(model)
         self._kept[id(new)] = self._last
         return new
-
-
-def _input_like(tensor: Any) -> Any:
-    layer = layer_of(tensor)
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=layer.name,
-        optional=layer.optional,
-    )
 
 
 def _joined(structure: Structure, domain: Any) -> Structure:
