@@ -150,7 +150,9 @@ FORMATS = {
 # What Keras 3.15.1 does not export with any layer in the model, and what it says.
 IMPOSSIBLE = {
     ("jax", "LiteRT"): "LiteRT export requires TensorFlow or PyTorch backend",
-    ("jax", "OpenVINO"): "No conversion rule found for operations: XlaCallModule",
+    # From Python 3.13 on it does not come as far as that.
+    ("jax", "OpenVINO"): "No conversion rule found for operations: XlaCallModule"
+    "|name 'tensorflow' is not defined",
     ("torch", "LiteRT"): "you must install the `litert-torch` package",
     ("torch", "SavedModel"): "Detected mismatch between the structure of `inputs`",
 }
