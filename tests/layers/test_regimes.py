@@ -351,8 +351,11 @@ def test_remat_scope_around_keras_s_layer_is_what_the_readme_says():
     model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
     if BACKEND == "jax":
-        with pytest.raises(RuntimeError, match="Unable to automatically build"):
+        # Keras 3.16 builds it, and leaves a tracer in the moving mean.
+        message = "Unable to automatically build|traced array"
+        with pytest.raises((RuntimeError, TypeError), match=message):  # noqa: PT012
             model.fit(x, x[:, :1], batch_size=8, verbose=0)
+            frameworks.numpy(layer.moving_mean)
         return
     model.fit(x, x[:, :1], batch_size=8, verbose=0)
     np.testing.assert_allclose(
