@@ -386,9 +386,15 @@ def test_vectorized_with_the_same_parameters():
     assert operators.count("FusedBatchNormV3") == 2
 
 
+def test_a_mean_far_from_zero_beside_a_large_spread():
+    x, dy = normal(LARGE, 1e4, 10.0), normal(LARGE, seed=1)
+    assert_the_oracles(slopes(x, dy), x, dy)
+
+
 @pytest.mark.parametrize("mean", [0.0, 5.0])
-def test_gradients_are_of_the_dtype_of_the_input(mean):
-    x = tf.cast(normal(LARGE, mean), "bfloat16")
+@pytest.mark.parametrize("shape", [LARGE, LARGEST])
+def test_gradients_are_of_the_dtype_of_the_input(mean, shape):
+    x = tf.cast(normal(shape, mean), "bfloat16")
     slope, _ = slopes(x, x)
     assert slope.dtype == x.dtype
 
