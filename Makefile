@@ -63,7 +63,8 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) $(SUITES) test-python test-lowest test-nightly release-check docs measure gpu passes mutants clean \
+.PHONY: help demo test test-all lint $(BACKENDS:%=test-%) $(SUITES) test-python \
+    test-lowest test-nightly release-check docs measure gpu passes mutants clean \
     check-python check-backend
 
 help:
@@ -95,8 +96,7 @@ demo: check-backend $(DEMO)/installed
 
 test: lint
 	@echo "== Testing, $(JOBS) at a time: each prints when it is done"
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	    $(SUITES)
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(SUITES)
 
 test-all:
 	@$(MAKE) --no-print-directory test SLOW=1

@@ -103,7 +103,7 @@ def litert_int8(
 
     path = folder / "model.tflite"
     model.export(
-        path,
+        str(path),
         format="litert",
         verbose=False,
         optimizations=[tf.lite.Optimize.DEFAULT],

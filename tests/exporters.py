@@ -4,6 +4,8 @@ One class a format: `write(model, path)`, `predict(path, x)`, and, where a runti
 what it has made of the file, `operators(path)`: their names, with repetitions.
 """
 
+import sys
+
 import keras
 import numpy as np
 
@@ -154,6 +156,11 @@ IMPOSSIBLE = {
     ("torch", "LiteRT"): "you must install the `litert-torch` package",
     ("torch", "SavedModel"): "Detected mismatch between the structure of `inputs`",
 }
+
+if sys.version_info >= (3, 13):
+    # OpenVINO 2026.4 looks for TensorFlow by an `exec` that binds no local name there.
+    for backend in ("jax", "tensorflow", "torch"):
+        IMPOSSIBLE[backend, "OpenVINO"] = "name 'tensorflow' is not defined"
 
 if frameworks.KERAS < (3, 15):
     IMPOSSIBLE["torch", "torch.export"] = "Unrecognized format=torch"

@@ -5,6 +5,7 @@ import json
 import keras
 import pytest
 
+import frameworks
 import peers
 
 
@@ -34,9 +35,12 @@ def test_the_page_has_the_table():
 
 
 def test_one_case_by_name(capsys):
-    (row,) = peers.main(["momentum_2"])
-    assert (row["library"], row["seen"]) == ("Keras", "taken")
-    assert "momentum_2" in capsys.readouterr().out
+    rows = peers.main(["momentum_2"])
+    found = [(row["case"], row["library"], row["seen"]) for row in rows]
+    # Keras refuses it since 3.16.
+    expected = [("momentum_2", "Keras", "taken")] if frameworks.KERAS < (3, 16) else []
+    assert found == expected
+    assert ("momentum_2" in capsys.readouterr().out) == bool(expected)
 
 
 @pytest.mark.once

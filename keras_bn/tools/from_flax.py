@@ -58,8 +58,8 @@ def from_flax(
             `"batch_stats"`, or a `flax.nnx.State`, or a `flax.nnx.Module`.
         mapping: The path in the variables for layers, by the layer's path. Layers that
             it does not name are matched.
-        epsilon: The Flax layers' `epsilon`.
-        momentum: The Flax layers' `momentum`.
+        epsilon: The Flax layers' `epsilon`, where a module does not say it.
+        momentum: The Flax layers' `momentum`, likewise.
         layers: `"norms"`, or `"all"` for the kernels and biases of convolutions and
             dense layers too; transposed convolutions are not among them.
         strict: As in `from_torch`.

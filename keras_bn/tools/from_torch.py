@@ -70,7 +70,7 @@ def from_torch(
             `.safetensors`, or what `torch.save` wrote, of which tensors only are read.
         mapping: The prefix in the state dict for layers, by the layer's path, such as
             `{"stem_bn": "features.1"}`. Layers that it does not name are matched.
-        epsilon: The PyTorch layers' `eps`.
+        epsilon: The PyTorch layers' `eps`, where a module does not say it.
         momentum: The PyTorch layers' `momentum`, where a module does not say it.
         layers: `"norms"`, or `"all"` for the kernels and biases of convolutions and
             dense layers too.

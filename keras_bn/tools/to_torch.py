@@ -62,7 +62,7 @@ def to_torch(
         mapping: The prefix in the state dict for layers, by the layer's path. Layers
             that it does not name are matched as in `from_torch`; `match_torch` shows
             the pairs.
-        epsilon: The `eps` that the PyTorch layers have.
+        epsilon: The `eps` that the PyTorch layers have, where a module does not say it.
         layers: `"norms"`, or `"all"` for the kernels and biases of convolutions and
             dense layers too.
         strict: As in `from_torch`.

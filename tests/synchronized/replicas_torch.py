@@ -23,11 +23,12 @@ from keras_bn.backend import torch_replicas
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "distributed"))
 from _sharded import Sharded
 
-# Here, so that the processes, which are forked later, share what it imports.
+# Here, so that the processes, which are forked later, share what it imports. Nothing is
+# differentiated before: PyTorch's builds for CUDA refuse that on both sides of a fork.
 COMPILED = torch.compile(
     cases.call, backend="aot_eager", fullgraph=frameworks.WHOLE_GRAPHS
 )
-torch.compile(torch.sin, backend="aot_eager")(torch.ones(2, requires_grad=True))
+torch.compile(torch.sin, backend="aot_eager")(torch.ones(2))
 # Of two replicas the second, of four the first: three seconds for each. What the others
 # compute eagerly must meet it in the same collectives.
 COMPILES = {cases.REPLICAS: 1, cases.GROUP_REPLICAS: 0}
