@@ -372,9 +372,29 @@ def test_vectorized_fused_operators_of_others():
         vectorized("NCHW", False)
 
 
+def test_vectorized_with_the_same_parameters():
+    """By the fused operator, as it is called and once for all."""
+    x, channels = normal((3, *SMALL)), tf.ones(SMALL[-1:])
+
+    def vectorized(x):
+        return tf.vectorized_map(
+            lambda one: batch_norm_inference(one, channels, channels), x
+        )
+
+    trace = tf.function(vectorized, autograph=False).get_concrete_function(x)
+    operators = [node.op for node in trace.graph.as_graph_def().node]
+    assert operators.count("FusedBatchNormV3") == 2
+
+
+def test_a_mean_far_from_zero_beside_a_large_spread():
+    x, dy = normal(LARGE, 1e4, 10.0), normal(LARGE, seed=1)
+    assert_the_oracles(slopes(x, dy), x, dy)
+
+
 @pytest.mark.parametrize("mean", [0.0, 5.0])
-def test_gradients_are_of_the_dtype_of_the_input(mean):
-    x = tf.cast(normal(LARGE, mean), "bfloat16")
+@pytest.mark.parametrize("shape", [LARGE, LARGEST])
+def test_gradients_are_of_the_dtype_of_the_input(mean, shape):
+    x = tf.cast(normal(shape, mean), "bfloat16")
     slope, _ = slopes(x, x)
     assert slope.dtype == x.dtype
 
@@ -430,7 +450,9 @@ def test_ensure_shape():
 
 
 @pytest.mark.parametrize(
-    "run", [tf.function, lambda call: call], ids=["of a function", "eagerly"]
+    "run",
+    [functools.partial(tf.function, autograph=False), lambda call: call],
+    ids=["of a function", "eagerly"],
 )
 def test_a_gradient_in_slices(run):
     """What reads a part of the output has a gradient for that part."""

@@ -299,6 +299,7 @@ def test_the_gradient_of_an_activation_stops_where_it_is_clipped():
         np.zeros((0, 3)),
         np.array([[np.nan, 1, 2]]),
         pytest.param(np.array([[np.inf, 1, 9]]), marks=OP_BY_OP),
+        pytest.param(np.array([[-np.inf, 1, 9]]), marks=OP_BY_OP),
     ],
 )
 def test_a_range_is_not_spoilt(x):

@@ -13,8 +13,6 @@ from keras_bn.tools._folding.affines import Inexact
 from keras_bn.tools._graphs.walk import (
     Layer,
     called_in_training,
-    graph_in,
-    is_sequential,
     nodes,
     sublayers,
 )
@@ -158,9 +156,6 @@ def _reason(error: Exception) -> str:
 def _unnoticed(layer: Layer) -> Iterator[None]:
     """Takes the marks off that symbolic calls leave in the layers inside."""
     inside = [layer, *(one for _, one in sublayers(layer))]
-    for one in list(inside):
-        if is_sequential(one) and graph_in(one) is not None:
-            inside.append(graph_in(one))
     before = [
         (one, [(marks, len(marks)) for marks in marks_of_calls(one)], dict(vars(one)))
         for one in inside
