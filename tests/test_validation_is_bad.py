@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import frameworks
 from slow import slow
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+@pytest.mark.skipif(
+    frameworks.KERAS < (3, 15),
+    reason="GlobalAveragePooling1D of Keras 3.14 writes into what ReLU gave",
+)
 @slow("eight small trainings, to compile on JAX and TensorFlow", but_on="torch")
 def test_the_notebook_runs():
     notebook = json.loads((DOCS / "validation_is_bad.ipynb").read_text())

@@ -17,6 +17,11 @@ from keras_bn.backend.torch_context import in_backward_pass
 
 Indices = tuple[tuple[int, ...], ...]
 
+NAMES = ("all_gather_single", "all_gather_into_tensor")
+# The first since PyTorch 2.14, which warns of the second.
+ALL_GATHER = next((name for name in NAMES if hasattr(dist, name)), "")
+"""What `torch.distributed`, where there is one, calls the gathering of one tensor."""
+
 
 class ProcessGroup(NamedTuple):
     """The processes of a group, None being all of them; see `Replicas`."""
@@ -27,7 +32,7 @@ class ProcessGroup(NamedTuple):
         """See `Replicas.gather`."""
         replicas = dist.get_world_size(self.group)
         rows = values.new_empty(replicas * values.numel())
-        self._served(dist.all_gather_into_tensor, rows, values.contiguous())
+        self._served(getattr(dist, ALL_GATHER), rows, values.contiguous())
         return rows.view(replicas, -1)
 
     def total(self, values: Tensor) -> Tensor:

@@ -195,18 +195,21 @@ def train(training, alone):
 def collectives():
     """How often the processes talk in one call: forward, backward."""
     counts = []
-    originals = dist.all_gather_into_tensor, dist.all_reduce
+    names = torch_replicas.ALL_GATHER, "all_reduce"
+    originals = [getattr(dist, name) for name in names]
 
-    def counted(function):
+    def counted(name, function):
         def call(*args, **kwargs):
-            counts.append(function.__name__)
+            counts.append(name)
             return function(*args, **kwargs)
 
         return call
 
-    dist.all_gather_into_tensor, dist.all_reduce = map(counted, originals)
+    for name, function in zip(names, originals, strict=True):
+        setattr(dist, name, counted(name, function))
     try:
         operation(cases.CASES[0])
     finally:
-        dist.all_gather_into_tensor, dist.all_reduce = originals
-    return {"forward": counts.count("all_gather_into_tensor"), "both": len(counts)}
+        for name, function in zip(names, originals, strict=True):
+            setattr(dist, name, function)
+    return {"forward": counts.count(names[0]), "both": len(counts)}

@@ -102,7 +102,7 @@ def test_settings_are_taken_over_and_the_optimizer_starts_anew():
 
 @by_order
 def test_a_module_brings_its_own_settings():
-    import torch
+    torch = pytest.importorskip("torch")  # `make BACKENDS=jax` leaves it out
 
     module = torch.nn.Sequential(
         torch.nn.BatchNorm1d(3, eps=1e-2, momentum=0.3),
