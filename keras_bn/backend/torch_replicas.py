@@ -17,10 +17,9 @@ from keras_bn.backend.torch_context import in_backward_pass
 
 Indices = tuple[tuple[int, ...], ...]
 
-NAMES = ("all_gather_single", "all_gather_into_tensor")
-# The first since PyTorch 2.14, which warns of the second.
-ALL_GATHER = next((name for name in NAMES if hasattr(dist, name)), "")
-"""What `torch.distributed`, where there is one, calls the gathering of one tensor."""
+_SINCE_2_14 = hasattr(dist, "all_gather_single")
+ALL_GATHER = "all_gather_single" if _SINCE_2_14 else "all_gather_into_tensor"
+"""What `torch.distributed` calls the gathering of a tensor; 2.14 warns of the older."""
 
 
 class ProcessGroup(NamedTuple):
