@@ -17,10 +17,6 @@ from keras_bn.backend.torch_context import in_backward_pass
 
 Indices = tuple[tuple[int, ...], ...]
 
-_SINCE_2_14 = hasattr(dist, "all_gather_single")
-ALL_GATHER = "all_gather_single" if _SINCE_2_14 else "all_gather_into_tensor"
-"""What `torch.distributed` calls the gathering of a tensor; 2.14 warns of the older."""
-
 
 class ProcessGroup(NamedTuple):
     """The processes of a group, None being all of them; see `Replicas`."""
@@ -31,7 +27,7 @@ class ProcessGroup(NamedTuple):
         """See `Replicas.gather`."""
         replicas = dist.get_world_size(self.group)
         rows = values.new_empty(replicas * values.numel())
-        self._served(getattr(dist, ALL_GATHER), rows, values.contiguous())
+        self._served(dist.all_gather_single, rows, values.contiguous())
         return rows.view(replicas, -1)
 
     def total(self, values: Tensor) -> Tensor:

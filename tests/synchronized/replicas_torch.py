@@ -195,7 +195,7 @@ def train(training, alone):
 def collectives():
     """How often the processes talk in one call: forward, backward."""
     counts = []
-    names = torch_replicas.ALL_GATHER, "all_reduce"
+    names = "all_gather_single", "all_reduce"
     originals = [getattr(dist, name) for name in names]
 
     def counted(name, function):
