@@ -66,7 +66,10 @@ NEAREST = {
     "keras_bn/backend/*_processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/backend/*": ("tests/backend", "tests/ops", "tests/layers"),
     "keras_bn/benchmark/*": ("tests/benchmark",),
-    "keras_bn/layers/*": ("tests/layers", "tests/ops", "tests/test_bad_input.py"),
+    "keras_bn/layers/*": (
+        *("tests/layers", "tests/ops"),
+        *("tests/test_bad_input.py", "tests/test_contract.py"),
+    ),
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
