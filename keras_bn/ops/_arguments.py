@@ -147,8 +147,6 @@ def boolean(name: str, value: Any) -> bool:
 
 def boolean_training(value: Any) -> bool:
     """`training` as a boolean; None is False."""
-    if isinstance(value, bool) or value is None:
-        return bool(value)
     if isinstance(value, str):
         raise TypeError(
             "Argument `training` must be a Python boolean or None. "
