@@ -19,9 +19,8 @@ class JaxProcesses(NamedTuple):
         from jax.experimental import multihost_utils
 
         # As bytes: JAX makes float32 of float64, unless told otherwise.
-        row = np.ascontiguousarray(values).view(np.uint8)
-        rows = np.asarray(multihost_utils.process_allgather(row))
-        return np.ascontiguousarray(rows[list(self.members)]).view(values.dtype)
+        rows: np.ndarray = multihost_utils.process_allgather(values.view(np.uint8))
+        return rows[list(self.members)].view(values.dtype)
 
 
 def processes(groups: Groups) -> JaxProcesses | None:
