@@ -99,13 +99,27 @@ def train(
     # `forward_mode` cannot ask otherwise.
     x = tf.convert_to_tensor(x)
     mask = None if mask is None else tf.convert_to_tensor(mask)
+    by_formula = FormulaParts(axes, epsilon, mask, replicas)
+    return _train(x, scale, offset, by_formula, correction, activation)
+
+
+def _train(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    by_formula: FormulaParts,
+    correction: Correction | None,
+    activation: str | None,
+) -> tuple[Tensor, Moments]:
+    """`train` of a tensor without a shortcut, its gradients written out."""
+    mask = by_formula.mask
     # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
     # gradient does not look for them.
     x, scale, offset = of_running_graph(x, scale, offset)
     if mask is not None:
         (mask,) = of_running_graph(mask)
+        by_formula = by_formula._replace(mask=mask)
     weights = [mask] if formulas.is_weights(mask) else []
-    by_formula = FormulaParts(axes, epsilon, mask, replicas)
     unwatched = by_formula._replace(mask=_alone(mask)[0]) if weights else by_formula
     parts = _best(unwatched, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`
