@@ -34,7 +34,6 @@ class ManualAxes(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """See `Replicas.gather`; of a smaller group, the rows of others are zeros."""
-        values = _varying(values, self.names)
         if self.groups is None:
             return jax.lax.all_gather(values, self.names, to="invarying")
         if len({len(group) for group in self.groups}) == 1:

@@ -74,3 +74,18 @@ def test_without_an_engine_synchronized_changes_nothing():
 def test_a_plain_call_is_no_repetition():
     x = frameworks.tensor(np.ones((2, 3), "float32"))
     assert not keras_bn.backend.recomputing(x, x)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the arrays are JAX's")
+@pytest.mark.parametrize(
+    ("platforms", "addressable", "readable"),
+    [
+        (["cpu", "cpu"], True, True),
+        (["gpu", "cpu"], True, False),
+        (["cpu", "cpu"], False, False),
+    ],
+)
+def test_values_are_looked_at_on_cpus_of_this_process(platforms, addressable, readable):
+    devices = [types.SimpleNamespace(platform=name) for name in platforms]
+    x = types.SimpleNamespace(is_fully_addressable=addressable, devices=lambda: devices)
+    assert keras_bn.backend.readable(x) == readable

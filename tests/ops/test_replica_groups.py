@@ -113,6 +113,17 @@ class TestManualAxes:
         named = self.mapped(lambda *given: self.call(*given, "data"), along)
         np.testing.assert_allclose(named(X, gamma), self.call(X, gamma), atol=1e-6)
 
+    def test_along_a_named_axis_the_batch_may_be_the_same(self):
+        import jax
+
+        def slope(call):
+            return lambda *given: jax.grad(lambda x: (call(x) ** 3).sum())(given[0])
+
+        both = slope(lambda x: self.call(x, None, ("data", "model")))
+        found = jax.jit(self.mapped(both, jax.sharding.PartitionSpec()))(X, X)
+        expected = slope(lambda x: self.call(x, None))(X)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
     def test_an_axis_of_vmap_is_none(self):
         import jax
 
