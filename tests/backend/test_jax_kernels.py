@@ -168,6 +168,14 @@ def _per_example_gradients(point, kernels):
     return jax.vmap(slopes, (0, None, None))(xs, scale, offset)
 
 
+def _gradients_of_weighted_losses(point, kernels):
+    import jax
+
+    _, pull_back = jax.vjp(point.call(kernels), *point.at)
+    weights = np.stack([point.weights, 2 * point.weights + 1], -1)
+    return jax.vmap(pull_back, -1)(weights)
+
+
 def _gradient_of_a_batch_of_parameters(point, kernels):
     import jax
 
@@ -236,6 +244,7 @@ TRANSFORMATIONS = {
     "reverse over reverse": _reverse_over_reverse,
     "third": _third,
     "vmap of gradient": _per_example_gradients,
+    "vmap of a vjp, last axis": _gradients_of_weighted_losses,
     "gradient of vmap": _gradient_of_a_batch_of_parameters,
     "checkpoint": _checkpointed,
     "scan": _scan,
@@ -258,6 +267,7 @@ OF_SHAPES = {
     "gradient",
     "hessian",
     "vmap of gradient",
+    "vmap of a vjp, last axis",
     "gradient of vmap",
 }
 ELSEWHERE = slow("compiles 70 derivatives in two ways each", witness="test_our_layer")
