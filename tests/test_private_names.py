@@ -187,6 +187,8 @@ def without(monkeypatch):
     resolve, reloaded = pkgutil.resolve_name, []
 
     def reload(module, *gone):
+        assert {*gone} <= {*_private.WITHOUT}, "nobody says what is lost with it"
+
         def resolved(path):
             if path in gone:
                 raise AttributeError(path)
