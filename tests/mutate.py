@@ -56,6 +56,9 @@ NEAREST = {
         *("tests/backend", "tests/ops", "tests/layers"),
         "tests/benchmark/test_benchmark.py",
     ),
+    "keras_bn/backend/*_context.py": (
+        *("tests/backend", "tests/ops", "tests/layers", "tests/test_training.py"),
+    ),
     "keras_bn/backend/*_inference.py": ("tests/backend", "tests/test_export.py"),
     "keras_bn/backend/*_private.py": (
         *("tests/backend", "tests/ops", "tests/layers"),
