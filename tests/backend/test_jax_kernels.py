@@ -400,6 +400,8 @@ def test_export_of_the_layer_with_a_symbolic_batch(training):
 
     layer = keras_bn.BatchNormalization()
     layer.build((None, 4))
+    for i, weight in enumerate(layer.weights):
+        weight.assign(np.linspace(1, 2, 4) + i)
     values = [[one.value for one in layer.trainable_variables]]
     values.append([one.value for one in layer.non_trainable_variables])
 

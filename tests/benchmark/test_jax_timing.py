@@ -21,6 +21,7 @@ from test_timing import (
 
 import oracle
 
+jax = pytest.importorskip("jax") if keras.backend.backend() == "jax" else None
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="these are JAX's"
 )
@@ -78,6 +79,30 @@ def test_the_layer_keeps_its_input_and_numbers_a_channel():
     kept = TIMING.saved_bytes(norm(), X)
     vectors = (kept - X.nbytes) / moved(MOMENTUM)[0].nbytes
     assert 0 < vectors < 16
+
+
+STEPS = {
+    "copy": lambda x, dy: TIMING.copy(x),
+    "least": TIMING.least,
+    "training": lambda x, dy: TIMING.training(norm(), x, dy, WAYS[0]),
+    "inference": lambda x, dy: TIMING.inference(norm(), x, WAYS[0]),
+    "model": lambda x, dy: TIMING.model_training(
+        *(norm(), x[:, 0, 0], jax.numpy.zeros(4, "int32"), WAYS[0])
+    ),
+}
+STEPS |= {
+    f"{name}, {mode}": lambda x, dy, i=i, mode=mode: getattr(peers(-1)[i], mode)()
+    for i, name in ((0, "bare"), (-1, "flax"))
+    for mode in ("training", "inference")
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_what_is_timed_is_compiled(name):
+    step = STEPS[name](*tensors(X, DY))
+    operations = jax.make_jaxpr(step)().eqns
+    assert len(operations) == (4 if name == "least" else 1)
+    assert {one.primitive.name for one in operations} == {"jit"}
 
 
 def test_all_of_a_result_is_waited_for():
