@@ -1,5 +1,6 @@
 """The processes of JAX's cluster, between calls of a model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from keras_bn.backend.groups import Groups
 class JaxProcesses(NamedTuple):
     """See `keras_bn.backend.interface.Processes`."""
 
-    members: tuple[int, ...]
+    members: Sequence[int]
 
     def gather(self, values: np.ndarray) -> np.ndarray:
         """See `Processes.gather`."""
@@ -28,7 +29,7 @@ def processes(groups: Groups) -> JaxProcesses | None:
     count = jax.process_count()
     if count == 1:
         return None
-    members = tuple(range(count))
+    members: Sequence[int] = range(count)
     if groups is not None:
         if not grouping.listed(groups):
             grouping.refuse(groups, "lists of indices of processes here")

@@ -57,3 +57,14 @@ def test_groups_that_are_none_of_processes_are_refused(groups, match):
 
 def test_a_process_alone_has_no_others():
     assert backend.processes(((0, 1), (2,))) is None
+
+
+@pytest.mark.parametrize("kind", ["numpy", "jax"])
+def test_a_copy_is_numpy_s_and_its_own(kind):
+    value = np.arange(3.0, dtype="float32")
+    given = value if kind == "numpy" else keras.ops.convert_to_tensor(value)
+    (copy,) = backend.copies(given)
+    assert isinstance(copy, np.ndarray)
+    copy += 1
+    np.testing.assert_array_equal(given, [0, 1, 2])
+    np.testing.assert_array_equal(copy, [1, 2, 3])
