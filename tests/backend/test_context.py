@@ -74,3 +74,24 @@ def test_without_an_engine_synchronized_changes_nothing():
 def test_a_plain_call_is_no_repetition():
     x = frameworks.tensor(np.ones((2, 3), "float32"))
     assert not keras_bn.backend.recomputing(x, x)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others' are arrays or tracers")
+def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
+    import tensorflow as tf
+
+    rows = tf.RaggedTensor.from_row_lengths(tf.ones((3, 2)), [1, 2])
+    on_gpu = types.SimpleNamespace(
+        numpy=rows.numpy, device="/job:localhost/device:GPU:0"
+    )
+    readable = keras_bn.backend.readable
+    assert [readable(one) for one in (tf.ones(3), rows, on_gpu)] == [True, True, False]
+    found = []
+
+    @tf.function
+    def traced(x):
+        with tf.device("/device:CPU:0"):
+            found.append(readable(x + 1))
+
+    traced(tf.ones(3))
+    assert found == [False]

@@ -1,10 +1,13 @@
 """From which size on TensorFlow's fused operators serve, and its smallest batches."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
 import frameworks
+import oracle
 from keras_bn.backend import kernels, reference
 from keras_bn.backend.interface import Axes
 from keras_bn.ops import batch_norm_inference, batch_norm_train
@@ -69,3 +72,33 @@ def test_few_samples_of_many_values(samples):
         strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_a_residual_of_sizes_that_are_not_known_yet(xla):
+    """As many samples as the inputs have; one is not added to each of them."""
+    x, residual = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    signature = [tf.TensorSpec((None, 3))] * 2
+
+    @functools.partial(tf.function, input_signature=signature, jit_compile=xla)
+    def step(x, residual):
+        with tf.GradientTape() as tape:
+            tape.watch([x, residual])
+            y, _ = batch_norm_train(x, residual=residual)
+        return y, *tape.gradient(y, [x, residual], x)
+
+    y, dx, along = step(x, residual)
+    np.testing.assert_allclose(y, oracle.forward(x).y + residual, atol=1e-5)
+    np.testing.assert_allclose(dx, oracle.backward(x, x).x, atol=1e-5)
+    np.testing.assert_array_equal(along, x)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        step(x, residual[:1])
+
+
+def test_eagerly_small_inputs_lose_no_digit_to_a_large_mean():
+    """The mean is subtracted first, as `describe` says: x - mean is exact there."""
+    x = np.random.default_rng(0).normal(1e5, 1, (4, 3, 5)).astype("float32")
+    statistics = np.full(3, 1e5, "float32"), np.ones(3, "float32")
+    found = batch_norm_inference(x, *statistics, axis=1)
+    expected = oracle.inference(x, *statistics, axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
