@@ -56,6 +56,9 @@ NEAREST = {
         *("tests/backend", "tests/ops", "tests/layers"),
         "tests/benchmark/test_benchmark.py",
     ),
+    "keras_bn/backend/*_context.py": (
+        *("tests/backend", "tests/ops", "tests/layers", "tests/test_training.py"),
+    ),
     "keras_bn/backend/*_inference.py": ("tests/backend", "tests/test_export.py"),
     "keras_bn/backend/*_private.py": (
         *("tests/backend", "tests/ops", "tests/layers"),
@@ -73,7 +76,10 @@ NEAREST = {
     ),
     "keras_bn/backend/*": ("tests/backend", "tests/ops", "tests/layers"),
     "keras_bn/benchmark/*": ("tests/benchmark",),
-    "keras_bn/layers/*": ("tests/layers", "tests/ops", "tests/test_bad_input.py"),
+    "keras_bn/layers/*": (
+        *("tests/layers", "tests/ops"),
+        *("tests/test_bad_input.py", "tests/test_contract.py"),
+    ),
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),

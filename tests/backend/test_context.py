@@ -95,3 +95,19 @@ def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
 
     traced(tf.ones(3))
     assert found == [False]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")
+def test_a_functional_call_is_what_it_is_of_keras_s_layer():
+    """Without processes nobody asks whose weights a module has just now."""
+    import torch
+
+    x, results = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), []
+    for kind in (keras.layers.BatchNormalization, keras_bn.BatchNormalization):
+        layer = kind(name="norm")
+        layer.build(x.shape)
+        others = {name: 2 * one.detach() for name, one in layer.named_parameters()}
+        results.append(
+            torch.func.functional_call(layer, others, (x,), {"training": True})
+        )
+    torch.testing.assert_close(*results)
