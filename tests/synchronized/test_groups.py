@@ -95,6 +95,11 @@ def test_a_sharded_variable_has_one_value(found):
     np.testing.assert_array_equal(found.of_four[0]["copies of shards"], x[None])
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere one a process")
+def test_copies_of_a_variable_are_those_of_the_replicas(found):
+    assert found.of_four[0]["copies"].tolist() == [0, 1, 2, 3]
+
+
 REFUSED = {name: match for name, (_, match) in cases.REFUSED.items()}
 REFUSED |= {
     "jax": {
