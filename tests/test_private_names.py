@@ -3,9 +3,12 @@
 Whoever moves to a new version of one of them reads here what it has taken away.
 """
 
+import ast
 import importlib
 import pkgutil
+import re
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -31,6 +34,16 @@ def test_the_name_is_there(path):
         pkgutil.resolve_name(path)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{path} is gone: {without}. ({error})")
+
+
+def test_every_name_is_asked_for():
+    """Or nobody would read here what goes with it."""
+    nodes = list(ast.walk(ast.parse(Path(PRIVATE.__file__).read_text())))
+    used = {one.attr for one in nodes if isinstance(one, ast.Attribute)}
+    used |= {one.value for one in nodes if isinstance(one, ast.Constant)}
+    hidden = {one for one in used if re.fullmatch(r"_[a-z]\w+", str(one))}
+    asked = {re.split("[.:]", path)[-1] for path in _private.WITHOUT}
+    assert hidden - {"_getframe"} <= asked
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +200,8 @@ def without(monkeypatch):
     resolve, reloaded = pkgutil.resolve_name, []
 
     def reload(module, *gone):
+        assert {*gone} <= {*_private.WITHOUT}, "nobody says what is lost with it"
+
         def resolved(path):
             if path in gone:
                 raise AttributeError(path)
@@ -274,6 +289,25 @@ def test_jax_without_the_trace_of_an_array(without):
     layer.build((None, 3))
     with pytest.raises(ValueError, match="unless they come out as a result"):
         jax.jit(lambda x: layer(x, training=True))(np.ones((2, 3), "float32"))
+
+
+@only["jax"]
+def test_jax_without_the_types_of_what_varies(without):
+    import jax
+
+    without(PRIVATE, "jax.core:ShapedArray.mat")
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+    seen = []
+
+    def function(x):
+        seen.append(PRIVATE.varying_axes(x))
+        return x
+
+    jax.eval_shape(
+        jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split), np.ones(2)
+    )
+    assert seen == [frozenset()]
 
 
 def model():

@@ -87,7 +87,7 @@ def train(
         y, moments = train(
             *(x, scale, offset, axes, epsilon, mask, correction, None, replicas)
         )
-        return activate(activation, y + _of_shape(shortcut, x)), moments
+        return activate(activation, _plus(y, shortcut, x)), moments
     if isinstance(x, tf.RaggedTensor):
         values = tensorflow_ragged.flat(x, axes, mask)
         y, moments = train(
@@ -180,14 +180,15 @@ def _alone(*tensors: Tensor) -> list[Tensor]:
     return [tf.stop_gradient(tensor) for tensor in tensors]
 
 
-def _of_shape(shortcut: Tensor, x: Tensor) -> Tensor:
-    """`shortcut`, which then has sizes that are not known yet as x has them.
+def _plus(y: Tensor, shortcut: Tensor, x: Tensor) -> Tensor:
+    """`y + shortcut`, which must have as x has them what sizes are not known yet.
 
     Else a batch of one would be added to each of another batch, without a word.
     """
     if isinstance(x, tf.RaggedTensor) or x.shape.is_fully_defined():
-        return shortcut
-    return tf.reshape(shortcut, tf.shape(x))
+        return y + shortcut
+    # Grappler leaves out a reshape before a sum that broadcasts; XLA has no other sum.
+    return tf.add_n([y, tf.reshape(shortcut, tf.shape(x))])
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
