@@ -52,7 +52,7 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype not in LAST_BIT:
             return tensor
-        return tensor * (1 + max(map(LAST_BIT.get, {dtype, *within} & {*LAST_BIT})))
+        return tensor * (1 + max(LAST_BIT.get(one, 0.0) for one in {dtype, *within}))
 
     nearby = _outputs(model, keras.tree.map_structure(nudged, batch))
     noise = max(map(_difference, expected, nearby))
