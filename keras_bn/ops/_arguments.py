@@ -87,10 +87,10 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
 
 
 def shown(value: Any) -> str:
-    """`value` for a message: of an array its kind and shape, not what is in it."""
+    """`value` for a message: of an array its shape, not what is in it."""
     if not getattr(value, "shape", ()):
         return repr(value)
-    return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return f"an array of shape {tuple(value.shape)}"
 
 
 def _number(name: str, value: Any, expected: str) -> float:

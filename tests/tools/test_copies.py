@@ -379,11 +379,12 @@ def test_a_check_finds_a_copy_that_computes_something_else(check):
     ("arguments", "message"),
     [
         ({"to": "group", "check": True}, "`check` must be False where.*to='group'"),
-        ({"check": images(3, 5)}, r"`data` must give batches of the shape"),
+        ({"check": images(3, 5)}, r"`check`, as data, must give batches of the shape"),
+        ({"check": "no"}, r"`check`, as data, must be an array.*Received: .*str"),
     ],
 )
 def test_a_check_that_cannot_be_made(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         _quietly(keras_bn.convert, Backbone(3), **arguments)
 
 

@@ -88,7 +88,12 @@ def _nudged(tensor: Any) -> Any:
 
 
 def _first(model: Any, data: Any) -> Any:
-    return next(batching.batches(model, data, 32, None))
+    try:
+        return next(batching.batches(model, data, 32, None))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = str(error).replace("Argument `data`", "Argument `check`, as data,")
+        raise kind(said) from error
 
 
 def made_up(model: Any) -> Any:
