@@ -187,8 +187,8 @@ def _plus(y: Tensor, shortcut: Tensor, x: Tensor) -> Tensor:
     """
     if isinstance(x, tf.RaggedTensor) or x.shape.is_fully_defined():
         return y + shortcut
-    # Grappler leaves out a reshape before a sum that broadcasts; XLA has no other sum.
-    return tf.add_n([y, tf.reshape(shortcut, tf.shape(x))])
+    # It broadcasts nothing. Before a sum that does, Grappler leaves out a reshape.
+    return tf.add_n([y, shortcut])
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

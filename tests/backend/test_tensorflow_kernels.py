@@ -319,17 +319,6 @@ def test_vectorized_over_inputs_and_parameters(call, shape):
         np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
-def test_vectorized_over_one():
-    x, *parameters = (tf.exp(normal((1, *shape))) for shape in (SMALL, *[(8,)] * 4))
-    found = tf.vectorized_map(
-        lambda given: batch_norm_inference(*given),
-        (x, *parameters),
-        fallback_to_while_loop=False,
-    )
-    expected = batch_norm_inference(x[0], *(one[0] for one in parameters))
-    np.testing.assert_allclose(found[0], expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 def test_jacobian(shape):
     pushed = Pushed(shape)
