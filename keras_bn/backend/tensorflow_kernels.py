@@ -98,7 +98,6 @@ def train(
     # Of a variable, which people have for an input that they optimize, its value:
     # `forward_mode` cannot ask otherwise.
     x = tf.convert_to_tensor(x)
-    mask = None if mask is None else tf.convert_to_tensor(mask)
     by_formula = FormulaParts(axes, epsilon, mask, replicas)
     return _train(x, scale, offset, by_formula, correction, activation)
 

@@ -133,7 +133,8 @@ def variables(monkeypatch):
 
 @on_tensorflow
 def test_a_peer_moves_its_statistics_as_the_layer_does(variables):
-    (peer,) = TIMING.native(*tensors(X, DY), 3, MOMENTUM, EPSILON, "graph")
+    rows = (one.reshape(-1, SHAPE[-1]) for one in (X, DY))
+    (peer,) = TIMING.native(*tensors(*rows), 1, MOMENTUM, EPSILON, "graph")
     peer.training()()
     # Of as many values as the fused operator divides by, one less.
     mean, variance = moved(MOMENTUM)
