@@ -113,11 +113,8 @@ def _train(
     """`train` of a tensor without a shortcut, its gradients written out."""
     mask = by_formula.mask
     # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
-    # gradient does not look for them.
+    # gradient does not look for them. A mask has been given its axes in the branch.
     x, scale, offset = of_running_graph(x, scale, offset)
-    if mask is not None:
-        (mask,) = of_running_graph(mask)
-        by_formula = by_formula._replace(mask=mask)
     weights = [mask] if formulas.is_weights(mask) else []
     unwatched = by_formula._replace(mask=_alone(mask)[0]) if weights else by_formula
     parts = _best(unwatched, x)

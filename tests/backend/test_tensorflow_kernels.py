@@ -510,20 +510,24 @@ def test_a_gradient_of_the_gradient_for_weights(run):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.max(np.abs(expected)))
 
 
-def test_a_mask_of_the_graph_around_a_branch():
+@pytest.mark.parametrize("name", ["mask", "weights"])
+def test_a_mask_of_the_graph_around_a_branch(name):
     """In which the gradient of the branch does not look for it."""
-    x, dy, mask = normal((4, 3)), normal((4, 3), seed=1), tf.constant([1, 0, 1, 1]) > 0
+    x, dy, counts = normal((4, 3)), normal((4, 3), seed=1), np.array([1.0, 0, 1, 1])
 
     @tf.function
-    def either(x, mask):
+    def either(x, counts):
+        given = {name: tf.cast(counts, "bool" if name == "mask" else "float32")}
         return tf.cond(
-            tf.reduce_any(mask), lambda: batch_norm_train(x, mask=mask)[0], lambda: x
+            tf.reduce_any(counts > 0),
+            lambda: batch_norm_train(x, **given)[0],
+            lambda: x,
         )
 
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = either(x, mask)
-    weight = oracle.weights(mask, x.numpy(), -1)
+        y = either(x, counts)
+    weight = oracle.weights(counts, x.numpy(), -1)
     expected = oracle.backward(x.numpy(), dy.numpy(), weight=weight).x
     np.testing.assert_allclose(tape.gradient(y, x, dy), expected, atol=1e-5)
 
