@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from keras_bn.ops import _arguments
 from keras_bn.tools._copies.carry import Fill, carry_compile, made_like
 from keras_bn.tools._copies.check import check_outputs
 from keras_bn.tools._copies.converted import activation_layer, copy_batch_norm
@@ -114,7 +115,7 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
         for inference: training it is training a model without batch norm.
 
     Raises:
-        TypeError: `model` is not a Keras model.
+        TypeError: `model` is not a Keras model, `explain` not a boolean.
         ValueError: It is not built, has no batch norm, is quantized, or is a subclassed
             model that cannot be followed or copied.
 
@@ -139,6 +140,7 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     (1, 0)
     """
     batch_norms(model)
+    explain = _arguments.boolean("explain", explain)
     if is_quantize_aware(model):
         plain = without_rounding(model)
         copy, plan = _folded(plain, ChainPlan)

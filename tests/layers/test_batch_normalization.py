@@ -215,6 +215,23 @@ def test_output_has_the_shape_of_the_input(axis, shape):
     assert tuple(layer(keras.Input(batch_shape=unknown)).shape) == unknown
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="others know each call's sizes"
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_that_a_graph_does_not_know_are_those_of_the_weights(training):
+    layer, x = keras_bn.BatchNormalization(), random(5, 4, 3)
+    layer.build(x.shape)
+    call = frameworks.compiled(
+        lambda x: layer(x, training=training), unknown=[(None,) * 3]
+    )
+    inference = oracle.inference(x, np.zeros(3), np.ones(3))
+    expected = oracle.forward(x).y if training else inference
+    np.testing.assert_allclose(
+        frameworks.numpy(call(frameworks.tensor(x))), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_output_shape_of_an_axis_that_is_not_there(built):
     layer = keras_bn.BatchNormalization(axis=2)

@@ -14,7 +14,9 @@ from cases_tools import images, numpy, randomize, weights_of
 from keras_bn._keras import layer_of
 from keras_bn.tools._copies.check import check_outputs, made_up
 from keras_bn.tools._copies.held import shown
+from keras_bn.tools._copies.rebuild import Replacement, rebuild
 from keras_bn.tools._graphs.walk import any_graph, sublayers
+from keras_bn.tools._reports.progress import Progress
 from slow import slow
 
 L = keras.layers
@@ -160,6 +162,40 @@ def test_a_backbone_keeps_its_class_and_a_file_holds_the_graph(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "folded.keras")
     assert not isinstance(loaded, Backbone)
     np.testing.assert_array_equal(_outputs(loaded), _outputs(folded))
+
+
+@ON_TORCH
+def test_an_attribute_is_the_first_of_the_layers_in_the_place_of_one():
+    norm = keras_bn.BatchNormalization(activation="relu")
+    model = keras.Model(inputs := keras.Input((4,)), norm(inputs))
+    model.norm = norm
+    theirs = keras_bn.convert(model, to="keras")
+    assert type(theirs.norm) is L.BatchNormalization
+    assert theirs.norm is theirs.layers[1]
+
+
+def test_a_copy_that_holds_a_layer_of_the_model_is_refused():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="dense")])
+    itself = Replacement(model.layers[0])
+    with pytest.raises(ValueError, match=r"cannot be copied.*'dense'"):
+        rebuild(
+            model,
+            lambda layer: itself if layer is itself.layer else None,
+            lambda old, new: None,
+        )
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "tool", [keras_bn.convert, lambda model: keras_bn.inspect(model, images(8, 4))]
+)
+def test_a_bar_comes_to_its_end(tool, monkeypatch):
+    bars = []
+    monkeypatch.setattr(Progress, "__enter__", lambda bar: bars.append(bar) or bar)
+    case = next(one for one in COPIES if one.name == "activations")
+    _quietly(tool, _built(case))
+    assert bars
+    assert all(bar._done >= bar._total for bar in bars)
 
 
 @ON_TORCH
@@ -397,11 +433,12 @@ def test_a_check_finds_a_copy_that_computes_something_else(check):
     ("arguments", "message"),
     [
         ({"to": "group", "check": True}, "`check` must be False where.*to='group'"),
-        ({"check": images(3, 5)}, r"`data` must give batches of the shape"),
+        ({"check": images(3, 5)}, r"`check`, as data, must give batches of the shape"),
+        ({"check": "no"}, r"`check`, as data, must be an array.*Received: .*str"),
     ],
 )
 def test_a_check_that_cannot_be_made(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         _quietly(keras_bn.convert, Backbone(3), **arguments)
 
 

@@ -547,12 +547,19 @@ FAILURES = [
         r"`prior` needs",
     ),
     (lambda: images(4, 4, 4, 3), {"steps": 0}, ValueError, r"`steps` must be"),
-    (
-        lambda: images(4, 4, 4, 3),
-        {"batch_size": 1.5},
-        ValueError,
-        r"`batch_size` must be",
+    *(
+        (lambda: images(4, 4, 4, 3), {name: value}, error, f"`{name}` must be.*{name}=")
+        for name, value, error in (
+            ("batch_size", 1.5, ValueError),
+            ("steps", True, ValueError),
+            ("verbose", "no", ValueError),
+            ("verbose", -1, ValueError),
+            ("layer_by_layer", "no", TypeError),
+            ("include_frozen", "no", TypeError),
+            ("synchronized", "no", TypeError),
+        )
     ),
+    (lambda: images(4, 4, 4, 3) * 1j, {}, TypeError, r"`data` must hold real.*complex"),
 ]
 
 

@@ -95,7 +95,12 @@ def _rounding(one: Any, within: set[str]) -> float:
 
 
 def _first(model: Any, data: Any) -> Any:
-    return next(batching.batches(model, data, 32, None))
+    try:
+        return next(batching.batches(model, data, 32, None))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = str(error).replace("Argument `data`", "Argument `check`, as data,")
+        raise kind(said) from error
 
 
 def made_up(model: Any) -> Any:
