@@ -65,6 +65,31 @@ def answers(tmp_path_factory):
     return json.loads(output.splitlines()[-1])
 
 
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+missing = sys.argv[1]
+sys.meta_path.insert(0, Missing())
+try:
+    import keras_bn.cli
+except ModuleNotFoundError as error:
+    print(error.name, error.__suppress_context__, error)
+"""
+
+
+@pytest.mark.parametrize("missing", ["tensorflow", "numpy"])
+def test_where_keras_finds_no_framework_the_variable_is_named(missing):
+    said = fresh_process.run(["-c", WITHOUT, missing], "tensorflow").splitlines()[-1]
+    expected = f"{missing} {missing == 'tensorflow'} "
+    assert said.startswith(expected)
+    assert ("KERAS_BACKEND" in said) == (missing == "tensorflow")
+
+
 def test_no_other_framework_and_no_optional_package_is_asked_for(answers):
     assert answers[OURS]["asked"] == []
 

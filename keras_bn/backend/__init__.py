@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import cast
 
-import keras
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name not in ("jax", "tensorflow", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"Keras is to run on '{error.name}', which is not installed. Set the "
+        "environment variable KERAS_BACKEND to one that is: tensorflow, jax or torch",
+        name=error.name,
+    ) from None
 import numpy as np
 
 from keras_bn.backend.groups import Groups
