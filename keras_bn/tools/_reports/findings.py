@@ -78,14 +78,20 @@ def _not_finite(facts: Facts) -> Result:
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     weights = [(name, getattr(facts.layer, name)) for name in names]
     bad = [n for n, w in weights if w is not None and not np.isfinite(float64(w)).all()]
-    if not bad:
-        return None
-    return (
-        "error",
-        f"{' and '.join(bad)} not finite: so is every output",
-        "restore an earlier checkpoint, lower the learning rate; if only the moving "
-        "statistics are spoilt, recalibrate",
-    )
+    if bad:
+        return (
+            "error",
+            f"{' and '.join(bad)} not finite: so is every output",
+            "restore an earlier checkpoint, lower the learning rate; if only the "
+            "moving statistics are spoilt, recalibrate",
+        )
+    if facts.distance is not None and not np.isfinite(facts.distance):
+        return (
+            "error",
+            "these data give the layer a NaN or an infinity",
+            "look at the data, and at the weights of the layers before it",
+        )
+    return None
 
 
 def _never_updated(facts: Facts) -> Result:
@@ -120,16 +126,10 @@ def _lag(facts: Facts) -> Result:
 
 
 def _far(facts: Facts) -> Result:
-    if facts.distance is None or facts.distance < FAR:
+    if facts.distance is None or not FAR <= facts.distance < np.inf:
         return None
-    if np.isfinite(facts.distance) and infers_by_batch(facts.layer):
+    if infers_by_batch(facts.layer):
         return None  # nobody uses the moving ones
-    if not np.isfinite(facts.distance):
-        return (
-            "error",
-            "these data give the layer a NaN or an infinity",
-            "look at the data, and at the weights of the layers before it",
-        )
     if not normalizes_by_batch(facts.layer):
         return (
             "note",
