@@ -65,8 +65,17 @@ NEAREST = {
         "tests/test_private_names.py",
     ),
     "keras_bn/backend/*_timing.py": ("tests/benchmark",),
-    "keras_bn/backend/*_replicas.py": ("tests/synchronized", "tests/ops"),
-    "keras_bn/backend/*_processes.py": ("tests/synchronized", "tests/tools"),
+    "keras_bn/backend/*_replicas.py": (
+        *("tests/backend/test_context.py", "tests/synchronized", "tests/ops"),
+    ),
+    "keras_bn/backend/*_processes.py": (
+        *("tests/backend", "tests/synchronized"),
+        "tests/tools/test_average_statistics.py",
+    ),
+    "keras_bn/backend/*_vectorized.py": (
+        "tests/backend",
+        "tests/test_transformations.py",
+    ),
     "keras_bn/backend/*": ("tests/backend", "tests/ops", "tests/layers"),
     "keras_bn/benchmark/*": ("tests/benchmark",),
     "keras_bn/layers/*": (
@@ -103,7 +112,8 @@ class Experiment:
         source = path.read_text()
         path.write_text(fault.applied(source))
         try:
-            by = forked(lambda: self._look(chosen), int(30 + 4 * seconds))
+            # Of a fixture that starts processes, the first test's seconds alone know.
+            by = forked(lambda: self._look(chosen), int(60 + 4 * seconds))
         finally:
             path.write_text(source)
         self._killed[by] += 1

@@ -76,6 +76,42 @@ def test_a_plain_call_is_no_repetition():
     assert not keras_bn.backend.recomputing(x, x)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="the arrays are JAX's")
+@pytest.mark.parametrize(
+    ("platforms", "addressable", "readable"),
+    [
+        (["cpu", "cpu"], True, True),
+        (["gpu", "cpu"], True, False),
+        (["cpu", "cpu"], False, False),
+    ],
+)
+def test_values_are_looked_at_on_cpus_of_this_process(platforms, addressable, readable):
+    devices = [types.SimpleNamespace(platform=name) for name in platforms]
+    x = types.SimpleNamespace(is_fully_addressable=addressable, devices=lambda: devices)
+    assert keras_bn.backend.readable(x) == readable
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others' are arrays or tracers")
+def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
+    import tensorflow as tf
+
+    rows = tf.RaggedTensor.from_row_lengths(tf.ones((3, 2)), [1, 2])
+    on_gpu = types.SimpleNamespace(
+        numpy=rows.numpy, device="/job:localhost/device:GPU:0"
+    )
+    readable = keras_bn.backend.readable
+    assert [readable(one) for one in (tf.ones(3), rows, on_gpu)] == [True, True, False]
+    found = []
+
+    @tf.function
+    def traced(x):
+        with tf.device("/device:CPU:0"):
+            found.append(readable(x + 1))
+
+    traced(tf.ones(3))
+    assert found == [False]
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")
 def test_a_functional_call_is_what_it_is_of_keras_s_layer():
     """Without processes nobody asks whose weights a module has just now."""

@@ -319,6 +319,20 @@ def test_vectorized_over_inputs_and_parameters(call, shape):
         np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
+def test_vectorized_in_half_precision():
+    """The parameters, which differ, stay in float32."""
+    many = [tf.exp(normal((3, *shape))) for shape in (SMALL, *[(8,)] * 4)]
+    many[0] = tf.cast(many[0], "bfloat16")
+    found = tf.vectorized_map(
+        lambda one: batch_norm_inference(*one), many, fallback_to_while_loop=False
+    )
+    expected = [batch_norm_inference(*one) for one in zip(*many, strict=True)]
+    assert found.dtype == tf.bfloat16
+    np.testing.assert_allclose(
+        *(tf.cast(y, "float32") for y in (found, expected)), 2**-6
+    )
+
+
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 def test_jacobian(shape):
     pushed = Pushed(shape)
@@ -471,6 +485,53 @@ def test_a_gradient_in_slices(run):
     np.testing.assert_allclose(slope(), oracle.backward(x.numpy(), dy).x, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "run",
+    [functools.partial(tf.function, autograph=False), lambda call: call],
+    ids=["of a function", "eagerly"],
+)
+def test_a_gradient_of_the_gradient_for_weights(run):
+    x, dy, weights = normal((4, 5, 3)), normal((4, 5, 3), seed=1), normal((4, 5, 1))
+    weights = tf.exp(weights)
+
+    def slope(kernels):
+        with tf.GradientTape() as outer:
+            outer.watch(weights)
+            with tf.GradientTape() as inner:
+                inner.watch(weights)
+                given = x, tf.ones(3), tf.zeros(3), Axes((2,), (0, 1)), 1e-3, weights
+                y, _ = kernels.train(*given, None, "tanh")
+            first = inner.gradient(y, weights, dy)
+            total = tf.reduce_sum(first * first)
+        return outer.gradient(total, weights)
+
+    expected = slope(reference)
+    found = run(lambda: slope(kernels()))()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("name", ["mask", "weights"])
+def test_a_mask_of_the_graph_around_a_branch(name):
+    """In which the gradient of the branch does not look for it."""
+    x, dy, counts = normal((4, 3)), normal((4, 3), seed=1), np.array([1.0, 0, 1, 1])
+
+    @tf.function
+    def either(x, counts):
+        given = {name: tf.cast(counts, "bool" if name == "mask" else "float32")}
+        return tf.cond(
+            tf.reduce_any(counts > 0),
+            lambda: batch_norm_train(x, **given)[0],
+            lambda: x,
+        )
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = either(x, counts)
+    weight = oracle.weights(counts, x.numpy(), -1)
+    expected = oracle.backward(x.numpy(), dy.numpy(), weight=weight).x
+    np.testing.assert_allclose(tape.gradient(y, x, dy), expected, atol=1e-5)
+
+
 def ragged(values, lengths=(3, 1, 0, 4)):
     return tf.RaggedTensor.from_row_lengths(values, lengths)
 
@@ -524,3 +585,6 @@ def test_ragged_inputs_that_have_no_statistics():
         batch_norm_train(several, axis=(2, 3))
     with pytest.raises(ValueError, match="`axis` must be one axis that is not ragged"):
         batch_norm_inference(x, np.zeros(4), np.ones(4), axis=0)
+    even = tf.RaggedTensor.from_uniform_row_length(normal((8, 3)), 2)
+    with pytest.raises(ValueError, match="`axis` must be one axis that is not ragged"):
+        batch_norm_inference(even, np.zeros(2), np.ones(2), axis=1)

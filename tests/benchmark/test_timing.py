@@ -37,8 +37,9 @@ def numbers(result):
 def assert_among(found, *expected):
     """Each of the expected is there, whatever PyTorch calls its axes."""
     found = [*found, *(np.moveaxis(one, 1, -1) for one in found if one.ndim == 4)]
-    for wanted in expected:
-        alike = [one.reshape(wanted.shape) for one in found if one.size == wanted.size]
+    found = [np.squeeze(one) for one in found]
+    for wanted in map(np.squeeze, expected):
+        alike = [one for one in found if one.shape == wanted.shape]
         assert any(np.allclose(one, wanted, rtol=1e-4, atol=1e-4) for one in alike)
 
 
@@ -132,7 +133,8 @@ def variables(monkeypatch):
 
 @on_tensorflow
 def test_a_peer_moves_its_statistics_as_the_layer_does(variables):
-    (peer,) = TIMING.native(*tensors(X, DY), 3, MOMENTUM, EPSILON, "graph")
+    rows = (one.reshape(-1, SHAPE[-1]) for one in (X, DY))
+    (peer,) = TIMING.native(*tensors(*rows), 1, MOMENTUM, EPSILON, "graph")
     peer.training()()
     # Of as many values as the fused operator divides by, one less.
     mean, variance = moved(MOMENTUM)
@@ -152,7 +154,7 @@ def test_the_fused_operator_is_no_peer_where_it_does_not_serve(dtype, axis, way)
 
 
 class Asking(keras.layers.Layer):
-    """Asks whether it is compiled by XLA."""
+    """Asks what it is called for, and how it is compiled."""
 
     def build(self, shape):
         self.scale = self.add_weight((), "ones")
@@ -160,20 +162,31 @@ class Asking(keras.layers.Layer):
     def call(self, x, training=None):
         from keras_bn.backend.tensorflow_context import compiled_by_xla
 
-        self.compiled = compiled_by_xla()
+        self.heard = training, FRAMEWORK.executing_eagerly(), compiled_by_xla()
         return x * self.scale
 
 
 @on_tensorflow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("step", ["training", "inference", "model_training"])
-def test_xla_compiles_the_way_of_that_name(step, way):
+def test_a_step_is_a_graph_and_compiled_by_xla_on_the_way_of_that_name(step, way):
     layer = Asking()
     layer.build(ROWS.shape)
     given = {"training": (ROWS, ROWS), "inference": (ROWS,)}
     given["model_training"] = ROWS, LABELS // 2
     getattr(TIMING, step)(layer, *tensors(*given[step]), way)()
-    assert layer.compiled == (way == "xla")
+    assert layer.heard == (step != "inference", False, way == "xla")
+
+
+@on_tensorflow
+def test_a_copy_is_a_graph():
+    class Heard:
+        dtype = FRAMEWORK.float32
+
+        def __add__(self, other):
+            return FRAMEWORK.constant(FRAMEWORK.executing_eagerly())
+
+    assert not TIMING.copy(Heard())()
 
 
 @on_tensorflow

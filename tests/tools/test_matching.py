@@ -90,6 +90,10 @@ ORDERS = {
         "f.0.bn1 f.0.bn2 f.1.bn1",
     ),
     "sizes apart": ("a:1 b:2 c:3", "z:3 y:1 x:2", {}, "y:1 x:2 z:3"),
+    "parts of one name": (
+        *("p/bn q/bn", "f.0.bn f.1.bn", {"p/bn": [], "q/bn": ["p/bn"]}),
+        "f.0.bn f.1.bn",
+    ),
     "one size apart": ("a b c:3", "f.1 q:3 f.2", LINE, "f.1 f.2 q:3"),
     "branches": ("a b c", "f.0 f.1 f.2", FORK, None),
     "nothing known": ("a b c", "f.0 f.1 f.2", {}, None),

@@ -21,6 +21,7 @@ from keras_bn.layers import (
     ConditionalBatchNormalization,
     DomainBatchNormalization,
 )
+from keras_bn.ops._arguments import shown
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
@@ -133,7 +134,7 @@ def batch_norms(model: Any) -> dict[str, Layer]:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(
             "Argument `model` must be a Keras model. "
-            f"Received: model={model!r} of type {type(model).__name__}"
+            f"Received: model={shown(model)} of type {type(model).__name__}"
         )
     everything = [(model.name, model), *sublayers(model)]
     for path, layer in everything:
