@@ -72,7 +72,10 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     so the linear layer before it can do it at no cost, `kernel * scale` and
     `bias * scale + offset`; or else the linear layer after it. The arithmetic is
     float64, the result in the dtype of the layer's weights. Outputs agree with those
-    of `model` to the rounding of that dtype.
+    of `model` to the rounding of the dtype that the layers compute in. Under a policy
+    of half precision, kernel and bias are rounded to it, where the batch norm's
+    statistics, gamma and beta are float32: that shows where a mean is large against
+    its deviation.
 
     Linear layers are Dense, EinsumDense, Conv1D/2D/3D, DepthwiseConv1D/2D,
     SeparableConv1D/2D and Conv1D/2D/3DTranspose. Before it, Embedding and layers that
