@@ -18,9 +18,9 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
     """`axis` as an int or a tuple of ints, whatever integer types came."""
     try:
         if isinstance(axis, Sequence) and not isinstance(axis, str):
-            axis = tuple(index(one) for one in axis)
+            axis = tuple(_index(one) for one in axis)
         else:
-            axis = index(axis)
+            axis = _index(axis)
     except TypeError:
         raise TypeError(
             "Argument `axis` must be an integer or a list or tuple of integers. "
@@ -37,8 +37,19 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
     return axis  # type: ignore[no-any-return]
 
 
+def _index(value: Any) -> int:
+    if isinstance(value, bool):  # True would count as 1
+        raise TypeError
+    return index(value)
+
+
 def require_one_tensor(input_shape: Any) -> None:
     """Raises where a layer is built for several tensors, whose shapes these are."""
+    if not hasattr(input_shape, "__iter__"):
+        raise TypeError(
+            "Argument `input_shape` must be a tuple of sizes. "
+            f"Received: input_shape={input_shape!r}"
+        )
     if isinstance(input_shape, Mapping) or any(
         isinstance(one, (Sequence, Mapping)) for one in input_shape
     ):
@@ -57,6 +68,11 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
             return Axes((feature,), (*range(feature), *range(feature + 1, ndim)))
     if type(axis) is not int:
         axis = integer_axis(axis)
+    if ndim == 0:
+        raise ValueError(
+            "Argument `axis` must be one of the axes of the input, of which a scalar "
+            f"has none. Received: axis={axis} with input shape ()"
+        )
     named = axis if isinstance(axis, tuple) else (axis,)
     outside = [one for one in named if not -ndim <= one < ndim]
     if outside:
@@ -86,6 +102,13 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
     return Axes(features, reduction)
 
 
+def shown(value: Any) -> str:
+    """`value` for a message: of an array its shape, not what is in it."""
+    if not getattr(value, "shape", ()):
+        return repr(value)
+    return f"an array of shape {tuple(value.shape)}"
+
+
 def _number(name: str, value: Any, expected: str) -> float:
     try:
         # NumPy scalars and 0-d arrays convert; strings and booleans would, silently.
@@ -94,13 +117,13 @@ def _number(name: str, value: Any, expected: str) -> float:
         return float(value)
     except TypeError:
         raise TypeError(
-            f"Argument `{name}` must be {expected}. Received: {name}={value!r}"
+            f"Argument `{name}` must be {expected}. Received: {name}={shown(value)}"
         ) from None
 
 
-def momentum_in_range(name: str, value: Any) -> float:
+def momentum_in_range(name: str, value: Any, share: str = "kept") -> float:
     """`value` as a float in [0, 1]."""
-    expected = "a number in [0, 1], the share of the old average that is kept"
+    expected = f"a number in [0, 1], the share of the old average that is {share}"
     number = _number(name, value, expected)
     if not 0.0 <= number <= 1.0:
         raise ValueError(
@@ -111,11 +134,30 @@ def momentum_in_range(name: str, value: Any) -> float:
 
 def positive_epsilon(value: Any) -> float:
     """`value` as a float above 0."""
-    expected = "a finite number greater than 0"
+    return _epsilon(value, "greater than 0", math.nextafter(0.0, 1.0))
+
+
+def epsilon_of_others(value: Any) -> float:
+    """`value` as a float of at least 0, which Keras's layer and PyTorch's take."""
+    return _epsilon(value, "of at least 0", 0.0)
+
+
+def _epsilon(value: Any, size: str, least: float) -> float:
+    expected = f"a finite number {size}"
     number = _number("epsilon", value, expected)
-    if not (math.isfinite(number) and number > 0):
+    if not (math.isfinite(number) and number >= least):
         raise ValueError(
             f"Argument `epsilon` must be {expected}. Received: epsilon={value!r}"
+        )
+    return number
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float above 0."""
+    number = _number(name, value, "a number above 0")
+    if not number > 0:
+        raise ValueError(
+            f"Argument `{name}` must be a number above 0. Received: {name}={value!r}"
         )
     return number
 
@@ -126,9 +168,7 @@ def positive_integer(name: str, value: Any) -> int:
         f"Argument `{name}` must be an integer above 0. Received: {name}={value!r}"
     )
     try:
-        if isinstance(value, bool):  # True would count as 1
-            raise TypeError
-        number = index(value)
+        number = _index(value)
     except TypeError:
         raise TypeError(message) from None
     if number < 1:
@@ -140,15 +180,20 @@ def boolean(name: str, value: Any) -> bool:
     """`value`, which must be a boolean: "no" would count as True."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(
-            f"Argument `{name}` must be True or False. Received: {name}={value!r}"
+            f"Argument `{name}` must be True or False. Received: {name}={shown(value)}"
         )
     return bool(value)
 
 
+def boolean_or_number(name: str, value: Any) -> bool:
+    """`value` as a boolean, which Keras takes by its truth: None, 0 and 1 as well."""
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    return boolean(name, value)
+
+
 def boolean_training(value: Any) -> bool:
     """`training` as a boolean; None is False."""
-    if isinstance(value, bool) or value is None:
-        return bool(value)
     if isinstance(value, str):
         raise TypeError(
             "Argument `training` must be a Python boolean or None. "
