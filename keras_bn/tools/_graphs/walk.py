@@ -73,6 +73,11 @@ def is_domain_norm(layer: Layer) -> bool:
     return isinstance(layer, DomainBatchNormalization)
 
 
+def is_convertible(layer: Layer) -> bool:
+    """Whether `convert` can put another in the place of a batch norm."""
+    return is_plain_batch_norm(layer) or is_domain_norm(layer)
+
+
 def is_conditional(layer: Layer) -> bool:
     """Whether `layer` has a gamma and beta for each sample."""
     return type(layer) is ConditionalBatchNormalization
