@@ -156,6 +156,14 @@ def test_fused_activation_equals_the_reference(case, activation, mean):
     assert all(np.all(np.isfinite(slope)) for slope in slopes)
 
 
+def test_relu6_has_no_slope_beyond_6():
+    inputs = Inputs(cases.SHAPES["image"])
+    inputs.tensors[1] = 8 * inputs.tensors[1]
+    found = inputs.run(KERNELS, "relu6")
+    assert (found[0] == 6).any()
+    assert_same(found, inputs.run(reference, "relu6"), "float32")
+
+
 @pytest.mark.parametrize(
     ("case", "activation"),
     # Activations know no shapes: one each, and all of them where kernels are others.
