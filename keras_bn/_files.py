@@ -7,6 +7,7 @@ import tempfile
 import textwrap
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,8 +51,9 @@ def import_first(name: str) -> None:
     sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        raise Failure(USAGE, f"--import {name}: {error}") from error
+    except Exception as error:  # whatever the module does
+        reason = f"{type(error).__name__}: {error}"
+        raise Failure(USAGE, f"--import {name}: {reason}") from error
     finally:
         sys.path.pop(0)
 
@@ -96,15 +98,16 @@ def _reason(error: Exception) -> str:
 def load_data(path: Path, model: Any) -> Any:
     """The inputs in a .npy or .npz file, as `model` takes them."""
     try:
-        data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Opened here: NumPy leaves a torn .npz open.
+        with open(path, "rb") as file:
+            data = np.load(file, allow_pickle=False)
+            if isinstance(data, np.ndarray):
+                return data
+            arrays = dict(data)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Failure(
             UNREADABLE, f"--data must be a .npy or .npz file. Received: {path}: {error}"
         ) from error
-    if isinstance(data, np.ndarray):
-        return data
-    with data:
-        arrays = dict(data)
     inputs = input_names(model)
     if inputs and set(inputs) <= set(arrays):
         return {name: arrays[name] for name in inputs}

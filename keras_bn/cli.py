@@ -29,6 +29,8 @@ from keras_bn._files import (
 
 BENCHMARK = "benchmark"
 
+PLOTS = (".png", ".pdf", ".svg")
+
 EPILOG = f"""exit codes:
   {DONE}  done
   {FOUND}  inspect: found something that makes inference wrong (severity "error")
@@ -149,13 +151,17 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_data(parser, required=False, size=128)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
-    parser.add_argument("--plot", type=Path, help="also draw it (.png, .pdf, .svg)")
+    parser.add_argument("--plot", type=Path, help=f"also draw it ({', '.join(PLOTS)})")
     _add_force(parser)
 
 
 def _inspect(options: argparse.Namespace) -> int:
     if options.plot is not None:
         check_output(options.plot, options.force)
+        if options.plot.suffix not in PLOTS:
+            kinds = ", ".join(PLOTS)
+            message = f"--plot must end in one of {kinds}. Received: {options.plot}"
+            raise Failure(USAGE, message)
     model = load(options.model)
     data = None if options.data is None else load_data(options.data, model)
     settings = {"steps": options.steps, "batch_size": options.batch_size}
@@ -236,7 +242,7 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     for read in (json.loads, ast.literal_eval):  # null and true; None and True
         try:
-            if equals:
+            if name and equals:
                 return name, read(value)
         except (ValueError, SyntaxError):
             pass

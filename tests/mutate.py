@@ -56,6 +56,9 @@ NEAREST = {
         *("tests/backend", "tests/ops", "tests/layers"),
         "tests/benchmark/test_benchmark.py",
     ),
+    "keras_bn/backend/*_context.py": (
+        *("tests/backend", "tests/ops", "tests/layers", "tests/test_training.py"),
+    ),
     "keras_bn/backend/*_inference.py": ("tests/backend", "tests/test_export.py"),
     "keras_bn/backend/*_private.py": (
         *("tests/backend", "tests/ops", "tests/layers"),
@@ -63,10 +66,20 @@ NEAREST = {
     ),
     "keras_bn/backend/*_timing.py": ("tests/benchmark",),
     "keras_bn/backend/*_replicas.py": ("tests/synchronized", "tests/ops"),
-    "keras_bn/backend/*_processes.py": ("tests/synchronized", "tests/tools"),
+    "keras_bn/backend/*_processes.py": (
+        *("tests/backend", "tests/synchronized"),
+        "tests/tools/test_average_statistics.py",
+    ),
+    "keras_bn/backend/*_vectorized.py": (
+        "tests/backend",
+        "tests/test_transformations.py",
+    ),
     "keras_bn/backend/*": ("tests/backend", "tests/ops", "tests/layers"),
     "keras_bn/benchmark/*": ("tests/benchmark",),
-    "keras_bn/layers/*": ("tests/layers", "tests/ops", "tests/test_bad_input.py"),
+    "keras_bn/layers/*": (
+        *("tests/layers", "tests/ops"),
+        *("tests/test_bad_input.py", "tests/test_contract.py"),
+    ),
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
@@ -97,7 +110,8 @@ class Experiment:
         source = path.read_text()
         path.write_text(fault.applied(source))
         try:
-            by = forked(lambda: self._look(chosen), int(30 + 4 * seconds))
+            # Of a fixture that starts processes, the first test's seconds alone know.
+            by = forked(lambda: self._look(chosen), int(60 + 4 * seconds))
         finally:
             path.write_text(source)
         self._killed[by] += 1

@@ -417,6 +417,30 @@ def test_settings_that_contradict_each_other_later():
     assert not layer.freeze_statistics
 
 
+@pytest.mark.parametrize(
+    ("layer", "along"),
+    [
+        (keras_bn.BatchNormalization(), {}),
+        (keras_bn.DomainBatchNormalization(2), {"domain": 1}),
+    ],
+    ids=["plain", "domain"],
+)
+def test_training_that_is_traced(layer, along):
+    layer.build((None, 3))
+    x = frameworks.tensor(random(4, 3))
+
+    def call(training):
+        return layer(x, training=training, **along)
+
+    run = frameworks.compiled(call)
+    if BACKEND == "torch":  # whose compiler looks at the value, and goes by it
+        import torch
+
+        run = lambda training: torch.func.vmap(call)(training[None])  # noqa: E731
+    with pytest.raises(ValueError, match=r"`training` must .*traced and has no value"):
+        run(frameworks.tensor(np.array(True)))
+
+
 def test_momentum_set_later_is_checked():
     layer = keras_bn.BatchNormalization()
     layer.build((None, 3))

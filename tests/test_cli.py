@@ -35,6 +35,10 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "one.npz", a=images(32, 4))
     np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object))
     np.save(tmp_path / "wide.npy", images(32, 5))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, []], dtype=object))
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:300])
+    (tmp_path / "unsound.py").write_text("1 / 0")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "taken.keras").write_text("precious")
     monkeypatch.chdir(tmp_path)
@@ -307,6 +311,7 @@ FAILURES = [
     (["fold", "text.keras", "out.keras"], 3, "it is no .keras file"),
     (["fold", "x.npz", "out.keras"], 3, "that can be loaded"),
     (["convert", "net.keras", "out.keras", "--set", "momentum"], 2, "NAME=VALUE"),
+    (["convert", "net.keras", "o.keras", "--set", "=3"], 2, "NAME=VALUE"),
     (["convert", "net.keras", "o.keras", "--set", "renorm=yes"], 2, "JSON or Python"),
     (["convert", "net.keras", "out.keras", "--set", "size=3"], 3, "`size` is not"),
     (["inspect", "net.keras", "--data", "wide.npy"], 3, "(None, 4)"),
@@ -314,8 +319,11 @@ FAILURES = [
     (["inspect", "net.keras", "--data", "text.keras"], 3, ".npy or .npz"),
     (["inspect", "net.keras", "--data", "ab.npz"], 3, "with ['a', 'b']"),
     (["inspect", "net.keras", "--data", "objects.npy"], 3, "be a .npy or .npz"),
+    (["inspect", "net.keras", "--data", "objects.npz"], 3, "be a .npy or .npz"),
+    (["inspect", "net.keras", "--data", "torn.npz"], 3, "be a .npy or .npz"),
     (["inspect", "net.keras", "--import", "no_such_module"], 2, "no_such_module"),
-    (["inspect", "net.keras", "--plot", "p.doc"], 4, "could not be written"),
+    (["inspect", "net.keras", "--import", "unsound"], 2, "ZeroDivisionError"),
+    (["inspect", "net.keras", "--plot", "p.doc"], 2, "one of .png, .pdf, .svg"),
 ]
 
 

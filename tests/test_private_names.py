@@ -3,9 +3,12 @@
 Whoever moves to a new version of one of them reads here what it has taken away.
 """
 
+import ast
 import importlib
 import pkgutil
+import re
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -31,6 +34,16 @@ def test_the_name_is_there(path):
         pkgutil.resolve_name(path)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{path} is gone: {without}. ({error})")
+
+
+def test_every_name_is_asked_for():
+    """Or nobody would read here what goes with it."""
+    nodes = list(ast.walk(ast.parse(Path(PRIVATE.__file__).read_text())))
+    used = {one.attr for one in nodes if isinstance(one, ast.Attribute)}
+    used |= {one.value for one in nodes if isinstance(one, ast.Constant)}
+    hidden = {one for one in used if re.fullmatch(r"_[a-z]\w+", str(one))}
+    asked = {re.split("[.:]", path)[-1] for path in _private.WITHOUT}
+    assert hidden - {"_getframe"} <= asked
 
 
 @pytest.fixture(scope="module")

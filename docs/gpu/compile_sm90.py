@@ -130,29 +130,36 @@ def calls():
                 yield (name, dtype, str(activation)), x, channel, activation
 
 
+def compiled(chosen, capability=90):
+    """Compiles what some `calls` would launch, and gives a row a kernel."""
+    driver.set_active(Device(capability))
+    known = set()
+    for words, *call in chosen:
+        with compiled_only() as kernels:
+            launch_all(*call)
+        for key in kernels.keys() - known:
+            known.add(key)
+            yield {
+                "kernel": kernels[key].metadata.name,
+                **dict(zip(("input", "dtype", "activation"), words, strict=True)),
+                **resources(kernels[key]),
+            }
+
+
 def main(arguments=None):
     """Compiles, prints a row per kernel, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     options = parser.parse_args(arguments)
-    driver.set_active(Device(options.capability))
-    rows = {}
-    for words, *call in calls():
-        with compiled_only() as kernels:
-            launch_all(*call)
-        for key in kernels.keys() - rows.keys():
-            kernel = kernels[key]
-            rows[key] = {
-                "kernel": kernel.metadata.name,
-                **dict(zip(("input", "dtype", "activation"), words, strict=True)),
-                **resources(kernel),
-            }
-            print(*(f"{value!s:16}" for value in rows[key].values()), flush=True)
-    spilled = sum(row["stack"] > 0 for row in rows.values())
+    rows = []
+    for row in compiled(calls(), options.capability):
+        rows.append(row)
+        print(*(f"{value!s:16}" for value in row.values()), flush=True)
+    spilled = sum(row["stack"] > 0 for row in rows)
     print(f"Triton {triton.__version__}: {len(rows)} kernels, {spilled} spill")
     if options.json:
-        options.json.write_text(json.dumps(list(rows.values()), indent=1))
+        options.json.write_text(json.dumps(rows, indent=1))
     return 1 if spilled or not rows else 0
 
 

@@ -61,8 +61,8 @@ def gradients(
         if x.dtype == tf.float32:
             # As many digits as half precision has are there in any case.
             rstd = tf.math.rsqrt(centred.variance + epsilon)
-            count = tf.maximum(centred.count, 1.0)
-            dx = _without(dx, (doffset - total) / count, scale * rstd, dy)
+            error = (doffset - total) / centred.count  # of no samples no dx has it
+            dx = _without(dx, error, scale * rstd, dy)
         return tf.cast(dx, x.dtype), dscale, total
 
     return on_deviation(x, centred.centre, on)

@@ -87,7 +87,7 @@ def train(
         y, moments = train(
             *(x, scale, offset, axes, epsilon, mask, correction, None, replicas)
         )
-        return activate(activation, y + _of_shape(shortcut, x)), moments
+        return activate(activation, _plus(y, shortcut, x)), moments
     if isinstance(x, tf.RaggedTensor):
         values = tensorflow_ragged.flat(x, axes, mask)
         y, moments = train(
@@ -99,13 +99,27 @@ def train(
     # `forward_mode` cannot ask otherwise.
     x = tf.convert_to_tensor(x)
     mask = None if mask is None else tf.convert_to_tensor(mask)
+    by_formula = FormulaParts(axes, epsilon, mask, replicas)
+    return _train(x, scale, offset, by_formula, correction, activation)
+
+
+def _train(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    by_formula: FormulaParts,
+    correction: Correction | None,
+    activation: str | None,
+) -> tuple[Tensor, Moments]:
+    """`train` of a tensor without a shortcut, its gradients written out."""
+    mask = by_formula.mask
     # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
     # gradient does not look for them.
     x, scale, offset = of_running_graph(x, scale, offset)
     if mask is not None:
         (mask,) = of_running_graph(mask)
+        by_formula = by_formula._replace(mask=mask)
     weights = [mask] if formulas.is_weights(mask) else []
-    by_formula = FormulaParts(axes, epsilon, mask, replicas)
     unwatched = by_formula._replace(mask=_alone(mask)[0]) if weights else by_formula
     parts = _best(unwatched, x)
     x_alone = tf.stop_gradient(x)  # see `_alone`
@@ -166,14 +180,15 @@ def _alone(*tensors: Tensor) -> list[Tensor]:
     return [tf.stop_gradient(tensor) for tensor in tensors]
 
 
-def _of_shape(shortcut: Tensor, x: Tensor) -> Tensor:
-    """`shortcut`, which then has sizes that are not known yet as x has them.
+def _plus(y: Tensor, shortcut: Tensor, x: Tensor) -> Tensor:
+    """`y + shortcut`, which must have as x has them what sizes are not known yet.
 
     Else a batch of one would be added to each of another batch, without a word.
     """
     if isinstance(x, tf.RaggedTensor) or x.shape.is_fully_defined():
-        return shortcut
-    return tf.reshape(shortcut, tf.shape(x))
+        return y + shortcut
+    # Grappler leaves out a reshape before a sum that broadcasts; XLA has no other sum.
+    return tf.add_n([y, tf.reshape(shortcut, tf.shape(x))])
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

@@ -27,8 +27,8 @@ class StrategyReplicas(NamedTuple):
         Each replica adds its row to rows of zeros: one collective. TensorFlow's own
         `all_gather` takes two, because shapes might differ.
         """
-        index, count = self._place()
-        rows = self._sum(_row_of(values, index, count))
+        index = self.context.replica_id_in_sync_group
+        rows = self._sum(_row_of(values, index, self.context.num_replicas_in_sync))
         if self.groups is None:
             return rows
         of = tf.constant(grouping.group_of_each(self.groups))
@@ -39,15 +39,9 @@ class StrategyReplicas(NamedTuple):
         """See `Replicas.total`."""
         if self.groups is None:
             return self._sum(values)
-        index, _ = self._place()
         of = tf.constant(grouping.group_of_each(self.groups))
-        sums = self._sum(_row_of(values, of[index], len(self.groups)))
-        return sums[of[index]]
-
-    def _place(self) -> tuple[Tensor, int]:
-        context = self.context
-        index = tf.convert_to_tensor(context.replica_id_in_sync_group)
-        return index, context.num_replicas_in_sync
+        mine = of[self.context.replica_id_in_sync_group]
+        return self._sum(_row_of(values, mine, len(self.groups)))[mine]
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.context.all_reduce(tf.distribute.ReduceOp.SUM, values)
@@ -84,5 +78,4 @@ def replicas(groups: Groups, batch: object, parameters: object) -> object | None
         grouping.require_partition(groups, range(count))
         if len(groups) == count:
             return None
-        groups = groups if len(groups) > 1 else None
     return None if count == 1 else StrategyReplicas(context, groups)

@@ -44,7 +44,12 @@ def flush() -> Step | None:
         return None
     # Not of integers, which TensorFlow would leave in the host's memory.
     memory = tf.Variable(tf.zeros(_FLUSHED // 4))
-    return tf.function(lambda: memory.assign_add(tf.ones(()), read_value=False))
+
+    @tf.function
+    def overwrite() -> None:
+        memory.assign(memory + 1.0)
+
+    return overwrite
 
 
 def copy(x: Any) -> Step:

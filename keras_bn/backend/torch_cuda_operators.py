@@ -51,7 +51,7 @@ class _Launch(NamedTuple):
     @functools.lru_cache(maxsize=4096)
     def _of(cls, rows: int, channels: int, length: int) -> "_Launch":
         wide = rows * channels * length >= _WIDE
-        if length == 1 and channels > 1:
+        if length == 1:
             length, last = channels, True
             width = min(_power(channels), 64)
             height = _TILE // width

@@ -239,7 +239,7 @@ class ConditionalBatchNormalization(BatchNormalization):
     def _spread(self, parameter: Any, y: Any, dtype: str) -> Any:
         """A gamma or beta a sample, in a shape that broadcasts to y."""
         parameter = as_tensor(parameter, dtype)
-        features = self._axes(tuple(y.shape)).features
+        features = self._axes(y.shape).features
         if len(features) > 1:
             return parameter
         shape: list[Any] = [1] * len(y.shape)

@@ -160,7 +160,7 @@ class DomainBatchNormalization(BatchNormalization):
                 f"sample: shape ({batch},). Received: domain of shape {shape} for "
                 f"inputs of shape {tuple(inputs.shape)}"
             )
-        if 0 in self._axes(tuple(inputs.shape)).features:
+        if 0 in self._axes(inputs.shape).features:
             raise ValueError(
                 "Argument `domain` must be a scalar where the batch's axis is a "
                 f"feature axis. Received: domain of shape {shape}, axis={self.axis}"
@@ -195,7 +195,7 @@ class DomainBatchNormalization(BatchNormalization):
         """`mask`, but for the samples that are not `here`."""
         rank = len(inputs.shape)
         if mask is None:
-            rank -= len(self._axes(tuple(inputs.shape)).features)
+            rank -= len(self._axes(inputs.shape).features)
         else:
             self._mask_lacks(mask, inputs)
             rank = len(mask.shape)

@@ -49,7 +49,7 @@ def serialized(setting: Any) -> Any:
     """A setting for `get_config`; what is a number, or None, stays as it is."""
     if callable(setting):
         return keras.saving.serialize_keras_object(setting)
-    if isinstance(setting, Mapping) and any(map(callable, setting.values())):
+    if isinstance(setting, Mapping):
         return {key: serialized(value) for key, value in setting.items()}
     return setting
 
@@ -62,7 +62,7 @@ def _deserialized(setting: Any) -> Any:
 
 def _at_start(name: str, schedule: Schedule) -> Any:
     """The value at step 0; None where it is traced, and cannot be looked at."""
-    value = schedule(ops.convert_to_tensor(0.0, dtype="float32"))
+    value = at(schedule, 0.0)
     if value is None:
         raise TypeError(
             f"Argument `{name}` must be a function of the step that gives a number. "

@@ -113,4 +113,4 @@ def with_row(table: Tensor, number: int | Tensor, row: Tensor) -> Tensor:
     chosen = ops.equal(ops.arange(table.shape[0]), number)
     for _ in table.shape[1:]:
         chosen = ops.expand_dims(chosen, -1)
-    return ops.where(chosen, ops.expand_dims(row, 0), table)
+    return ops.where(chosen, row, table)

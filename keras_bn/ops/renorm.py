@@ -37,7 +37,8 @@ def renorm_correction(
             tensors, whose values may not be known yet, are taken as they are.
 
     Returns:
-        `(r, d)`, of the shape of `mean`, for `batch_norm_train(correction=...)`.
+        `(r, d)`, of the shape and dtype of `mean`, for
+        `batch_norm_train(correction=...)`.
 
     Raises:
         TypeError: `epsilon` or a limit is not a number.

@@ -74,3 +74,40 @@ def test_without_an_engine_synchronized_changes_nothing():
 def test_a_plain_call_is_no_repetition():
     x = frameworks.tensor(np.ones((2, 3), "float32"))
     assert not keras_bn.backend.recomputing(x, x)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others' are arrays or tracers")
+def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
+    import tensorflow as tf
+
+    rows = tf.RaggedTensor.from_row_lengths(tf.ones((3, 2)), [1, 2])
+    on_gpu = types.SimpleNamespace(
+        numpy=rows.numpy, device="/job:localhost/device:GPU:0"
+    )
+    readable = keras_bn.backend.readable
+    assert [readable(one) for one in (tf.ones(3), rows, on_gpu)] == [True, True, False]
+    found = []
+
+    @tf.function
+    def traced(x):
+        with tf.device("/device:CPU:0"):
+            found.append(readable(x + 1))
+
+    traced(tf.ones(3))
+    assert found == [False]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")
+def test_a_functional_call_is_what_it_is_of_keras_s_layer():
+    """Without processes nobody asks whose weights a module has just now."""
+    import torch
+
+    x, results = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), []
+    for kind in (keras.layers.BatchNormalization, keras_bn.BatchNormalization):
+        layer = kind(name="norm")
+        layer.build(x.shape)
+        others = {name: 2 * one.detach() for name, one in layer.named_parameters()}
+        results.append(
+            torch.func.functional_call(layer, others, (x,), {"training": True})
+        )
+    torch.testing.assert_close(*results)

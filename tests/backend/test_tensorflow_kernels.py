@@ -319,6 +319,17 @@ def test_vectorized_over_inputs_and_parameters(call, shape):
         np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
+def test_vectorized_over_one():
+    x, *parameters = (tf.exp(normal((1, *shape))) for shape in (SMALL, *[(8,)] * 4))
+    found = tf.vectorized_map(
+        lambda given: batch_norm_inference(*given),
+        (x, *parameters),
+        fallback_to_while_loop=False,
+    )
+    expected = batch_norm_inference(x[0], *(one[0] for one in parameters))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 def test_jacobian(shape):
     pushed = Pushed(shape)
@@ -469,6 +480,31 @@ def test_a_gradient_in_slices(run):
     dy = np.zeros((6, 3))
     dy[[1, 4]] = part
     np.testing.assert_allclose(slope(), oracle.backward(x.numpy(), dy).x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [functools.partial(tf.function, autograph=False), lambda call: call],
+    ids=["of a function", "eagerly"],
+)
+def test_a_gradient_of_the_gradient_for_weights(run):
+    x, dy, weights = normal((4, 5, 3)), normal((4, 5, 3), seed=1), normal((4, 5, 1))
+    weights = tf.exp(weights)
+
+    def slope(kernels):
+        with tf.GradientTape() as outer:
+            outer.watch(weights)
+            with tf.GradientTape() as inner:
+                inner.watch(weights)
+                given = x, tf.ones(3), tf.zeros(3), Axes((2,), (0, 1)), 1e-3, weights
+                y, _ = kernels.train(*given, None, "tanh")
+            first = inner.gradient(y, weights, dy)
+            total = tf.reduce_sum(first * first)
+        return outer.gradient(total, weights)
+
+    expected = slope(reference)
+    found = run(lambda: slope(kernels()))()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.max(np.abs(expected)))
 
 
 def ragged(values, lengths=(3, 1, 0, 4)):

@@ -1,7 +1,8 @@
-"""On a GPU, a call sends nothing and waits for nothing: seen on fake tensors.
+"""What a GPU is asked for, without one: no call sends or awaits, and kernels compile.
 
-The fake device is loaded into PyTorch before it is imported, so the calls run in a
-process of their own: see docs/gpu/transfers.py.
+The fake device is loaded into PyTorch before it is imported, and Triton before that has
+chosen to interpret, so this is in a process of its own: see docs/gpu/transfers.py and
+docs/gpu/compile_sm90.py.
 """
 
 import json
@@ -16,7 +17,20 @@ pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="PyTorch's way of waiting for a device"
 )
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "gpu" / "transfers.py"
+SCRIPTS = Path(__file__).parents[2] / "docs" / "gpu"
+# Both layouts, and of the activations those with a constant and one made of others.
+KERNELS = [
+    *(("last", "float32", activation) for activation in ("selu", "tanh")),
+    ("first", "bfloat16", "leaky_relu"),
+]
+QUESTIONS = f"""
+import json, sys
+sys.path.append({str(SCRIPTS)!r})
+import transfers, compile_sm90
+chosen = [one for one in compile_sm90.calls() if one[0] in {KERNELS}]
+kernels = list(compile_sm90.compiled(chosen))
+print(json.dumps({{"calls": transfers.every(), "kernels": kernels}}))
+"""
 LAYERS = (
     *("default", "scale=False", "center=False", "scale=False, center=False"),
     *("relu", "renorm", "axis=1", "axis=(1, 3)", "bfloat16", "mask"),
@@ -24,16 +38,19 @@ LAYERS = (
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(tmp_path_factory):
     import torch
 
     if torch.version.cuda:
         pytest.skip("a build for CUDA has a device where the fake one goes")
-    return json.loads(fresh_process.run([SCRIPT], "torch"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "0")
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        return json.loads(fresh_process.run(["-c", QUESTIONS], "torch"))
 
 
 def test_what_is_counted_is_what_there_is(found):
-    assert found["control"] == {
+    assert found["calls"]["control"] == {
         "uploads": ["_to_copy"],
         "waits": ["_local_scalar_dense"],
         "kernels": 3,  # The sum of two, the number's upload, the sum of all.
@@ -45,4 +62,18 @@ def test_what_is_counted_is_what_there_is(found):
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_nothing_is_sent_and_nothing_waited_for(layer, size, mode, found):
-    assert found[f"{layer}, {size}, {mode}"] == {"uploads": [], "waits": []}
+    call = found["calls"][f"{layer}, {size}, {mode}"]
+    assert call == {"uploads": [], "waits": []}
+
+
+def test_kernels_compile_and_keep_to_registers(found):
+    """Triton's interpreter takes what its compiler does not."""
+    names = {row["kernel"] for row in found["kernels"]}
+    assert names == {
+        *("moments", "merge", "normalize", "slopes", "merge_slopes", "input_gradient"),
+        *("usable", "moving_average"),
+    }
+    assert {row["stack"] for row in found["kernels"]} == {0}
+    for row in found["kernels"]:
+        if row["kernel"] in ("moments", "normalize", "slopes", "input_gradient"):
+            assert row["loads"].startswith("16x"), row

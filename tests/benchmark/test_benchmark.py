@@ -8,6 +8,7 @@ import unittest.mock
 import keras
 import pytest
 
+import frameworks
 from keras_bn.backend import timing
 from keras_bn.backend.peer import Peer
 from keras_bn.benchmark import interleaved
@@ -123,6 +124,11 @@ def test_the_flush_is_timed_in_the_same_round_and_taken_off():
         )
     assert timings["one"].median == pytest.approx(1e3 * (3 + 8) / 2)
     assert calls == ["flush", "one", "flush"] * 2
+
+
+def test_a_device_has_a_cache_to_flush():
+    """On a CPU the cache is the case."""
+    assert (timing().flush() is None) == (frameworks.platform() == "cpu")
 
 
 def test_every_result_is_waited_for():

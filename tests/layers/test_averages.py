@@ -257,6 +257,23 @@ def rising_share(step):
     return keras.ops.minimum((step + 1) / 4, 1.0)
 
 
+@ON_TORCH
+def test_a_schedule_is_given_a_float32_scalar():
+    seen = []
+
+    def schedule(step):
+        seen.append((keras.backend.standardize_dtype(step.dtype), tuple(step.shape)))
+        return 0.5
+
+    keras.config.set_floatx("float16")
+    try:
+        layer = built(momentum=schedule)
+    finally:
+        keras.config.set_floatx("float32")
+    layer(batches()[0], training=True)
+    assert seen == [("float32", ())] * 2
+
+
 def test_limits_of_renorm_follow_the_step():
     limits = {"rmax": rising, "rmin": 1.0, "dmax": from_nothing}
     layer = built(renorm=True, renorm_clipping=limits, renorm_momentum=1.0)
@@ -418,8 +435,25 @@ def test_reset_where_it_is_compiled():
         np.testing.assert_equal(values(layer), values(built()))
 
 
-def test_settings_that_need_a_weight_later_on():
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.func's")
+def test_reset_where_it_is_transformed():
+    import torch
+
     layer = built()
+    layer(batches()[0], training=True)
+    before = values(layer)
+
+    def reset(x):
+        layer.reset_statistics()
+        return x
+
+    with pytest.raises(ValueError, match="cannot be reset within a function that is"):
+        torch.func.vmap(reset)(frameworks.tensor(batches()[0]))
+    np.testing.assert_equal(values(layer), before)
+
+
+def test_settings_that_need_a_weight_later_on():
+    layer = built(renorm=True)
     before = values(layer)
     for momentum, weight in ((None, "moving_count"), (warm_up, "moving_step")):
         layer.momentum = momentum

@@ -1,6 +1,7 @@
 """The layer as an object: configuration, copies, shapes, weights."""
 
 import copy
+import inspect
 import itertools
 import pickle
 
@@ -10,6 +11,8 @@ import pytest
 
 import frameworks
 import keras_bn
+import oracle
+from keras_bn import _keras
 from slow import slow
 
 ON_TORCH = slow("layers that JAX runs op by op", but_on="torch")
@@ -49,6 +52,62 @@ def test_config_gives_an_equal_layer(arguments):
     layer = keras_bn.BatchNormalization(**arguments)
     config = layer.get_config()
     assert keras_bn.BatchNormalization.from_config(config).get_config() == config
+
+
+# Of each argument a value that is not its default.
+EACH = {
+    keras_bn.BatchNormalization: {
+        "axis": 1,
+        "momentum": None,
+        "epsilon": 1e-5,
+        "center": False,
+        "scale": False,
+        "beta_initializer": "ones",
+        "gamma_initializer": "zeros",
+        "moving_mean_initializer": "ones",
+        "moving_variance_initializer": "zeros",
+        "beta_regularizer": keras.regularizers.L1(0.1),
+        "gamma_regularizer": keras.regularizers.L2(0.1),
+        "beta_constraint": "non_neg",
+        "gamma_constraint": keras.constraints.MaxNorm(1.5),
+        "renorm": True,
+        "renorm_clipping": {"rmax": 2.0},
+        "renorm_momentum": 0.5,
+        "synchronized": True,
+        "activation": "relu",
+        "accumulation_steps": 2,
+        "virtual_batch_size": 1,
+        "freeze_statistics": True,
+        "zero_debias": True,
+        "inference_statistics": "batch",
+        "replica_groups": [[0, 1], [2]],
+    },
+    keras_bn.ConditionalBatchNormalization: {"classes": 1, "axis": 1},
+    keras_bn.DomainBatchNormalization: {"domains": 1, "axis": 1, "share_affine": True},
+}
+
+
+@pytest.mark.parametrize("kind", EACH)
+def test_each_argument_is_known_here(kind):
+    assert {*inspect.signature(kind).parameters} == {*EACH[kind], "kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, table in EACH.items() for name in table]
+)
+def test_each_argument_is_in_the_config(kind, name):
+    needed = {"domains": 2} if kind is keras_bn.DomainBatchNormalization else {}
+    needed |= {"synchronized": True} if name == "replica_groups" else {}
+    default, layer = kind(**needed), kind(**{**needed, name: EACH[kind][name]})
+    again = kind.from_config(layer.get_config())
+
+    def argument(one):
+        value = getattr(one, name)
+        return (
+            (type(value), value.get_config()) if hasattr(value, "get_config") else value
+        )
+
+    assert argument(again) == argument(layer) != argument(default)
 
 
 @parametrize
@@ -121,6 +180,8 @@ def test_weights_in_kerass_order(arguments, names, renorm):
         layer(renorm=renorm, **arguments)
         for layer in (keras_bn.BatchNormalization, keras.layers.BatchNormalization)
     )
+    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+        assert getattr(ours, name) is getattr(theirs, name) is None
     ours.build((None, 3))
     theirs.build((None, 3))
     for weights in ("trainable_weights", "non_trainable_weights"):
@@ -145,11 +206,19 @@ def test_output_has_the_shape_of_the_input(axis, shape):
     layer = keras_bn.BatchNormalization(axis=axis)
     assert layer.compute_output_shape(shape) == shape
     assert tuple(layer(keras.Input(batch_shape=shape)).shape) == shape
+    # Once it is built, it knows its channels.
+    unknown = (None,) * len(shape)
+    assert layer.compute_output_shape(unknown) == unknown
+    assert tuple(layer(keras.Input(batch_shape=unknown)).shape) == unknown
 
 
-def test_output_shape_of_an_axis_that_is_not_there():
+@pytest.mark.parametrize("built", [False, True])
+def test_output_shape_of_an_axis_that_is_not_there(built):
+    layer = keras_bn.BatchNormalization(axis=2)
+    if built:
+        layer.build((None, 4, 3))
     with pytest.raises(ValueError, match=r"`axis` must be in the range \[-2, 1\]"):
-        keras_bn.BatchNormalization(axis=2).compute_output_shape((4, 3))
+        layer.compute_output_shape((None, 3))
 
 
 MASKS = {
@@ -208,6 +277,18 @@ def test_initializers():
         "renorm_mean": 3.0,
         "renorm_stddev": 2.0,
     }
+
+
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=ON_TORCH)])
+def test_without_gamma_and_beta_it_normalizes_alone(training):
+    layer = keras_bn.BatchNormalization(
+        center=False, scale=False, moving_mean_initializer="ones"
+    )
+    x = random(5, 3)
+    y = layer(x, training=training)
+    inference = oracle.inference(x, np.ones(3), np.ones(3))
+    expected = oracle.forward(x).y if training else inference
+    np.testing.assert_allclose(frameworks.numpy(y), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_random_initializers_are_not_shared_by_two_weights():
@@ -325,6 +406,52 @@ def test_inputs_are_cast_to_the_compute_dtype(inputs, mask, seen, first):
     y = layer(inputs, mask=mask)
     assert layer.seen == seen
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+
+
+TENSOR, ARRAY = frameworks.tensor(random(5, 3)), random(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "looks"),
+    {
+        "tensor": ({"inputs": TENSOR}, {}, False),
+        "a mask": ({"inputs": TENSOR, "mask": TENSOR[:, 0] > 3}, {}, False),
+        "symbolic": ({"inputs": keras.Input((3,))}, {}, False),
+        "array": ({"inputs": ARRAY}, {}, True),
+        "array of a mask": ({"inputs": TENSOR, "mask": ARRAY[:, 0] > 3}, {}, True),
+        "another dtype": ({"inputs": TENSOR}, {"dtype": "mixed_bfloat16"}, True),
+    }.values(),
+)
+def test_keras_looks_for_what_to_convert_once_there_was_something(
+    inputs, settings, looks
+):
+    """It takes longer than a small batch on PyTorch."""
+    layer = keras_bn.BatchNormalization(**settings)
+    layer(**inputs)
+    layer(**inputs)
+    assert _keras.converts_arguments(layer) == looks
+
+
+def test_a_tensor_on_another_device_is_converted(monkeypatch):
+    layer = keras_bn.BatchNormalization()
+    layer(TENSOR)
+    where = "keras_bn.layers.batch_normalization.same_device"
+    monkeypatch.setattr(where, lambda x, weight: False)
+    layer(TENSOR)
+    assert _keras.converts_arguments(layer)
+
+
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=ON_TORCH)])
+def test_gamma_and_beta_keep_their_digits_under_a_policy_of_half(training):
+    # Of bfloat16, 257 is 256.
+    layer = keras_bn.BatchNormalization(
+        gamma_initializer=keras.initializers.Constant(257.0),
+        beta_initializer=keras.initializers.Constant(-256.0),
+        epsilon=1e-7,
+        dtype="mixed_bfloat16",
+    )
+    y = layer(np.array([[1.0], [-1.0]], "float32"), training=training)
+    np.testing.assert_array_equal(frameworks.numpy(y), [[1], [-512]])
 
 
 @pytest.mark.usefixtures("float64")

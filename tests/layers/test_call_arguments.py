@@ -46,6 +46,21 @@ def test_moving_averages_are_those_of_repeated_samples(settings):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+@ON_TORCH
+@pytest.mark.parametrize("settings", [*SETTINGS, {"momentum": None}])
+def test_averages_hang_on_the_weights_relations_alone(settings):
+    """Also where all of them together are less than one sample."""
+    layers = [
+        keras_bn.BatchNormalization(**{"momentum": 0.5, **settings}) for _ in range(2)
+    ]
+    weights = np.array([2, 0, 1, 3], "float32")
+    for seed in range(2):
+        x = normal(4, 3, seed=seed)
+        for layer, unit in zip(layers, (1.0, 2.0**-6), strict=True):
+            layer(x, training=True, weights=weights * np.float32(unit))
+    np.testing.assert_allclose(*map(statistics, layers), rtol=1e-6)
+
+
 def test_weights_keep_their_precision_under_a_policy_of_half():
     layer = keras_bn.BatchNormalization(momentum=0.0, dtype="mixed_bfloat16")
     x = np.array([[0.0], [1.0]], "float32")

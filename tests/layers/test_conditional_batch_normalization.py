@@ -174,12 +174,22 @@ def test_gamma_and_beta_keep_their_digits_under_a_policy_of_half(kind):
         np.testing.assert_array_equal(frameworks.numpy(y), [[1], [-512]])
 
 
+@ON_TORCH
+def test_gamma_for_several_axes_may_be_an_array():
+    layer = keras_bn.ConditionalBatchNormalization(axis=(1, 3))
+    x, gamma = random((2, 3, 4, 5)), random((2, 3, 1, 5), seed=1)
+    given = (gamma.astype("float64"), frameworks.tensor(gamma))
+    y = [frameworks.numpy(layer(x, gamma=one)) for one in given]
+    np.testing.assert_allclose(*y, rtol=1e-6)
+
+
 @pytest.mark.skipif(frameworks.platform() != "cpu", reason="it would have to wait")
-def test_a_tensor_of_labels_is_looked_at():
+@pytest.mark.parametrize("x", [random((2, 3)), keras.Input((3,))], ids=["x", "Input"])
+def test_a_tensor_of_labels_is_looked_at(x):
     layer = keras_bn.ConditionalBatchNormalization(CLASSES)
     labels = frameworks.tensor([0, CLASSES], "int32")
     with pytest.raises(ValueError, match=f"`labels` must be .*Received: .*={CLASSES}"):
-        layer(random((2, 3)), labels)
+        layer(x, labels)
 
 
 @pytest.mark.parametrize(

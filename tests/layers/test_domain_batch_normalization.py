@@ -317,16 +317,21 @@ def test_a_domain_is_taken_out_as_a_plain_layer():
     assert np.any(frameworks.numpy(one.moving_mean) != values(layer)["moving_mean"][1])
 
 
+@pytest.mark.usefixtures("float64")
 def test_domains_start_alike_whatever_draws_them():
     uniform = keras.initializers.RandomUniform(1.0, 2.0)
     layer = keras_bn.DomainBatchNormalization(
-        2, gamma_initializer=uniform, moving_variance_initializer=uniform
+        domains=2,
+        dtype="float64",
+        gamma_initializer=uniform,
+        moving_variance_initializer=uniform,
     )
     layer.build((None, 8))
     for weight in (layer.gamma, layer.moving_variance):
         one, other = frameworks.numpy(weight)
         np.testing.assert_array_equal(one, other)
         assert len(set(one)) > 1
+        assert np.any(one != one.astype("float32"))
 
 
 NUMBER = "`domain` must be an integer.*Received: domain="
@@ -399,6 +404,22 @@ def test_ghost_batches_want_batches_of_one_domain():
         with pytest.raises(ValueError, match=r"`domain`.*`virtual_batch_size`.*one do"):
             layer(given, domain=domain, training=True)
     np.testing.assert_equal(values(layer), before)
+
+
+@pytest.mark.skipif(frameworks.platform() != "cpu", reason="it would have to wait")
+@pytest.mark.parametrize("x", [random((2, 3)), keras.Input((3,))], ids=["x", "Input"])
+@pytest.mark.parametrize(
+    ("domain", "error", "match"),
+    [
+        (np.array([0, 2], "int32"), ValueError, r"be in the range \[0, 1\].*=2"),
+        (np.zeros(2, "float32"), TypeError, "hold integers.*float32"),
+    ],
+    ids=["range", "dtype"],
+)
+def test_a_tensor_of_domains_is_looked_at(x, domain, error, match):
+    layer = keras_bn.DomainBatchNormalization(2)
+    with pytest.raises(error, match=f"`domain` must {match}"):
+        layer(x, domain=frameworks.tensor(domain))
 
 
 SYMBOLIC = {

@@ -67,17 +67,28 @@ def test_definition(clipping, dtype, near):
     np.testing.assert_allclose(d, expected_d, rtol=near, atol=near)
 
 
+def test_the_dtype_is_that_of_the_mean():
+    mean = frameworks.tensor(MEAN)
+    others = (one.astype("float64") for one in (VARIANCE, RENORM_MEAN, RENORM_STDDEV))
+    found = map(frameworks.numpy, renorm_correction(mean, *others, epsilon=EPSILON))
+    for one, expected in zip(found, correction(None), strict=True):
+        assert one.dtype == "float32"
+        np.testing.assert_allclose(one, expected, rtol=1e-6)
+
+
 def test_limits_are_reached():
     r, d = correction({"rmax": 1.2, "rmin": 0.9, "dmax": 0.4})
     assert (r.min(), r.max()) == (np.float32(0.9), np.float32(1.2))
     assert (d.min(), d.max()) == (np.float32(-0.4), np.float32(0.4))
 
 
-def test_a_deviation_of_zero_does_not_divide():
-    one = np.ones(1, "float32")
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_a_deviation_of_zero_does_not_divide(dtype, near):
+    one = frameworks.tensor(np.ones(1, dtype))
     r, d = renorm_correction(one, one, 0 * one, 0 * one, epsilon=1e-2)
-    np.testing.assert_allclose(frameworks.numpy(r), np.sqrt(1.01) / 0.1, rtol=1e-6)
-    np.testing.assert_allclose(frameworks.numpy(d), 10.0, rtol=1e-6)
+    np.testing.assert_allclose(frameworks.numpy(r), np.sqrt(1.01) / 0.1, rtol=near)
+    np.testing.assert_allclose(frameworks.numpy(d), 10.0, rtol=near)
 
 
 def test_unclipped_correction_normalizes_by_the_moving_statistics():

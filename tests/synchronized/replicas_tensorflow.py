@@ -4,6 +4,7 @@ import numpy as np
 import replica_cases as cases
 import tensorflow as tf
 
+import keras_bn
 from keras_bn.backend import tensorflow_replicas
 
 tf.config.set_logical_device_configuration(
@@ -13,6 +14,7 @@ tf.config.set_logical_device_configuration(
 STRATEGY = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 # TensorFlow has this for tests: another strategy's collectives need keys of their own.
 tf.distribute.MirroredStrategy._collective_key_base = 1000
+ONE = tf.VariableAggregation.ONLY_FIRST_REPLICA
 GROUPS = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2", "CPU:3"])
 
 
@@ -31,6 +33,10 @@ def start():
 
 def stop():
     pass
+
+
+def _rank():
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
 def _parts(arrays, sizes):
@@ -91,13 +97,18 @@ def grouped():
     """What else four replicas find, by rank."""
     with GROUPS.scope():
         layer, x = cases.grouped_layer()
+        apart = tf.Variable(
+            0, synchronization=tf.VariableSynchronization.ON_READ, aggregation=ONE
+        )
     parts = _parts((x,), (2, 2, 2, 2))
     GROUPS.run(tf.function(lambda x: layer(x, training=True)), args=parts)
+    GROUPS.run(lambda: apart.assign(_rank()))
     moved = [_by_rank(one.value, GROUPS) for one in layer.non_trainable_variables]
     found = {
         rank: {"layer": np.stack([one[rank].numpy() for one in moved])}
         for rank in range(cases.GROUP_REPLICAS)
     }
+    found[0]["copies"] = np.stack(keras_bn.backend.copies(apart))
     found[0] |= cases.refusals(
         lambda groups: GROUPS.run(
             tf.function(lambda x: cases.synchronized(x, groups)), args=parts

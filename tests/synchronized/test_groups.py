@@ -82,6 +82,11 @@ def test_moving_statistics_are_a_groups_own_or_the_average(found):
         np.testing.assert_allclose(replica["layer"], wanted[rank // 2], rtol=1e-5)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere one a process")
+def test_copies_of_a_variable_are_those_of_the_replicas(found):
+    assert found.of_four[0]["copies"].tolist() == [0, 1, 2, 3]
+
+
 REFUSED = {name: match for name, (_, match) in cases.REFUSED.items()}
 REFUSED |= {
     "jax": {
