@@ -275,6 +275,7 @@ FROM_TORCH_FAILURES = [
     (["none.pth", "out.keras"], 3, "the weights' file must exist"),
     (["text.keras", "out.keras"], 3, "must be a file of tensors"),
     (["weights.pth", "out.keras"], 3, "`epsilon` must be that of the PyTorch layers"),
+    (["weights.pth", "out.keras", "--epsilon", "-1"], 3, "a finite number of at least"),
     (["weights.pth", "out.keras", "--key", "ema"], 3, "['state_dict']"),
     (["weights.pth", "out.keras", "--map", "bn"], 2, "--map must be LAYER=PREFIX"),
     (["weights.pth", "out.keras", "--map", "bn=0"], 3, "`mapping` must have paths of"),

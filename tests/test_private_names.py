@@ -200,6 +200,8 @@ def without(monkeypatch):
     resolve, reloaded = pkgutil.resolve_name, []
 
     def reload(module, *gone):
+        assert {*gone} <= {*_private.WITHOUT}, "nobody says what is lost with it"
+
         def resolved(path):
             if path in gone:
                 raise AttributeError(path)
@@ -287,6 +289,25 @@ def test_jax_without_the_trace_of_an_array(without):
     layer.build((None, 3))
     with pytest.raises(ValueError, match="unless they come out as a result"):
         jax.jit(lambda x: layer(x, training=True))(np.ones((2, 3), "float32"))
+
+
+@only["jax"]
+def test_jax_without_the_types_of_what_varies(without):
+    import jax
+
+    without(PRIVATE, "jax.core:ShapedArray.mat")
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+    seen = []
+
+    def function(x):
+        seen.append(PRIVATE.varying_axes(x))
+        return x
+
+    jax.eval_shape(
+        jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split), np.ones(2)
+    )
+    assert seen == [frozenset()]
 
 
 def model():

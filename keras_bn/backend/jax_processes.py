@@ -1,5 +1,6 @@
 """The processes of JAX's cluster, between calls of a model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,16 +13,15 @@ from keras_bn.backend.groups import Groups
 class JaxProcesses(NamedTuple):
     """See `keras_bn.backend.interface.Processes`."""
 
-    members: tuple[int, ...]
+    members: Sequence[int]
 
     def gather(self, values: np.ndarray) -> np.ndarray:
         """See `Processes.gather`."""
         from jax.experimental import multihost_utils
 
         # As bytes: JAX makes float32 of float64, unless told otherwise.
-        row = np.ascontiguousarray(values).view(np.uint8)
-        rows = np.asarray(multihost_utils.process_allgather(row))
-        return np.ascontiguousarray(rows[list(self.members)]).view(values.dtype)
+        rows: np.ndarray = multihost_utils.process_allgather(values.view(np.uint8))
+        return rows[list(self.members)].view(values.dtype)
 
 
 def processes(groups: Groups) -> JaxProcesses | None:
@@ -29,7 +29,7 @@ def processes(groups: Groups) -> JaxProcesses | None:
     count = jax.process_count()
     if count == 1:
         return None
-    members = tuple(range(count))
+    members: Sequence[int] = range(count)
     if groups is not None:
         if not grouping.listed(groups):
             grouping.refuse(groups, "lists of indices of processes here")

@@ -5,7 +5,7 @@ there, and so are statistics of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,12 +34,10 @@ class ManualAxes(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """See `Replicas.gather`; of a smaller group, the rows of others are zeros."""
-        values = _varying(values, self.names)
         if self.groups is None:
             return jax.lax.all_gather(values, self.names, to="invarying")
         if len({len(group) for group in self.groups}) == 1:
-            groups = [list(group) for group in self.groups]
-            return jax.lax.all_gather(values, self.names, axis_index_groups=groups)
+            return jax.lax.all_gather(values, self.names, axis_index_groups=self.groups)
         # XLA gathers among equals only.
         of = np.asarray(grouping.group_of_each(self.groups))
         mine = jnp.asarray(of == of[:, None])[jax.lax.axis_index(self.names)]
@@ -63,7 +61,7 @@ def replicas(
         ValueError: The manual axes do not say what the batch is split over, and
             `groups` do not either; or `groups` are not groups of them.
     """
-    manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    manual: tuple[str, ...] = jax.sharding.get_abstract_mesh().manual_axes
     if not manual:
         _require_no_groups(groups)
         return None
@@ -139,7 +137,7 @@ def _checked(name: str) -> bool:
     return bool(varying_axes(jax.lax.axis_index(name)))
 
 
-def _varying(x: Tensor, names: Sequence[str]) -> Tensor:
+def _varying(x: Tensor, names: Iterable[str]) -> Tensor:
     """`x`, typed as varying along the manual axes `names`, where types say so."""
     missing = tuple(sorted(set(names) - varying_axes(x)))
     if not missing or not _checked(missing[0]):
@@ -160,4 +158,4 @@ def vary_alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     Autodiff adds up over the devices what flows back through the cast; without it a
     written-out gradient would have to know what `shard_map` was told to check.
     """
-    return tuple(_varying(one, sorted(varying_axes(x))) for one in others)
+    return tuple(_varying(one, varying_axes(x)) for one in others)

@@ -86,6 +86,13 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
     return Axes(features, reduction)
 
 
+def shown(value: Any) -> str:
+    """`value` for a message: of an array its kind and shape, not what is in it."""
+    if not getattr(value, "shape", ()):
+        return repr(value)
+    return f"{type(value).__name__} of shape {tuple(value.shape)}"
+
+
 def _number(name: str, value: Any, expected: str) -> float:
     try:
         # NumPy scalars and 0-d arrays convert; strings and booleans would, silently.
@@ -94,13 +101,13 @@ def _number(name: str, value: Any, expected: str) -> float:
         return float(value)
     except TypeError:
         raise TypeError(
-            f"Argument `{name}` must be {expected}. Received: {name}={value!r}"
+            f"Argument `{name}` must be {expected}. Received: {name}={shown(value)}"
         ) from None
 
 
-def momentum_in_range(name: str, value: Any) -> float:
+def momentum_in_range(name: str, value: Any, share: str = "kept") -> float:
     """`value` as a float in [0, 1]."""
-    expected = "a number in [0, 1], the share of the old average that is kept"
+    expected = f"a number in [0, 1], the share of the old average that is {share}"
     number = _number(name, value, expected)
     if not 0.0 <= number <= 1.0:
         raise ValueError(
@@ -111,11 +118,30 @@ def momentum_in_range(name: str, value: Any) -> float:
 
 def positive_epsilon(value: Any) -> float:
     """`value` as a float above 0."""
-    expected = "a finite number greater than 0"
+    return _epsilon(value, "greater than 0", math.nextafter(0.0, 1.0))
+
+
+def epsilon_of_others(value: Any) -> float:
+    """`value` as a float of at least 0, which Keras's layer and PyTorch's take."""
+    return _epsilon(value, "of at least 0", 0.0)
+
+
+def _epsilon(value: Any, size: str, least: float) -> float:
+    expected = f"a finite number {size}"
     number = _number("epsilon", value, expected)
-    if not (math.isfinite(number) and number > 0):
+    if not (math.isfinite(number) and number >= least):
         raise ValueError(
             f"Argument `epsilon` must be {expected}. Received: epsilon={value!r}"
+        )
+    return number
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float above 0."""
+    number = _number(name, value, "a number above 0")
+    if not number > 0:
+        raise ValueError(
+            f"Argument `{name}` must be a number above 0. Received: {name}={value!r}"
         )
     return number
 
@@ -140,15 +166,13 @@ def boolean(name: str, value: Any) -> bool:
     """`value`, which must be a boolean: "no" would count as True."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(
-            f"Argument `{name}` must be True or False. Received: {name}={value!r}"
+            f"Argument `{name}` must be True or False. Received: {name}={shown(value)}"
         )
     return bool(value)
 
 
 def boolean_training(value: Any) -> bool:
     """`training` as a boolean; None is False."""
-    if isinstance(value, bool) or value is None:
-        return bool(value)
     if isinstance(value, str):
         raise TypeError(
             "Argument `training` must be a Python boolean or None. "

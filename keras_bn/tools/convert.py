@@ -13,6 +13,7 @@ from keras_bn.tools._copies.converted import (
     arguments_of,
     check_calls,
     check_nothing_is_lost,
+    check_overrides,
     converted,
     copy_batch_norm,
     following,
@@ -22,7 +23,7 @@ from keras_bn.tools._copies.rebuild import Replacement, adder, rebuild
 from keras_bn.tools._copies.residual import with_sums
 from keras_bn.tools._copies.sample_norm import (
     SAMPLE_NORMS,
-    check_overrides,
+    check_groups,
     copy_parameters,
     sample_norm,
     warn_of_dropped,
@@ -254,8 +255,10 @@ def _check_overrides(target: type, overrides: dict[str, Any]) -> None:
                 f"{target.__module__.split('.')[0]} {target.__name__}. Expected one "
                 f"of {sorted(allowed)}. Received: {name}={overrides[name]!r}"
             )
-    if target in SAMPLE_NORMS.values():
+    if target not in (BatchNormalization, DomainBatchNormalization):
         check_overrides(overrides)
+    if target in SAMPLE_NORMS.values():
+        check_groups(overrides)
     if target is DomainBatchNormalization and "domains" not in overrides:
         raise ValueError(
             'Argument `domains` must be given with to="domain": how many there are. '

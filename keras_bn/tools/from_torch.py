@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from keras_bn.ops import _arguments
 from keras_bn.tools._foreign.checkpoint import opened, torch_weights
 from keras_bn.tools._foreign.pairs import Matching
 from keras_bn.tools._foreign.transfer import transfer
@@ -88,12 +89,15 @@ def from_torch(
         The new model.
 
     Raises:
-        TypeError: `model` is not a Keras model, `state_dict` not a state dict.
-        ValueError: Names, sizes and order leave a choice; a weight of another size; an
-            epsilon that differs; momentum None there, for a layer that has no such; a
-            weight that a layer has no place for; with `layers="all"` and `strict`,
-            weights of other kinds of layers; a file that cannot be read safely; an
-            argument that is not as above.
+        TypeError: `model` is not a Keras model, `state_dict` not a state dict; an
+            argument of a wrong type.
+        ValueError: Names, sizes and order leave a choice; a weight of another size, one
+            that is not finite, a negative variance; an epsilon that differs, is
+            negative or not finite, or 0 for a layer of this package; momentum outside
+            [0, 1], or None there, for a layer that has no such; a weight that a layer
+            has no place for; with `layers="all"` and `strict`, weights of other kinds
+            of layers; a file that cannot be read safely; an argument that is not as
+            above.
         ImportError: The package that reads the file is not installed.
 
     Warns:
@@ -115,12 +119,9 @@ def from_torch(
     >>> bn.moving_mean.numpy().tolist(), bn.momentum, bn.epsilon
     ([1.0, 1.0], 0.9, 1e-05)
     """
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(
-            "Argument `momentum` must be in [0, 1], the share of the average that "
-            f"PyTorch replaces. Received: momentum={momentum!r}"
-        )
-    kept = None if momentum is None else 1.0 - float(momentum)
+    kept = None
+    if momentum is not None:
+        kept = 1.0 - _arguments.momentum_in_range("momentum", momentum, "replaced")
     options = Options(mapping, epsilon, kept, layers, strict, count, flatten)
     return transfer(model, torch_weights(*opened(state_dict, key)), options)
 

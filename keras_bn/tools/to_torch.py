@@ -163,8 +163,9 @@ def _check_epsilon(
     path: str, layer: Layer, settings: Any, epsilon: float | None
 ) -> None:
     theirs = settings[0] if settings and settings[0] is not None else epsilon
-    received = f"epsilon={theirs}" if theirs else f"epsilon=None, that is {EPSILON:g}"
-    theirs = EPSILON if theirs is None else theirs
+    received = f"epsilon={theirs}"
+    if theirs is None:
+        theirs, received = EPSILON, f"epsilon=None, that is {EPSILON:g}"
     if not np.isclose(layer.epsilon, theirs, rtol=1e-6, atol=0):
         raise ValueError(
             f"Argument `epsilon` must be that of the layers, {layer.epsilon:g} in "

@@ -76,6 +76,21 @@ def test_a_plain_call_is_no_repetition():
     assert not keras_bn.backend.recomputing(x, x)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="the arrays are JAX's")
+@pytest.mark.parametrize(
+    ("platforms", "addressable", "readable"),
+    [
+        (["cpu", "cpu"], True, True),
+        (["gpu", "cpu"], True, False),
+        (["cpu", "cpu"], False, False),
+    ],
+)
+def test_values_are_looked_at_on_cpus_of_this_process(platforms, addressable, readable):
+    devices = [types.SimpleNamespace(platform=name) for name in platforms]
+    x = types.SimpleNamespace(is_fully_addressable=addressable, devices=lambda: devices)
+    assert keras_bn.backend.readable(x) == readable
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the others' are arrays or tracers")
 def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
     import tensorflow as tf

@@ -168,6 +168,14 @@ def _per_example_gradients(point, kernels):
     return jax.vmap(slopes, (0, None, None))(xs, scale, offset)
 
 
+def _gradients_of_weighted_losses(point, kernels):
+    import jax
+
+    _, pull_back = jax.vjp(point.call(kernels), *point.at)
+    weights = np.stack([point.weights, 2 * point.weights + 1], -1)
+    return jax.vmap(pull_back, -1)(weights)
+
+
 def _gradient_of_a_batch_of_parameters(point, kernels):
     import jax
 
@@ -236,6 +244,7 @@ TRANSFORMATIONS = {
     "reverse over reverse": _reverse_over_reverse,
     "third": _third,
     "vmap of gradient": _per_example_gradients,
+    "vmap of a vjp, last axis": _gradients_of_weighted_losses,
     "gradient of vmap": _gradient_of_a_batch_of_parameters,
     "checkpoint": _checkpointed,
     "scan": _scan,
@@ -258,6 +267,7 @@ OF_SHAPES = {
     "gradient",
     "hessian",
     "vmap of gradient",
+    "vmap of a vjp, last axis",
     "gradient of vmap",
 }
 ELSEWHERE = slow("compiles 70 derivatives in two ways each", witness="test_our_layer")
@@ -390,6 +400,8 @@ def test_export_of_the_layer_with_a_symbolic_batch(training):
 
     layer = keras_bn.BatchNormalization()
     layer.build((None, 4))
+    for i, weight in enumerate(layer.weights):
+        weight.assign(np.linspace(1, 2, 4) + i)
     values = [[one.value for one in layer.trainable_variables]]
     values.append([one.value for one in layer.non_trainable_variables])
 
@@ -427,6 +439,24 @@ def test_off_the_cpu_the_moments_are_those_of_the_definition(mean, monkeypatch):
     variance = wide.var((0, 1, 2))
     np.testing.assert_allclose(moments.variance, variance, rtol=1e-5)
     np.testing.assert_allclose(y, deviation / np.sqrt(variance + 1e-3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "stddev"),
+    [(2.9, 1.0), (5.0, 1.0), (5.5, 1.0), (1.0, 0.01), (-290.0, 100.0)],
+)
+def test_plain_sums_are_taken_where_they_serve(mean, stddev):
+    """E[x²] - mean² would lose more digits of these, but for the first and the last."""
+    x = np.random.default_rng(1).normal(mean, stddev, (64, 32, 8)).astype("float32")
+    _, moments = batch_norm_train(x)
+    variance = x.astype("float64").var((0, 1))
+    np.testing.assert_allclose(moments.variance, variance, rtol=2.5e-6)
+
+
+def test_a_large_batch_of_one_value_is_all_zeros():
+    y, moments = batch_norm_train(np.ones((64, 32, 8), "float32"))
+    np.testing.assert_array_equal(y, np.zeros(y.shape))
+    np.testing.assert_array_equal(moments.mean, np.ones(8))
 
 
 OPTIONS = [{}, {"renorm": True}, {"accumulation_steps": 2}]
@@ -593,28 +623,40 @@ def test_a_gradient_outside_of_jit_moves_the_statistics():
     np.testing.assert_allclose(layer.moving_mean, SEQUENCE[0].mean(0), atol=1e-6)
 
 
+IMAGES = (64, 16, 16, 3)
+
+
+def program_for_a_gpu(activation, dtype="float32"):
+    """What XLA is given there for the gradients of x, gamma and beta."""
+    import jax
+
+    def loss(x, *parameters):
+        y, _ = batch_norm_train(x, *parameters, activation=activation)
+        return jax.numpy.sum(y * y)
+
+    shapes = [(IMAGES, dtype), ((3,), "float32"), ((3,), "float32")]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(
+        *(jax.ShapeDtypeStruct(*one) for one in shapes)
+    )
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_a_gpu_has_no_booleans_to_write_down(activation):
     """XLA for GPUs takes them for cheap, and keeps where an activation was at work."""
-    import jax
-
-    layer = keras_bn.BatchNormalization(activation=activation)
-    shape = (64, 16, 16, 3)
-    layer.build(shape)
-    weights = [variable.value for variable in layer.trainable_variables]
-    state = [variable.value for variable in layer.non_trainable_variables]
-
-    def gradients(weights, x):
-        def loss(weights, x):
-            y, _ = layer.stateless_call(weights, state, x, training=True)
-            return jax.numpy.sum(y * y)
-
-        return jax.grad(loss, (0, 1))(weights, x)
-
-    traced = jax.jit(gradients).trace(weights, jax.ShapeDtypeStruct(shape, "float32"))
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
-    size = "x".join(map(str, shape))
+    program = program_for_a_gpu(activation)
+    size = "x".join(map(str, IMAGES))
     assert f"tensor<{size}xf32>" in program
     assert f"tensor<{size}xi1>" not in program
     # x is read again for the sums, and once more for its gradient.
     assert program.count("optimization_barrier") == 2
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype", "again"),
+    [("tanh", "float32", 1), ("relu", "bfloat16", 1), (None, "float32", 0)],
+)
+def test_what_the_forward_pass_read_serves_a_gpu_s_sums(activation, dtype, again):
+    """So no kernel computes the activation twice; half precision is right as it is."""
+    program = program_for_a_gpu(activation, dtype)
+    assert program.count("optimization_barrier") == again

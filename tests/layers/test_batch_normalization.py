@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import json
 import pickle
 
 import keras
@@ -206,6 +207,8 @@ def test_output_has_the_shape_of_the_input(axis, shape):
     layer = keras_bn.BatchNormalization(axis=axis)
     assert layer.compute_output_shape(shape) == shape
     assert tuple(layer(keras.Input(batch_shape=shape)).shape) == shape
+    mask = keras.Input(batch_shape=shape[:-1], dtype="bool")
+    assert tuple(layer(keras.Input(batch_shape=shape), mask=mask).shape) == shape
     # Once it is built, it knows its channels.
     unknown = (None,) * len(shape)
     assert layer.compute_output_shape(unknown) == unknown
@@ -246,9 +249,22 @@ def test_repr_names_the_layer():
     assert repr(layer) == "<BatchNormalization name=norm, built=False>"
 
 
-def test_takes_any_integer_type_for_axis():
-    layer = keras_bn.BatchNormalization(axis=np.int64(1))
-    assert type(layer.get_config()["axis"]) is int
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("axis", np.int64(1)), ("axis", (np.int64(1), np.int32(2)))),
+        *((name, np.float32(0.5)) for name in ("momentum", "epsilon")),
+        *((name, np.array(0.5)) for name in ("momentum", "epsilon")),
+        ("renorm_momentum", np.float32(0.5)),
+        ("accumulation_steps", np.int64(2)),
+        ("virtual_batch_size", np.int64(2)),
+        *((n, np.True_) for n in ("synchronized", "freeze_statistics", "zero_debias")),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_are_python_s_in_the_config(name, value):
+    config = keras_bn.BatchNormalization(**{name: value}).get_config()
+    assert json.loads(json.dumps(config[name])) == np.asarray(value).tolist()
 
 
 def test_list_of_axes_stays_a_list_in_the_config():

@@ -377,7 +377,8 @@ def test_recomputed_with_other_layers(eager):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="the way that only JAX needs")
-def test_jax_can_checkpoint_a_function_of_the_state():
+@pytest.mark.parametrize("given", [True, False], ids=["state given", "state around it"])
+def test_jax_can_checkpoint_a_function_of_the_state(given):
     import jax
 
     layer, x = built(), batches(1)[0]
@@ -391,13 +392,14 @@ def test_jax_can_checkpoint_a_function_of_the_state():
     def plain(weights, others, x, training):
         return layer.stateless_call(weights, others, x, training=training)
 
-    checkpointed = jax.checkpoint(plain, static_argnums=(3,))
-
-    def positional(weights, others, x, training):
-        return checkpointed(weights, others, x, training)
+    def checkpointed(weights, others, x, training):
+        function = functools.partial(plain, training=training)
+        if given:
+            return jax.checkpoint(function)(weights, others, x)
+        return jax.checkpoint(lambda weights: function(weights, others, x))(weights)
 
     wanted, expected = jax.grad(loss, has_aux=True)(weights, plain)
-    slopes, updated = jax.jit(lambda w: jax.grad(loss, has_aux=True)(w, positional))(
+    slopes, updated = jax.jit(lambda w: jax.grad(loss, has_aux=True)(w, checkpointed))(
         weights
     )
     for one, other in zip([*slopes, *updated], [*wanted, *expected], strict=True):

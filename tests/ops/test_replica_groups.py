@@ -1,5 +1,7 @@
 """The argument `replica_groups` in one process: saved, converted, refused."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -88,10 +90,9 @@ class TestManualAxes:
             check_vma=checked,
         )
 
-    def call(self, x, gamma, groups=None):
-        return keras_bn.ops.batch_norm_train(
-            x, gamma, synchronized=True, replica_groups=groups
-        )[0]
+    def call(self, x, gamma, replica_groups=None, **arguments):
+        arguments |= {"synchronized": True, "replica_groups": replica_groups}
+        return keras_bn.ops.batch_norm_train(x, gamma, **arguments)[0]
 
     def test_types_say_which_axis_splits_the_batch(self):
         import jax
@@ -113,18 +114,48 @@ class TestManualAxes:
         named = self.mapped(lambda *given: self.call(*given, "data"), along)
         np.testing.assert_allclose(named(X, gamma), self.call(X, gamma), atol=1e-6)
 
+    def test_along_a_named_axis_the_batch_may_be_the_same(self):
+        import jax
+
+        def slope(call):
+            return lambda *given: jax.grad(lambda x: (call(x) ** 3).sum())(given[0])
+
+        both = slope(lambda x: self.call(x, None, ("data", "model")))
+        found = jax.jit(self.mapped(both, jax.sharding.PartitionSpec()))(X, X)
+        expected = slope(lambda x: self.call(x, None))(X)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_gradients_reach_what_is_the_same_on_all_devices(self):
+        import jax
+
+        def slopes(x, given, groups=None):
+            def loss(gamma, weights, residual):
+                counts = {"weights": weights, "residual": residual}
+                call = functools.partial(self.call, replica_groups=groups, **counts)
+                return (call(x, gamma, activation="relu") ** 3).sum()
+
+            return jax.grad(loss, (0, 1, 2))(*given)
+
+        same = jax.sharding.PartitionSpec()
+        given = np.full(3, 2.0, "f4"), np.linspace(1, 2, 8, dtype="f4"), np.cos(X)
+        mapped = self.mapped(functools.partial(slopes, groups="data"), same)
+        found, expected = (jax.jit(one)(X, given) for one in (mapped, slopes))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
     def test_an_axis_of_vmap_is_none(self):
         import jax
 
         with pytest.raises(ValueError, match=r"axis of `vmap`.*\['data'\]"):
             jax.vmap(lambda x: self.call(x[None], None, "data"), axis_name="data")(X)
 
-    def test_lists_under_a_distribution_are_refused(self):
+    def test_lists_alone_are_refused_under_a_distribution(self):
         distribution = keras.distribution.DataParallel()
         keras.distribution.set_distribution(distribution)
         try:
             layer = norm([[0], [1]])
             with pytest.raises(ValueError, match=r"None under `keras\.distribution`"):
                 layer(X, training=True)
+            norm("data")(X, training=True)  # which names no axis here
         finally:
             keras.distribution.set_distribution(None)

@@ -84,6 +84,7 @@ GROUP_CASES = [
     Case("renorm", (2, 2, 2, 2), groups=PAIRS, correction=(1.5, 0.3)),
     *{
         "jax": [
+            Case("each alone", (2, 2, 2, 2), groups=[[2], [0], [3], [1]]),
             Case("pmap", (2, 2, 2, 2), groups=PAIRS, way="pmap"),
             *(
                 Case(

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import replica_cases as cases
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from meshes_jax import GROUPS, MESH, SAME, SPLIT, SQUARE
 from trainings_jax import trainings  # noqa: F401  (asked for by replica_worker)
 
 import keras_bn
-from keras_bn.backend import jax_replicas
+from keras_bn.backend import copies, jax_replicas
 
 
 def _mesh_of(case):
@@ -205,6 +205,10 @@ def grouped():
             mapped(lambda x: cases.synchronized(x, groups)), x
         )
     )
+    found[0]["same along an axis"] = _slope_where_an_axis_has_the_same(x)
+    found[0]["copies of shards"] = np.stack(
+        copies(jax.device_put(x, NamedSharding(GROUPS, SPLIT)))
+    )
     model = cases.replica_state(0)
     states = np.stack(
         [
@@ -231,6 +235,16 @@ def grouped():
             name, functools.partial(jax.eval_shape, attempt, x[:, :2])
         )
     return found
+
+
+def _slope_where_an_axis_has_the_same(x):
+    """By groups along one axis of the mesh, where the batch is split over the other."""
+
+    def slope(x):
+        return jax.grad(lambda x: (cases.synchronized(x, cases.PAIRS) ** 3).sum())(x)
+
+    mapped = jax.shard_map(slope, mesh=SQUARE, in_specs=SPLIT, out_specs=SPLIT)
+    return np.asarray(jax.jit(mapped)(x))
 
 
 def collectives():

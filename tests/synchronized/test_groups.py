@@ -82,6 +82,19 @@ def test_moving_statistics_are_a_groups_own_or_the_average(found):
         np.testing.assert_allclose(replica["layer"], wanted[rank // 2], rtol=1e-5)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="a mesh has axes")
+def test_a_batch_that_is_the_same_along_an_axis_counts_for_each_device(found):
+    halves = np.split(cases.grouped_layer()[1].astype("float64"), 2)
+    expected = [2 * oracle.backward(x, 3 * oracle.forward(x).y ** 2).x for x in halves]
+    close(found.of_four[0]["same along an axis"], np.concatenate(expected))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="shards of an array")
+def test_a_sharded_variable_has_one_value(found):
+    _, x = cases.grouped_layer()
+    np.testing.assert_array_equal(found.of_four[0]["copies of shards"], x[None])
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere one a process")
 def test_copies_of_a_variable_are_those_of_the_replicas(found):
     assert found.of_four[0]["copies"].tolist() == [0, 1, 2, 3]

@@ -497,6 +497,31 @@ def _quantized():
         (_sequential, {"size": 3}, TypeError, r"`size` is not an argument .*size=3"),
         (_sequential, {"axis": 1}, TypeError, r"`axis` is not an argument"),
         (_sequential, {"momentum": 2}, ValueError, r"`momentum` must be .*momentum=2"),
+        *(
+            (
+                _sequential,
+                {"to": "keras", name: value},
+                error,
+                f"`{name}` must .*ed: ",
+            )
+            for name, value, error in (
+                ("epsilon", -1, ValueError),
+                ("epsilon", float("inf"), ValueError),
+                ("epsilon", "1e-5", TypeError),
+                ("momentum", 3, ValueError),
+                ("momentum", None, TypeError),
+                ("renorm_momentum", -1, ValueError),
+                ("renorm_clipping", "x", TypeError),
+                ("center", "no", TypeError),
+                ("renorm", "x", TypeError),
+            )
+        ),
+        (
+            _sequential,
+            {"to": "layer", "scale": "no"},
+            TypeError,
+            "`scale` must be T",
+        ),
         (lambda: 3, {}, TypeError, r"`model` must be a Keras model.*int"),
         (lambda: keras.Sequential([Norm()]), {}, ValueError, r"`model` must be built"),
         (

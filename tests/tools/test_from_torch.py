@@ -129,8 +129,28 @@ def test_a_module_brings_its_own_settings():
             ValueError,
             r"`epsilon` must be.*'stem_bn' has 0.001",
         ),
-        ({}, {}, {"momentum": 1.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
-        ({}, {}, {"momentum": -0.5}, ValueError, r"`momentum` must be in \[0, 1\]"),
+        *(
+            (
+                {"norm": norm},
+                {},
+                {name: value},
+                ValueError if isinstance(value, float | int) else TypeError,
+                rf"`{name}` must be {expected}.*Received: {name}=",
+            )
+            for norm in NORMS
+            for name, expected, values in (
+                ("epsilon", "a finite number of", (-1, np.nan, np.inf, "1e-5")),
+                ("momentum", r"a number in \[0, 1\], .*replaced", (1.5, -0.5, ".1")),
+                (
+                    "mapping",
+                    "a dictionary of strings",
+                    (["n"], "n=1", {"stem_bn": [1]}),
+                ),
+                ("strict", "True or False", ("no",)),
+            )
+            for value in values
+        ),
+        ({}, {}, {"epsilon": 0}, ValueError, "greater than 0 for layer 'stem_bn'"),
         ({}, {}, {"count": True}, ValueError, r"`count` must be a whole number"),
         ({}, {}, {"count": 2.5}, ValueError, r"`count` must be a whole number"),
         (
@@ -195,14 +215,38 @@ def test_bad_input(model, state, arguments, error, message):
 
 
 @ON_TORCH
-@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_a_variance_that_no_data_have_is_refused(bad):
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("running_var", -1.0),
+        *itertools.product(("running_var", "running_mean", "bias"), (np.nan, np.inf)),
+        ("weight", -np.inf),
+    ],
+)
+def test_weights_that_no_data_leave_are_refused(name, bad):
     model, state = _model(), _state()
-    state["head.bn.running_var"][1] = bad
+    state["stem.bn.bias"][0] = -1.0  # that is for variances only
+    state[f"head.bn.{name}"][1] = bad
     before = weights_of(model)
-    with pytest.raises(ValueError, match=rf"'head.bn.running_var' with 1 .*{bad}"):
+    with pytest.raises(ValueError, match=rf"'head.bn.{name}' with 1 .*{bad}"):
         keras_bn.from_torch(model, state, epsilon=1e-5)
     assert weights_of(model) == before
+
+
+@ON_TORCH
+def test_an_epsilon_of_0_is_for_keras_layer_alone():
+    ours = keras_bn.from_torch(_model(norm=NORMS[1]), _state(), epsilon=0)
+    assert ours.layers[0].epsilon == 0
+
+
+@ON_TORCH
+@pytest.mark.parametrize(("setting", "bad"), [("eps", -2.0), ("momentum", 3.0)])
+def test_what_a_module_says_is_checked_too(setting, bad):
+    import torch
+
+    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
+    with pytest.raises(ValueError, match=f"`{setting}.*Received: {setting}.*=-2.0"):
+        keras_bn.from_torch(model, torch.nn.BatchNorm1d(3, **{setting: bad}))
 
 
 @ON_TORCH
@@ -385,7 +429,7 @@ def test_a_checkpoint_of_two_models_wants_a_key():
 @pytest.mark.once
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_a_momentum_is_a_share_in_flax_too(momentum):
-    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`momentum` must be a number in \[0, 1\]"):
         keras_bn.from_flax(_model(), {}, momentum=momentum)
 
 

@@ -149,11 +149,12 @@ def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
         ({}, {"affine": False}, {}, "must have 'bn.weight'.*gamma of layer 'bn'"),
         ({}, {}, {"flatten": None}, "`flatten` must say"),
         ({}, {}, {"count": 1}, "`count` must be a whole number above 1"),
+        ({}, {}, {"epsilon": "a"}, "`epsilon` must be a finite number.*epsilon='a'"),
         ({}, {}, {"mapping": {"bn": "flat_bn"}}, "of shape|`mapping` must be given"),
     ],
 )
 def test_bad_input(model, module, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         keras_bn.to_torch(_model(**model), Net(**module), **{**ALL, **arguments})
 
 

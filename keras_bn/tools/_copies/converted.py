@@ -1,6 +1,8 @@
 """One layer in the place of another: its arguments, and its weights."""
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from keras_bn._keras import calls_of
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
+from keras_bn.ops import _arguments
 from keras_bn.tools._copies.carry import config_of, with_own
 from keras_bn.tools._copies.rebuild import Replacement, adder
 from keras_bn.tools._graphs.walk import (
@@ -77,6 +80,23 @@ def converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacem
     own = {name: one for name, one in own.items() if name not in overrides}
     add = None if target is BatchNormalization else adder(layer)
     return Replacement(with_own(new, own), then, add)
+
+
+def check_overrides(overrides: dict[str, Any]) -> None:
+    """Checks what the constructors of Keras's norms take without a look at it.
+
+    An epsilon of 0 they are made for; ours is not, where a channel may not vary.
+    """
+    checks: dict[str, Callable[[Any], Any]] = {
+        "momentum": partial(_arguments.momentum_in_range, "momentum"),
+        "renorm_momentum": partial(_arguments.momentum_in_range, "renorm_momentum"),
+        "renorm_clipping": _arguments.renorm_limits,
+        "epsilon": _arguments.epsilon_of_others,
+    }
+    booleans = ("center", "scale", "renorm", "synchronized", "trainable")
+    checks |= {name: partial(_arguments.boolean, name) for name in booleans}
+    for name in checks.keys() & overrides.keys():
+        checks[name](overrides[name])
 
 
 def check_calls(layer: Layer, to: str) -> None:

@@ -26,9 +26,9 @@ GROUPS = 32
 """At most so many by default: what Wu and He use, and Keras."""
 
 
-def check_overrides(overrides: dict[str, Any]) -> None:
-    """Checks what Keras's constructors leave unchecked, the groups up to Keras 3.14."""
-    if "epsilon" in overrides:
+def check_groups(overrides: dict[str, Any]) -> None:
+    """Checks the epsilon and the groups, which Keras does not, or not up to 3.14."""
+    if "epsilon" in overrides:  # above 0: one value alone has no variance
         positive_epsilon(overrides["epsilon"])
     if overrides.get("groups") not in (None, -1):
         positive_integer("groups", overrides["groups"])

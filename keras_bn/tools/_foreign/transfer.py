@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_bn._keras import trained_variables
 from keras_bn.layers import BatchNormalization
+from keras_bn.ops import _arguments
 from keras_bn.tools._copies.carry import carry_compile, made_like
 from keras_bn.tools._copies.converted import set_renorm_statistics
 from keras_bn.tools._copies.rebuild import Replacement, rebuild
@@ -115,18 +116,25 @@ def _weights(
                 f"Argument `{foreign.argument}` must have '{theirs}' of shape "
                 f"{expected}, as layer '{path}' has. Received: shape {value.shape}"
             )
-        if name == "moving_variance" and not (np.isfinite(value) & (value >= 0)).all():
-            bad = value[~(np.isfinite(value) & (value >= 0))]
-            raise ValueError(
-                f"Argument `{foreign.argument}` must have variances that are finite "
-                f"and not negative. Received: '{theirs}' with {bad.size} others, the "
-                f"first {bad.flat[0]}"
-            )
+        _check_values(foreign.argument, theirs, name, value)
         if image and name != "bias":
             value = reordered(value, image, back=False)
         kernel = name == "kernel"
         found[name] = to_ours(layer, value) if kernel else value.reshape(shape)
     return found
+
+
+def _check_values(argument: str, theirs: str, name: str, value: np.ndarray) -> None:
+    """Refuses what no training leaves behind but one that went wrong."""
+    least, expected = -np.inf, "weights that are finite"
+    if name == "moving_variance":
+        least, expected = 0, "variances that are finite and not negative"
+    bad = value[~(np.isfinite(value) & (value >= least))]
+    if bad.size:
+        raise ValueError(
+            f"Argument `{argument}` must have {expected}. Received: '{theirs}' with "
+            f"{bad.size} others, the first {bad[0]}"
+        )
 
 
 def images_of(
@@ -201,12 +209,9 @@ def unbiased(path: str, count: int | Mapping[str, int] | None) -> float:
 
 def kept_share(momentum: float | None) -> float | None:
     """`momentum`, checked, where it is the share of the average that is kept."""
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(
-            "Argument `momentum` must be in [0, 1], the share of the average that is "
-            f"kept. Received: momentum={momentum!r}"
-        )
-    return momentum
+    if momentum is None:
+        return None
+    return _arguments.momentum_in_range("momentum", momentum)
 
 
 def _config(
@@ -224,11 +229,25 @@ def _config(
             f"weights do not hold it; {EPSILON:g} unless set), for outputs to agree. "
             f"Received: epsilon=None, while layer '{path}' has {layer.epsilon:g}"
         )
-    config = {} if epsilon is None else {"epsilon": float(epsilon)}
+    config = {} if epsilon is None else {"epsilon": _epsilon(path, layer, epsilon)}
     if kept == CUMULATIVE:
         _check_cumulative(path, layer, foreign)
         return {**config, "momentum": None}
-    return config if kept is None else {**config, "momentum": float(kept)}
+    if kept is None:
+        return config
+    return {**config, "momentum": _arguments.momentum_in_range("momentum", kept)}
+
+
+def _epsilon(path: str, layer: Layer, epsilon: Any) -> float:
+    """`epsilon`, of a module or as it was given, if the layer can have it."""
+    number = _arguments.epsilon_of_others(epsilon)
+    if number == 0 and isinstance(layer, BatchNormalization):
+        raise ValueError(
+            f"Argument `epsilon` must be greater than 0 for layer '{path}', which is "
+            "keras_bn's: without it a channel that does not vary is divided by 0 "
+            "(Keras's layer takes it). Received: epsilon=0"
+        )
+    return number
 
 
 def _check_cumulative(path: str, layer: Layer, foreign: Foreign) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.ops import _arguments
 from keras_bn.tools._foreign.layouts import is_linear, their_shape
 from keras_bn.tools._foreign.matching import match
 from keras_bn.tools._foreign.order import precedence
@@ -84,6 +85,20 @@ class Options:
     strict: bool = True
     count: int | Mapping[str, int] | None = None
     flatten: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what needs neither model nor weights."""
+        _arguments.boolean("strict", self.strict)
+        if self.epsilon is not None:
+            _arguments.epsilon_of_others(self.epsilon)
+        pairs = self.mapping.items() if isinstance(self.mapping, Mapping) else ()
+        named = all(isinstance(one, str) for pair in pairs for one in pair)
+        if not (self.mapping is None or isinstance(self.mapping, Mapping)) or not named:
+            raise TypeError(
+                "Argument `mapping` must be a dictionary of strings, from a layer's "
+                "path to what stands before the names of its weights there. Received: "
+                f"mapping={self.mapping!r}"
+            )
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
