@@ -215,6 +215,23 @@ def test_output_has_the_shape_of_the_input(axis, shape):
     assert tuple(layer(keras.Input(batch_shape=unknown)).shape) == unknown
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="others know each call's sizes"
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_that_a_graph_does_not_know_are_those_of_the_weights(training):
+    layer, x = keras_bn.BatchNormalization(), random(5, 4, 3)
+    layer.build(x.shape)
+    call = frameworks.compiled(
+        lambda x: layer(x, training=training), unknown=[(None,) * 3]
+    )
+    inference = oracle.inference(x, np.zeros(3), np.ones(3))
+    expected = oracle.forward(x).y if training else inference
+    np.testing.assert_allclose(
+        frameworks.numpy(call(frameworks.tensor(x))), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_output_shape_of_an_axis_that_is_not_there(built):
     layer = keras_bn.BatchNormalization(axis=2)
@@ -265,6 +282,14 @@ def test_repr_names_the_layer():
 def test_numbers_of_numpy_are_python_s_in_the_config(name, value):
     config = keras_bn.BatchNormalization(**{name: value}).get_config()
     assert json.loads(json.dumps(config[name])) == np.asarray(value).tolist()
+
+
+@pytest.mark.parametrize("value", [0, 1, None, np.True_], ids=str)
+def test_what_keras_takes_for_a_boolean(value):
+    layer = keras_bn.BatchNormalization(center=value, scale=value, renorm=value)
+    config = layer.get_config()
+    assert [config[name] for name in ("center", "scale", "renorm")] == [bool(value)] * 3
+    assert {type(config[name]) for name in ("center", "scale", "renorm")} == {bool}
 
 
 def test_list_of_axes_stays_a_list_in_the_config():

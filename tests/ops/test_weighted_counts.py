@@ -245,6 +245,26 @@ def test_weights_of_a_size_that_is_not_known():
         np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="others know each call's sizes"
+)
+def test_gradient_for_one_weight_of_a_size_that_is_not_known():
+    function = frameworks.compiled(
+        lambda x, w: batch_norm_train(x, weights=w)[0], unknown=[(None, 4), (None,)]
+    )
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 3, 4)).astype("float32")
+    y, _, (_, dw) = frameworks.gradients(
+        lambda x, w: (function(x, w), None),
+        map(frameworks.tensor, (x, np.full(1, 2.0, "float32"))),
+        frameworks.tensor(dy),
+    )
+    weight = np.full(x.shape, 2.0)
+    np.testing.assert_allclose(y, oracle.forward(x, weight=weight).y, atol=1e-5)
+    expected = oracle.for_weights(x, dy, weight=weight).sum()
+    np.testing.assert_allclose(dw, [expected], atol=1e-5)
+
+
 def test_inference_with_a_residual():
     rng = np.random.default_rng(0)
     x, residual = rng.normal(size=(2, 3, 5, 4)).astype("float32")

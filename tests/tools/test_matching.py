@@ -90,6 +90,10 @@ ORDERS = {
         "f.0.bn1 f.0.bn2 f.1.bn1",
     ),
     "sizes apart": ("a:1 b:2 c:3", "z:3 y:1 x:2", {}, "y:1 x:2 z:3"),
+    "parts of one name": (
+        *("p/bn q/bn", "f.0.bn f.1.bn", {"p/bn": [], "q/bn": ["p/bn"]}),
+        "f.0.bn f.1.bn",
+    ),
     "one size apart": ("a b c:3", "f.1 q:3 f.2", LINE, "f.1 f.2 q:3"),
     "branches": ("a b c", "f.0 f.1 f.2", FORK, None),
     "nothing known": ("a b c", "f.0 f.1 f.2", {}, None),
@@ -245,6 +249,21 @@ def test_bad_mapping(mapping, message):
     theirs = [*items(["f.1", "f.2"]), Item("conv", "linear", (8, 4))]
     with pytest.raises(ValueError, match=message):
         match(items(["a", "b"]), theirs, mapping, True, {})
+
+
+def test_a_size_that_is_not_there_is_said():
+    """Where no mapping could help; and kernels that nobody has asked for."""
+    ours, theirs = items(["a", "b:6", "c:7"]), items(["x", "y:5", "z"])
+    message = (
+        r"sizes .*'norm of size 8', 'norm of size 5'\].*'b', a .* 6, the first of 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        match(ours, theirs, None, True, {})
+    kernels = [Item("conv", "linear", (8, 4))]
+    with pytest.raises(
+        ValueError, match=r"`layers` must be 'all'.*'conv' in `mapping`"
+    ):
+        match(ours, theirs, {"conv": "f"}, True, {}, (kernels, kernels))
 
 
 def test_numbers_that_nobody_gave_are_no_names():
