@@ -94,7 +94,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
         **arguments: Any,
     ) -> None:
         super().__init__()
-        self.when = {when} if isinstance(when, str) else set(when)
+        several = when if isinstance(when, Iterable) else ()
+        self.when = {when} if isinstance(when, str) else set(several)
         if not self.when or not self.when <= set(MOMENTS):
             raise ValueError(
                 f"Argument `when` must be one or several of {MOMENTS}. Received: "

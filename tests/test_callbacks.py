@@ -147,7 +147,7 @@ def test_defaults():
         monitor.on_epoch_end(0)
 
 
-@pytest.mark.parametrize("when", ["never", (), ("end", "start")])
+@pytest.mark.parametrize("when", ["never", (), ("end", "start"), None])
 def test_when_must_be_known(when):
     with pytest.raises(ValueError, match="`when` must be one or several of"):
         Recalibrate(X, when=when)
@@ -231,7 +231,7 @@ def test_settings_are_checked_at_once(callback, arguments, error, message):
 
 
 @pytest.mark.parametrize("callback", [Recalibrate, Monitor])
-@pytest.mark.parametrize("data", [None, 3, "data.npy"])
+@pytest.mark.parametrize("data", [None, 3, "data.npy", np.float32(3)])
 def test_what_is_no_data_is_said_before_training(callback, data):
     with pytest.raises(TypeError, match=r"`data` must be an array.*Received: data of"):
         callback(data)
