@@ -256,10 +256,23 @@ def test_what_does_not_fit_the_model_is_said_before_training(callback, message):
     assert int(model.optimizer.iterations) == 0
 
 
-def test_what_may_yet_fit_is_no_error_before_training():
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Recalibrate(X[:0], synchronized=True),  # a process's part
+        Recalibrate(iter([X])),
+        Recalibrate(X, steps=2),
+    ],
+)
+def test_what_may_yet_fit_is_no_error_before_training(callback):
     model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
     model.trainable = False
-    part = Recalibrate(X[:0], synchronized=True)
-    for callback in (part, Recalibrate(iter([X])), Recalibrate(X, steps=2)):
-        callback.set_model(model)
-        callback.on_train_begin()
+    callback.set_model(model)
+    callback.on_train_begin()
+
+
+@pytest.mark.parametrize("callback", [Recalibrate(X), Monitor(X), Monitor({"x": X})])
+@pytest.mark.parametrize("norm", [keras_bn.BatchNormalization, L.BatchNormalization])
+def test_a_model_may_be_built_by_its_first_batch(norm, callback):
+    callback.set_model(keras.Sequential([norm()]))
+    callback.on_train_begin()
