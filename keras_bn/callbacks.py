@@ -1,5 +1,6 @@
 """Callbacks that keep batch norm's statistics right during `fit`, and watch them."""
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -16,9 +17,19 @@ from keras_bn.tools._graphs.walk import (
     normalizes_by_batch,
 )
 from keras_bn.tools._reports.findings import FAR
-from keras_bn.tools._statistics.batching import check_data, check_sizes
+from keras_bn.tools._statistics.batching import (
+    check_arrays,
+    check_data,
+    check_sizes,
+)
 from keras_bn.tools._statistics.probe import observable
+from keras_bn.tools._statistics.settings import (
+    check_repeats,
+    check_settings,
+    checked_threshold,
+)
 from keras_bn.tools.inspect import measure
+from keras_bn.tools.recalibrate import chosen
 
 __all__ = ["Monitor", "Recalibrate"]
 
@@ -53,7 +64,10 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
             bar is shown unless `verbose=1` is among them.
 
     Raises:
-        ValueError: `when` is not among these; while training, as `recalibrate`.
+        TypeError: An argument that `recalibrate` does not have, or of a wrong type.
+        ValueError: `when` is not among these, or an argument not as `recalibrate` says;
+            when training begins, the model, or arrays that do not fit it; while
+            training, as `recalibrate`.
 
     Reference:
         [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section 3.2, on
@@ -80,7 +94,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
         **arguments: Any,
     ) -> None:
         super().__init__()
-        self.when = {when} if isinstance(when, str) else set(when)
+        several = when if isinstance(when, Iterable) else ()
+        self.when = {when} if isinstance(when, str) else set(several)
         if not self.when or not self.when <= set(MOMENTS):
             raise ValueError(
                 f"Argument `when` must be one or several of {MOMENTS}. Received: "
@@ -88,8 +103,18 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
             )
         check_data(data)
         self._data = data
-        self._arguments = {"verbose": 0, **arguments}
+        self._arguments = _settings({"verbose": 0, **arguments})
         self._training_statistics: list[tuple[Any, Any]] | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Checks the model and the data: not only when all the training is done."""
+        # What is frozen now may train by then.
+        chosen(self.model, include_frozen=True)
+        settings = self._arguments
+        check_repeats(self.model, self._data, settings["layer_by_layer"])
+        batch_size, steps = settings["batch_size"], settings["steps"]
+        part = settings["synchronized"] and steps is None
+        check_arrays(self.model, self._data, batch_size, steps, may_be_empty=part)
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Recalibrates for the validation that starts."""
@@ -132,6 +157,21 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
         self._training_statistics = None
 
 
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `recalibrate` but the model and the data, checked."""
+    names = inspect.signature(recalibrate).parameters
+    known = {n: one.default for n, one in names.items() if n not in ("model", "data")}
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"`{name}` is not an argument that `recalibrate` can be given here. "
+                f"Expected one of {list(known)}. Received: {name}={given[name]!r}"
+            )
+    settings = {**known, **given}
+    check_settings(**settings)
+    return settings
+
+
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
     """Logs, each epoch, how far the moving statistics are from those of some data.
 
@@ -150,8 +190,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         threshold: The distance from which inference is said to lag behind training.
 
     Raises:
-        ValueError: `steps`, `batch_size` or `threshold` is not above 0; while training,
-            as `inspect`.
+        TypeError: `data` are not data, `threshold` is not a number.
+        ValueError: `steps`, `batch_size` or `threshold` is not above 0; when training
+            begins, arrays that do not fit the model; while training, as `inspect`.
 
     Warns:
         UserWarning: Once, when a distance first reaches `threshold`, naming the layer.
@@ -181,17 +222,17 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         threshold: float = FAR,
     ) -> None:
         super().__init__()
+        check_data(data)
         check_sizes(steps, batch_size)
-        if not threshold > 0:
-            raise ValueError(
-                "Argument `threshold` must be a number above 0. Received: "
-                f"threshold={threshold!r}"
-            )
         self._data = data
         self._steps = steps
         self._batch_size = batch_size
-        self._threshold = threshold
+        self._threshold = checked_threshold(threshold)
         self._warned = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Checks the data: not only when the first epoch is done."""
+        check_arrays(self.model, self._data, self._batch_size, self._steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the distances to `logs`."""

@@ -65,7 +65,9 @@ NEAREST = {
         "tests/test_private_names.py",
     ),
     "keras_bn/backend/*_timing.py": ("tests/benchmark",),
-    "keras_bn/backend/*_replicas.py": ("tests/synchronized", "tests/ops"),
+    "keras_bn/backend/*_replicas.py": (
+        *("tests/backend/test_context.py", "tests/synchronized", "tests/ops"),
+    ),
     "keras_bn/backend/*_processes.py": (
         *("tests/backend", "tests/synchronized"),
         "tests/tools/test_average_statistics.py",

@@ -37,6 +37,8 @@ CONSTRUCTOR = {
     "axis float": ({"axis": 1.0}, TypeError, AXIS + "1.0"),
     "axis string": ({"axis": "1"}, TypeError, AXIS + "'1'"),
     "axis None": ({"axis": None}, TypeError, AXIS + "None"),
+    "axis True": ({"axis": True}, TypeError, AXIS + "True"),
+    "axis list of booleans": ({"axis": [True]}, TypeError, AXIS),
     "axis set": ({"axis": {1}}, TypeError, AXIS + "{1}"),
     "axis list of floats": ({"axis": [1.0]}, TypeError, AXIS + r"\[1.0\]"),
     "axis empty": ({"axis": []}, ValueError, r"`axis` must name.*Received: axis=\(\)"),
@@ -96,6 +98,15 @@ CONSTRUCTOR = {
         TypeError,
         r"`renorm_clipping` must be a dictionary.*\['rmax'\]",
     ),
+    **{
+        f"{name} {value!r}": (
+            {name: value},
+            TypeError,
+            f"`{name}` must be True or False.*Received: {name}={value!r}",
+        )
+        for name in ("center", "scale", "renorm")
+        for value in ("no", 2)
+    },
     "synchronized string": (
         {"synchronized": "data"},
         TypeError,
@@ -218,10 +229,16 @@ BUILD = {
     "one of several": ((1, 5), (4, 3, 2), r"`axis` .*\[-3, 2\].*rank 3.*\(1, 5\)"),
     "twice": ((1, -1), (4, 3), r"`axis` must not name an axis twice.*\(1, -1\)"),
     "nothing left": ((0, 1), (4, 3), r"`axis` must leave at least one.*\(4, 3\)"),
+    "rank 0": (-1, (), r"`axis` must be one of the axes.*a scalar.*axis=-1"),
     "rank 1": (-1, (4,), r"`axis` must leave at least one axis.*\(4,\)"),
     "unknown channels": (-1, (4, None), r"feature axis must be known.*\(4, None\)"),
     "unknown channels first": (1, (4, None, 2), "feature axis must be known.*axis 1"),
 }
+
+
+def test_build_by_a_number():
+    with pytest.raises(TypeError, match=r"`input_shape` must be a tuple.*=8"):
+        keras_bn.BatchNormalization().build(8)
 
 
 @pytest.mark.parametrize(("axis", "shape", "match"), BUILD.values(), ids=BUILD)
@@ -280,6 +297,11 @@ CALL = {
     "mask of full rank": ({"mask": np.ones((5, 7, 4), bool)}, MASK.format("5, 7, 4")),
     "mask of low rank": ({"mask": np.ones(5, bool)}, MASK.format("5,")),
     "mask of a wrong shape": ({"mask": np.ones((7, 5), bool)}, MASK.format("7, 5")),
+    "mask of counts": (
+        {"mask": np.array([0, 1, 2, 1, 1])[:, None] * np.ones(7, int)},
+        "`mask` must be boolean.*argument `weights`.*mask of dtype int",
+    ),
+    "a dictionary": ({"inputs": {"x": random(5, 7, 4)}}, "`inputs` must be one tensor"),
     "mask a list": ({"mask": [[True] * 7] * 5}, "`mask` must be a tensor.*type list"),
     "complex": ({"inputs": random(5, 7, 4) * 1j}, REAL + "complex"),
     "channels": ({"inputs": random(5, 7, 3)}, r"axis 2 .* value 4.*\(5, 7, 3\)"),
@@ -355,7 +377,7 @@ OPS = {
     "x complex list": ({"x": [[1j, 2.0]]}, TypeError, "`x` must hold real numbers"),
     "x symbolic": ({"x": keras.Input((4,))}, TypeError, "`x` must be .* with values"),
     "x rank 1": ({"x": [1.0, 2.0]}, ValueError, r"`axis` must leave .*\(2,\)"),
-    "x a number": ({"x": 1.0}, ValueError, r"`axis` must be .*rank 0"),
+    "x a number": ({"x": 1.0}, ValueError, r"`axis` must be .*a scalar has none"),
 }
 TRAIN = {
     **OPS,

@@ -147,7 +147,7 @@ def test_defaults():
         monitor.on_epoch_end(0)
 
 
-@pytest.mark.parametrize("when", ["never", (), ("end", "start")])
+@pytest.mark.parametrize("when", ["never", (), ("end", "start"), None])
 def test_when_must_be_known(when):
     with pytest.raises(ValueError, match="`when` must be one or several of"):
         Recalibrate(X, when=when)
@@ -212,17 +212,54 @@ def test_monitor_leaves_out_what_training_and_inference_do_alike(alike):
     assert set(history.history) == {"loss"}
 
 
-def test_sizes_must_be_above_zero():
-    with pytest.raises(ValueError, match="`batch_size` must be an integer above 0"):
-        Monitor(X, batch_size=0)
+@pytest.mark.parametrize(
+    ("callback", "arguments", "error", "message"),
+    [
+        (Monitor, {"batch_size": 0}, ValueError, "`batch_size` must be an integer ab"),
+        (Monitor, {"threshold": 0}, ValueError, "`threshold` must be a number above 0"),
+        (Monitor, {"threshold": "a"}, TypeError, "`threshold` must be a number.*'a'"),
+        (Recalibrate, {"stepz": 3}, TypeError, "`stepz` is not an .*'steps'.*stepz=3"),
+        (Recalibrate, {"model": 3}, TypeError, "`model` is not an argument"),
+        (Recalibrate, {"method": "mean"}, ValueError, "`method` must be one of"),
+        (Recalibrate, {"batch_size": 0}, ValueError, "`batch_size` must be an int"),
+        (Recalibrate, {"synchronized": "no"}, TypeError, "`synchronized` must be True"),
+    ],
+)
+def test_settings_are_checked_at_once(callback, arguments, error, message):
+    with pytest.raises(error, match=message):
+        callback(X, **arguments)
 
 
-def test_threshold_must_be_positive():
-    with pytest.raises(ValueError, match="`threshold` must be a number above 0"):
-        Monitor(X, threshold=0)
-
-
-@pytest.mark.parametrize("data", [None, 3, "data.npy"])
-def test_what_is_no_data_is_said_before_training(data):
+@pytest.mark.parametrize("callback", [Recalibrate, Monitor])
+@pytest.mark.parametrize("data", [None, 3, "data.npy", np.float32(3)])
+def test_what_is_no_data_is_said_before_training(callback, data):
     with pytest.raises(TypeError, match=r"`data` must be an array.*Received: data of"):
-        keras_bn.callbacks.Recalibrate(data)
+        callback(data)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Recalibrate(X[:, :2]), r"`data` must give batches .*\(None, 4\).*\(32, 2\)"),
+        (Monitor(X[:, :2]), r"`data` must give batches .*\(None, 4\).*\(64, 2\)"),
+        (Recalibrate(X[:0]), "`data` must have at least one batch"),
+        (Recalibrate(X, steps=3), "`data` must have 3 batches.*Received: 2"),
+        (Recalibrate(iter([X]), layer_by_layer=True), "`data` must .*more than once"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_before_training(callback, message):
+    norm = keras_bn.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, X, callbacks=[callback], verbose=0)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_what_may_yet_fit_is_no_error_before_training():
+    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
+    model.trainable = False
+    part = Recalibrate(X[:0], synchronized=True)
+    for callback in (part, Recalibrate(iter([X])), Recalibrate(X, steps=2)):
+        callback.set_model(model)
+        callback.on_train_begin()

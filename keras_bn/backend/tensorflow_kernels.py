@@ -98,7 +98,6 @@ def train(
     # Of a variable, which people have for an input that they optimize, its value:
     # `forward_mode` cannot ask otherwise.
     x = tf.convert_to_tensor(x)
-    mask = None if mask is None else tf.convert_to_tensor(mask)
     by_formula = FormulaParts(axes, epsilon, mask, replicas)
     return _train(x, scale, offset, by_formula, correction, activation)
 
@@ -114,11 +113,8 @@ def _train(
     """`train` of a tensor without a shortcut, its gradients written out."""
     mask = by_formula.mask
     # A branch of a `tf.cond` may be given tensors of the graph around it, in which its
-    # gradient does not look for them.
+    # gradient does not look for them. A mask has been given its axes in the branch.
     x, scale, offset = of_running_graph(x, scale, offset)
-    if mask is not None:
-        (mask,) = of_running_graph(mask)
-        by_formula = by_formula._replace(mask=mask)
     weights = [mask] if formulas.is_weights(mask) else []
     unwatched = by_formula._replace(mask=_alone(mask)[0]) if weights else by_formula
     parts = _best(unwatched, x)
@@ -187,8 +183,8 @@ def _plus(y: Tensor, shortcut: Tensor, x: Tensor) -> Tensor:
     """
     if isinstance(x, tf.RaggedTensor) or x.shape.is_fully_defined():
         return y + shortcut
-    # Grappler leaves out a reshape before a sum that broadcasts; XLA has no other sum.
-    return tf.add_n([y, tf.reshape(shortcut, tf.shape(x))])
+    # It broadcasts nothing. Before a sum that does, Grappler leaves out a reshape.
+    return tf.add_n([y, shortcut])
 
 
 def ensure_shape(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:

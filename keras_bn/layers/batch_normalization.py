@@ -232,8 +232,8 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             None if momentum is None else schedules.momentum("momentum", momentum)
         )
         self.epsilon = _arguments.positive_epsilon(epsilon)
-        self.center = center
-        self.scale = scale
+        self.center = _arguments.boolean_or_number("center", center)
+        self.scale = _arguments.boolean_or_number("scale", scale)
         self.beta_initializer = initializers.get(beta_initializer)
         self.gamma_initializer = initializers.get(gamma_initializer)
         self.moving_mean_initializer = initializers.get(moving_mean_initializer)
@@ -242,10 +242,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.renorm = renorm
+        self.renorm = _arguments.boolean_or_number("renorm", renorm)
         # Like Keras, keep what a layer without renorm was given, unread.
         self.renorm_clipping = (
-            schedules.limits(renorm_clipping) if renorm else renorm_clipping
+            schedules.limits(renorm_clipping) if self.renorm else renorm_clipping
         )
         self.renorm_momentum = schedules.momentum("renorm_momentum", renorm_momentum)
         self.synchronized = _arguments.boolean("synchronized", synchronized)
@@ -254,7 +254,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
             "accumulation_steps", accumulation_steps
         )
         self.virtual_batch_size = ghost_batch_size(
-            virtual_batch_size, self.axis, renorm
+            virtual_batch_size, self.axis, self.renorm
         )
         self.zero_debias = _arguments.boolean("zero_debias", zero_debias)
         self.inference_statistics = inference_statistics
@@ -433,6 +433,10 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; see the class."""
         inputs = args[0] if args else kwargs.get("inputs")
+        if isinstance(inputs, dict):  # which is an error of the framework's, once built
+            _arguments.require_one_tensor(
+                {key: tuple(getattr(one, "shape", ())) for key, one in inputs.items()}
+            )
         if isinstance(inputs, np.ndarray):
             # Keras makes it a tensor before `call` sees it. Where that fails, for
             # strings say, it is the framework's error, and names no argument.

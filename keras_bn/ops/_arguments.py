@@ -18,9 +18,9 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
     """`axis` as an int or a tuple of ints, whatever integer types came."""
     try:
         if isinstance(axis, Sequence) and not isinstance(axis, str):
-            axis = tuple(index(one) for one in axis)
+            axis = tuple(_index(one) for one in axis)
         else:
-            axis = index(axis)
+            axis = _index(axis)
     except TypeError:
         raise TypeError(
             "Argument `axis` must be an integer or a list or tuple of integers. "
@@ -37,8 +37,19 @@ def integer_axis(axis: Any) -> int | tuple[int, ...]:
     return axis  # type: ignore[no-any-return]
 
 
+def _index(value: Any) -> int:
+    if isinstance(value, bool):  # True would count as 1
+        raise TypeError
+    return index(value)
+
+
 def require_one_tensor(input_shape: Any) -> None:
     """Raises where a layer is built for several tensors, whose shapes these are."""
+    if not hasattr(input_shape, "__iter__"):
+        raise TypeError(
+            "Argument `input_shape` must be a tuple of sizes. "
+            f"Received: input_shape={input_shape!r}"
+        )
     if isinstance(input_shape, Mapping) or any(
         isinstance(one, (Sequence, Mapping)) for one in input_shape
     ):
@@ -57,6 +68,11 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
             return Axes((feature,), (*range(feature), *range(feature + 1, ndim)))
     if type(axis) is not int:
         axis = integer_axis(axis)
+    if ndim == 0:
+        raise ValueError(
+            "Argument `axis` must be one of the axes of the input, of which a scalar "
+            f"has none. Received: axis={axis} with input shape ()"
+        )
     named = axis if isinstance(axis, tuple) else (axis,)
     outside = [one for one in named if not -ndim <= one < ndim]
     if outside:
@@ -87,10 +103,10 @@ def resolve_axes(axis: int | Sequence[int], shape: Sequence[int | None]) -> Axes
 
 
 def shown(value: Any) -> str:
-    """`value` for a message: of an array its kind and shape, not what is in it."""
+    """`value` for a message: of an array its shape, not what is in it."""
     if not getattr(value, "shape", ()):
         return repr(value)
-    return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return f"an array of shape {tuple(value.shape)}"
 
 
 def _number(name: str, value: Any, expected: str) -> float:
@@ -152,9 +168,7 @@ def positive_integer(name: str, value: Any) -> int:
         f"Argument `{name}` must be an integer above 0. Received: {name}={value!r}"
     )
     try:
-        if isinstance(value, bool):  # True would count as 1
-            raise TypeError
-        number = index(value)
+        number = _index(value)
     except TypeError:
         raise TypeError(message) from None
     if number < 1:
@@ -169,6 +183,13 @@ def boolean(name: str, value: Any) -> bool:
             f"Argument `{name}` must be True or False. Received: {name}={shown(value)}"
         )
     return bool(value)
+
+
+def boolean_or_number(name: str, value: Any) -> bool:
+    """`value` as a boolean, which Keras takes by its truth: None, 0 and 1 as well."""
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    return boolean(name, value)
 
 
 def boolean_training(value: Any) -> bool:

@@ -84,22 +84,25 @@ def mask_lacks(mask: Any, shape: tuple[int | None, ...], axes: Axes) -> tuple[in
        out counts for no channel.
     """
     lacks = _lacked("mask", mask, shape, axes)
-    real = real_dtype("mask", mask)
-    if backend.is_float_dtype(real) and not _is_of_zeros_and_ones(mask):
+    dtype = real_dtype("mask", mask)
+    if dtype != "bool" and not _is_of_zeros_and_ones(mask, dtype):
         raise TypeError(
             "Argument `mask` must be boolean: it says whether a position counts. (One "
             "of zeros and ones is taken too, where it can be looked at.) How often it "
             "counts is for the argument `weights` to say. Received: mask of dtype "
-            f"{backend.standardize_dtype(mask.dtype)}"
+            f"{backend.standardize_dtype(mask.dtype)}, not of zeros and ones alone"
         )
     return lacks
 
 
-def _is_of_zeros_and_ones(mask: Any) -> bool:
-    """Whether a float `mask` can be seen to say yes or no, as in Keras's own tests."""
+def _is_of_zeros_and_ones(mask: Any, dtype: str) -> bool:
+    """Whether numbers in a `mask` say yes or no, as some do in Keras's own tests.
+
+    Floats must be seen to. Integers, which are a mask more often, may be unseen.
+    """
     if not isinstance(mask, np.ndarray):
         if backend.is_keras_tensor(mask) or not readable(mask):
-            return False
+            return not backend.is_float_dtype(dtype)
         mask = ops.convert_to_numpy(mask)
     return bool(np.isin(mask, (0, 1)).all())
 

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from keras_bn.ops import _arguments
 from keras_bn.tools._copies.carry import Fill, carry_compile, made_like
 from keras_bn.tools._copies.check import check_outputs
 from keras_bn.tools._copies.converted import activation_layer, copy_batch_norm
@@ -39,6 +40,9 @@ class FoldReport(Table):
         """The layers that stay, with the reason of each."""
         return [row for row in self.rows if row.into is None]
 
+    def _counts(self) -> dict[str, Any]:
+        return {"folded": len(self.folded), "left": len(self.left)}
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON."""
         return {
@@ -68,7 +72,10 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     so the linear layer before it can do it at no cost, `kernel * scale` and
     `bias * scale + offset`; or else the linear layer after it. The arithmetic is
     float64, the result in the dtype of the layer's weights. Outputs agree with those
-    of `model` to the rounding of that dtype.
+    of `model` to the rounding of the dtype that the layers compute in. Under a policy
+    of half precision, kernel and bias are rounded to it, where the batch norm's
+    statistics, gamma and beta are float32: that shows where a mean is large against
+    its deviation.
 
     Linear layers are Dense, EinsumDense, Conv1D/2D/3D, DepthwiseConv1D/2D,
     SeparableConv1D/2D and Conv1D/2D/3DTranspose. Before it, Embedding and layers that
@@ -111,7 +118,7 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
         for inference: training it is training a model without batch norm.
 
     Raises:
-        TypeError: `model` is not a Keras model.
+        TypeError: `model` is not a Keras model, `explain` not a boolean.
         ValueError: It is not built, has no batch norm, is quantized, or is a subclassed
             model that cannot be followed or copied.
 
@@ -136,6 +143,7 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     (1, 0)
     """
     batch_norms(model)
+    explain = _arguments.boolean("explain", explain)
     if is_quantize_aware(model):
         plain = without_rounding(model)
         copy, plan = _folded(plain, ChainPlan)

@@ -110,6 +110,7 @@ def quantize_aware(
     """
     per_channel = _arguments.boolean("per_channel", per_channel)
     activations = _arguments.boolean("activations", activations)
+    explain = _arguments.boolean("explain", explain)
     momentum = _arguments.momentum_in_range("momentum", momentum)
     batch_norms(model)
     _check_model(model)

@@ -1,12 +1,9 @@
 """Moving statistics computed anew, for the weights and the data of now."""
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_bn.ops import _arguments
-from keras_bn.ops._replica_groups import replica_groups as checked_groups
 from keras_bn.ops.processes import processes
 from keras_bn.tools._graphs.walk import (
     Layer,
@@ -17,7 +14,6 @@ from keras_bn.tools._graphs.walk import (
     why_not_plainly,
 )
 from keras_bn.tools._reports.table import Table
-from keras_bn.tools._statistics import batching
 from keras_bn.tools._statistics.moments import (
     RunningAverage,
     RunningMoments,
@@ -26,8 +22,7 @@ from keras_bn.tools._statistics.moments import (
 )
 from keras_bn.tools._statistics.probe import observable, restored_on_failure
 from keras_bn.tools._statistics.run import Run
-
-METHODS = ("population", "ema")
+from keras_bn.tools._statistics.settings import check_repeats, check_settings
 
 
 class Recalibrated(NamedTuple):
@@ -62,6 +57,14 @@ class RecalibrationReport(Table):
         self.batches = batches
         self.samples = samples
         self.rows = rows
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "batches": self.batches,
+            "samples": self.samples,
+            "layers": len(self.rows),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON."""
@@ -137,7 +140,7 @@ def recalibrate(
         include_frozen: Whether layers with `trainable=False`, or with
             `freeze_statistics=True`, get new statistics too. Otherwise they run in
             inference mode, as they do in training.
-        verbose: 1 for a progress bar, 0 for none.
+        verbose: 1 for a progress bar, 2 for a line at its end, 0 for none.
         synchronized: Whether `data` are this process's part, and the statistics those
             of all parts together: as of one pass over all their batches. Parts may be
             uneven, or empty. All processes make the call: those of `torch.distributed`,
@@ -175,14 +178,19 @@ def recalibrate(
     >>> [round(float(one.numpy()[0]), 4) for one in bn.non_trainable_weights]
     [2.0, 2.6667]
     """
-    _check_arguments(method, prior, steps, batch_size)
-    _check_replicas(synchronized, replica_groups, method)
-    layers = _chosen(model, include_frozen)
-    if layer_by_layer and not batching.can_repeat(model, data):
-        raise ValueError(
-            "Argument `data` must be such that one can go through it more than once, "
-            f"for layer_by_layer=True. Received: the iterator {type(data).__name__}"
-        )
+    check_settings(
+        steps=steps,
+        method=method,
+        prior=prior,
+        batch_size=batch_size,
+        layer_by_layer=layer_by_layer,
+        include_frozen=include_frozen,
+        verbose=verbose,
+        synchronized=synchronized,
+        replica_groups=replica_groups,
+    )
+    layers = chosen(model, include_frozen)
+    check_repeats(model, data, layer_by_layer)
     together = processes(replica_groups) if synchronized else None
     run = Run(model, data, batch_size, steps, verbose, together)
     old = {path: _statistics(layer) for path, layer in layers.items()}
@@ -202,37 +210,13 @@ def recalibrate(
     return RecalibrationReport(method, run.batches, run.samples, rows)
 
 
-def _check_arguments(method: str, prior: Any, steps: Any, batch_size: Any) -> None:
-    if method not in METHODS:
-        raise ValueError(
-            f"Argument `method` must be one of {METHODS}. Received: method={method!r}"
-        )
-    known = isinstance(prior, Real) and 0 < float(prior) < np.inf
-    if prior is not None and not known:
-        raise ValueError(
-            "Argument `prior` must be a number of samples above 0, or None. Received: "
-            f"prior={prior!r}"
-        )
-    if prior is not None and method != "population":
-        raise ValueError(
-            'Argument `prior` needs method="population": a moving average starts at '
-            f"the old statistics anyway. Received: method={method!r}, prior={prior!r}"
-        )
-    batching.check_sizes(steps, batch_size)
+def chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
+    """The layers of `model` that get new statistics, by path.
 
-
-def _check_replicas(synchronized: Any, groups: Any, method: str) -> None:
-    _arguments.boolean("synchronized", synchronized)
-    checked_groups(groups, synchronized)
-    if synchronized and method != "population":
-        raise ValueError(
-            'Argument `synchronized` needs method="population": a moving average hangs '
-            "on the order of the batches, and those of several processes have none. "
-            f"Received: synchronized=True, method={method!r}"
-        )
-
-
-def _chosen(model: Any, include_frozen: bool) -> dict[str, Layer]:
+    Raises:
+        TypeError: As `recalibrate`, of the model.
+        ValueError: As `recalibrate`, of the model.
+    """
     for path, layer in batch_norms(model).items():
         if is_domain_norm(layer):
             raise ValueError(

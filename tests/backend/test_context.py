@@ -126,3 +126,21 @@ def test_a_functional_call_is_what_it_is_of_keras_s_layer():
             torch.func.functional_call(layer, others, (x,), {"training": True})
         )
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="others move a tensor by themselves")
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_a_tensor_lies_is_seen(alone, monkeypatch):
+    """Where there is no device but the CPU, what is there is where all weights are."""
+    import torch
+
+    from keras_bn.backend import torch_context
+
+    monkeypatch.setattr(torch_context, "_CPU_ALONE", alone)
+    tensors = [torch.zeros(2, device=one) for one in ("cpu", "meta")]
+    same = [
+        keras_bn.backend.same_device(x, types.SimpleNamespace(value=weight))
+        for x in tensors
+        for weight in tensors
+    ]
+    assert same == [True, alone, False, True]

@@ -403,16 +403,6 @@ def test_moments_of_two_runs():
         np.testing.assert_allclose(frameworks.numpy(found), right.ravel(), rtol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's runs")
-@pytest.mark.parametrize("samples", [63, 4096, 4097, 3**9, 64 * 4099, 16411])
-def test_runs_are_equal_and_as_long_as_may_be(samples):
-    """Others are added up in a way that takes several times as long."""
-    from keras_bn.backend.torch_cpu import _runs
-
-    lengths = [one for one in range(64, 4097) if samples % one == 0]
-    assert samples // _runs(samples) == max(lengths, default=samples)
-
-
 def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     """Of E[x²] - mean², a mean of 3 would leave nothing of a variance of 1e-6."""
     x = np.random.default_rng(0).normal(3, 1e-3, (4096, 8)).astype("float32")
@@ -425,7 +415,9 @@ def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     "dtype",
     [
         "float32",
-        pytest.param("bfloat16", marks=slow("compiled once more", but_on="torch")),
+        pytest.param(
+            "bfloat16", marks=slow("one more kernel to compile", but_on="torch")
+        ),
     ],
 )
 def test_a_number_of_samples_that_no_equal_runs_make_up(dtype):

@@ -319,15 +319,18 @@ def test_vectorized_over_inputs_and_parameters(call, shape):
         np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
-def test_vectorized_over_one():
-    x, *parameters = (tf.exp(normal((1, *shape))) for shape in (SMALL, *[(8,)] * 4))
+def test_vectorized_in_half_precision():
+    """The parameters, which differ, stay in float32."""
+    many = [tf.exp(normal((3, *shape))) for shape in (SMALL, *[(8,)] * 4)]
+    many[0] = tf.cast(many[0], "bfloat16")
     found = tf.vectorized_map(
-        lambda given: batch_norm_inference(*given),
-        (x, *parameters),
-        fallback_to_while_loop=False,
+        lambda one: batch_norm_inference(*one), many, fallback_to_while_loop=False
     )
-    expected = batch_norm_inference(x[0], *(one[0] for one in parameters))
-    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    expected = [batch_norm_inference(*one) for one in zip(*many, strict=True)]
+    assert found.dtype == tf.bfloat16
+    np.testing.assert_allclose(
+        *(tf.cast(y, "float32") for y in (found, expected)), 2**-6
+    )
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
@@ -507,6 +510,28 @@ def test_a_gradient_of_the_gradient_for_weights(run):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.max(np.abs(expected)))
 
 
+@pytest.mark.parametrize("name", ["mask", "weights"])
+def test_a_mask_of_the_graph_around_a_branch(name):
+    """In which the gradient of the branch does not look for it."""
+    x, dy, counts = normal((4, 3)), normal((4, 3), seed=1), np.array([1.0, 0, 1, 1])
+
+    @tf.function
+    def either(x, counts):
+        given = {name: tf.cast(counts, "bool" if name == "mask" else "float32")}
+        return tf.cond(
+            tf.reduce_any(counts > 0),
+            lambda: batch_norm_train(x, **given)[0],
+            lambda: x,
+        )
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = either(x, counts)
+    weight = oracle.weights(counts, x.numpy(), -1)
+    expected = oracle.backward(x.numpy(), dy.numpy(), weight=weight).x
+    np.testing.assert_allclose(tape.gradient(y, x, dy), expected, atol=1e-5)
+
+
 def ragged(values, lengths=(3, 1, 0, 4)):
     return tf.RaggedTensor.from_row_lengths(values, lengths)
 
@@ -560,3 +585,6 @@ def test_ragged_inputs_that_have_no_statistics():
         batch_norm_train(several, axis=(2, 3))
     with pytest.raises(ValueError, match="`axis` must be one axis that is not ragged"):
         batch_norm_inference(x, np.zeros(4), np.ones(4), axis=0)
+    even = tf.RaggedTensor.from_uniform_row_length(normal((8, 3)), 2)
+    with pytest.raises(ValueError, match="`axis` must be one axis that is not ragged"):
+        batch_norm_inference(even, np.zeros(2), np.ones(2), axis=1)

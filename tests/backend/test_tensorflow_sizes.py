@@ -50,6 +50,12 @@ def test_fused_operators_from_the_size_on_that_is_told(call, least, batch):
     assert "FusedBatchNormV3" not in operators(call, *batch, positions - 1, CHANNELS)
 
 
+@pytest.mark.parametrize(("positions", "served"), [(2**15, True), (16411, False)])
+def test_more_values_than_add_up_exactly_are_cut_into_runs(positions, served):
+    """A prime cannot be: the formulas add up otherwise."""
+    assert ("FusedBatchNormV3" in operators(training, positions, 2)) == served
+
+
 @pytest.mark.parametrize("samples", [0, 1])
 def test_few_samples_of_many_values(samples):
     """Of a batch whose size is known as it runs: of none, no mean is a NaN."""

@@ -284,6 +284,14 @@ def test_numbers_of_numpy_are_python_s_in_the_config(name, value):
     assert json.loads(json.dumps(config[name])) == np.asarray(value).tolist()
 
 
+@pytest.mark.parametrize("value", [0, 1, None, np.True_], ids=str)
+def test_what_keras_takes_for_a_boolean(value):
+    layer = keras_bn.BatchNormalization(center=value, scale=value, renorm=value)
+    config = layer.get_config()
+    assert [config[name] for name in ("center", "scale", "renorm")] == [bool(value)] * 3
+    assert {type(config[name]) for name in ("center", "scale", "renorm")} == {bool}
+
+
 def test_list_of_axes_stays_a_list_in_the_config():
     assert keras_bn.BatchNormalization(axis=(1, 2)).get_config()["axis"] == [1, 2]
 

@@ -147,3 +147,15 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
     folded.save(tmp_path / "folded.keras")
     again = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    ("explain", "shown"),
+    [("no", "'no'"), (images(3, 4), r"an array of shape \(3, 4\)")],
+)
+def test_data_or_a_word_are_no_boolean(explain, shown):
+    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
+    match = f"`explain` must be True or False. Received: explain={shown}$"
+    with pytest.raises(TypeError, match=match):
+        keras_bn.fold(model, explain)

@@ -634,6 +634,12 @@ def _sequential(*layers):
         ),
         (
             lambda: _sequential(Norm()),
+            {"explain": "no"},
+            TypeError,
+            "`explain` must be True or False",
+        ),
+        (
+            lambda: _sequential(Norm()),
             {"momentum": 1.5},
             ValueError,
             "`momentum` must be a number in",

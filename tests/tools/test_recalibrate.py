@@ -264,6 +264,29 @@ def test_what_was_done_is_told():
     assert f"{moved:.3g}" in str(report)
 
 
+@ON_TORCH
+def test_keras_s_layer_may_have_no_epsilon():
+    def model(epsilon):
+        first, last = (L.BatchNormalization(epsilon=epsilon, name=n) for n in "ab")
+        return keras.Sequential([keras.Input((2,)), first, last])
+
+    x = images(32, 2)
+    x[:, 1] = 5  # which never varies: it would be 0 / 0
+    without = model(0.0)
+    keras_bn.recalibrate(without, x, batch_size=32, verbose=0)
+    last = without.layers[-1]
+    np.testing.assert_allclose(numpy(last.moving_mean), [0, 0], atol=1e-6)
+    np.testing.assert_allclose(numpy(last.moving_variance), [1, 0], rtol=1e-4)
+    x = images(32, 2)
+    keras_bn.recalibrate(without, x, layer_by_layer=True, verbose=0)
+    distances = [row.distance for row in keras_bn.inspect(without, x).layers]
+    np.testing.assert_allclose(distances, 0, atol=1e-4)
+    broken = model(-1.0)
+    with pytest.raises(ValueError, match=r"Layer 'a' must have .*epsilon=-1"):
+        keras_bn.recalibrate(broken, x, verbose=0)
+    assert "call" not in broken.layers[0].__dict__
+
+
 def test_renorm_statistics_follow():
     model = keras.Sequential([keras.Input((3,)), Norm(renorm=True)])
     keras_bn.recalibrate(model, images(32, 3), verbose=0)
@@ -530,12 +553,19 @@ FAILURES = [
         r"`prior` needs",
     ),
     (lambda: images(4, 4, 4, 3), {"steps": 0}, ValueError, r"`steps` must be"),
-    (
-        lambda: images(4, 4, 4, 3),
-        {"batch_size": 1.5},
-        ValueError,
-        r"`batch_size` must be",
+    *(
+        (lambda: images(4, 4, 4, 3), {name: value}, error, f"`{name}` must be.*{name}=")
+        for name, value, error in (
+            ("batch_size", 1.5, ValueError),
+            ("steps", True, ValueError),
+            ("verbose", "no", ValueError),
+            ("verbose", -1, ValueError),
+            ("layer_by_layer", "no", TypeError),
+            ("include_frozen", "no", TypeError),
+            ("synchronized", "no", TypeError),
+        )
     ),
+    (lambda: images(4, 4, 4, 3) * 1j, {}, TypeError, r"`data` must hold real.*complex"),
 ]
 
 

@@ -5,13 +5,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bn.tools._graphs.walk import float64, graph_in
+from keras_bn.tools._graphs.walk import float64, graph_in, sublayers
 from keras_bn.tools._statistics import batching
 
 SIZE = 64
 """Positions along an axis whose length the model leaves open."""
 ALLOWED = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}
 """Differences, of the largest output, that rounding in other places makes."""
+LAST_BIT = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
 
 
 def check_outputs(model: Any, copy: Any, check: Any) -> None:
@@ -19,7 +25,8 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
 
     A network may amplify the last bit of its input. So where outputs differ by more
     than what rounding makes, they may still differ by as much as they do for inputs
-    that are one rounding away. Neither model is written to.
+    that are one rounding away. A rounding is one of the coarsest dtype that a layer
+    computes in, whatever the inputs and outputs are. Neither model is written to.
 
     Args:
         model: The model.
@@ -31,16 +38,25 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
         TypeError: `check` is neither.
         ValueError: The outputs differ; inputs cannot be made up.
     """
+    check = bool(check) if isinstance(check, np.bool_) else check
     if check is False or check is None:
         return
     batch = made_up(model) if check is True else _first(model, check)
     expected, received = _outputs(model, batch), _outputs(copy, batch)
     pairs = list(zip(expected, received, strict=True))
-    excess = max(_difference(*pair) - _rounding(pair[0]) for pair in pairs)
+    within = {layer.compute_dtype for _, layer in sublayers(model)}
+    excess = max(_difference(*pair) - _rounding(pair[0], within) for pair in pairs)
     if excess <= 0:
         return
-    nudged = _outputs(model, keras.tree.map_structure(_nudged, batch))
-    noise = max(map(_difference, expected, nudged))
+
+    def nudged(tensor: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if dtype not in LAST_BIT:
+            return tensor
+        return tensor * (1 + max(LAST_BIT.get(one, 0.0) for one in {dtype, *within}))
+
+    nearby = _outputs(model, keras.tree.map_structure(nudged, batch))
+    noise = max(map(_difference, expected, nearby))
     if not excess <= 10 * noise:
         raise ValueError(
             f"The copy of model '{model.name}' computes something else: outputs differ "
@@ -75,20 +91,17 @@ def _largest(one: Any) -> float:
     return float(np.max(np.abs(one[0]), where=np.isfinite(one[0]), initial=0.0))
 
 
-def _rounding(one: Any) -> float:
-    return ALLOWED.get(one[1], 0.0) * _largest(one)
-
-
-def _nudged(tensor: Any) -> Any:
-    if "float" not in keras.backend.standardize_dtype(tensor.dtype):
-        return tensor
-    epsilon = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-    kind = keras.backend.standardize_dtype(tensor.dtype)
-    return tensor * (1 + epsilon.get(kind, 2.0**-23))
+def _rounding(one: Any, within: set[str]) -> float:
+    return max(ALLOWED.get(dtype, 0.0) for dtype in {one[1], *within}) * _largest(one)
 
 
 def _first(model: Any, data: Any) -> Any:
-    return next(batching.batches(model, data, 32, None))
+    try:
+        return next(batching.batches(model, data, 32, None))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = str(error).replace("Argument `data`", "Argument `check`, as data,")
+        raise kind(said) from error
 
 
 def made_up(model: Any) -> Any:

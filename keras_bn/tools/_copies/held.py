@@ -83,7 +83,8 @@ def _with(value: Any, keys: Place, layer: Layer) -> Any:
     inner = _with(value[key], tuple(rest), layer)
     if isinstance(value, tuple):
         items = [inner if i == key else one for i, one in enumerate(value)]
-        named = getattr(type(value), "_make", tuple)
+        # TensorFlow puts the tuples that it tracks into one of its own, by its type.
+        named = getattr(value.__class__, "_make", tuple)
         return named(items)
     if inner is not value[key]:
         value[key] = inner

@@ -21,6 +21,7 @@ from keras_bn.layers import (
     ConditionalBatchNormalization,
     DomainBatchNormalization,
 )
+from keras_bn.ops._arguments import shown
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
@@ -70,6 +71,11 @@ _RUN = {
 def is_domain_norm(layer: Layer) -> bool:
     """Whether `layer` keeps statistics for each of several domains."""
     return isinstance(layer, DomainBatchNormalization)
+
+
+def is_convertible(layer: Layer) -> bool:
+    """Whether `convert` can put another in the place of a batch norm."""
+    return is_plain_batch_norm(layer) or is_domain_norm(layer)
 
 
 def is_conditional(layer: Layer) -> bool:
@@ -133,7 +139,7 @@ def batch_norms(model: Any) -> dict[str, Layer]:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(
             "Argument `model` must be a Keras model. "
-            f"Received: model={model!r} of type {type(model).__name__}"
+            f"Received: model={shown(model)} of type {type(model).__name__}"
         )
     everything = [(model.name, model), *sublayers(model)]
     for path, layer in everything:

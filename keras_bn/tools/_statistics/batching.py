@@ -19,7 +19,8 @@ def check_sizes(steps: Any, batch_size: Any) -> None:
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value is None and name == "steps":
             continue
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or value < 1:
             raise ValueError(
                 f"Argument `{name}` must be an integer above 0. Received: "
                 f"{name}={value!r}"
@@ -52,6 +53,29 @@ def batches(
             taken += 1
     if not may_be_empty:
         require_some(taken, steps)
+
+
+def check_arrays(
+    model: Any,
+    data: Any,
+    batch_size: int,
+    steps: int | None,
+    *,
+    may_be_empty: bool = False,
+) -> None:
+    """Checks the first batch, and how many there are, of data that are all there.
+
+    Of others, a batch would have to be drawn.
+
+    Raises:
+        TypeError: It is not data.
+        ValueError: It is of a wrong shape; fewer batches than `steps`; none at all.
+    """
+    if not _is_whole(model, data):
+        return
+    next(batches(model, data, batch_size, 1, may_be_empty=True), None)
+    if not may_be_empty:
+        require_some(length(model, data, batch_size, None) or 0, steps)
 
 
 def require_some(taken: int, steps: int | None) -> None:
@@ -104,9 +128,11 @@ def check_data(data: Any) -> None:
     Raises:
         TypeError: They are not.
     """
-    if isinstance(data, (str, bytes)) or not (
-        hasattr(data, "shape") or isinstance(data, (Iterable, keras.utils.PyDataset))
-    ):
+    no_axis = hasattr(data, "shape") and not tuple(data.shape)
+    known = hasattr(data, "shape") or isinstance(
+        data, (Iterable, keras.utils.PyDataset)
+    )
+    if isinstance(data, (str, bytes)) or no_axis or not known:
         raise TypeError(
             "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
             "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
@@ -188,7 +214,8 @@ def _checked(model: Any, batch: Any) -> Any:
             "Argument `data` must hold arrays of numbers. Received: a batch of type "
             f"{type(batch).__name__}: {error}"
         ) from error
-    expected = [tuple(one.shape) for one in getattr(model, "inputs", None) or ()]
+    inputs = getattr(model, "inputs", None) or ()
+    expected = [tuple(one.shape) for one in inputs]
     received = [tuple(one.shape) for one in tree.flatten(batch)]
     fits = len(expected) == len(received) and all(map(_fits, received, expected))
     if not received or (expected and not fits):
@@ -196,6 +223,13 @@ def _checked(model: Any, batch: Any) -> Any:
             "Argument `data` must give batches of the shape that the model takes, "
             f"{_listed(expected)}. Received: a batch of shape {_listed(received)}"
         )
+    for one, taken in zip(tree.flatten(batch), inputs, strict=False):
+        # Keras would drop the imaginary part; a model without a graph sees it itself.
+        if "complex" in str(one.dtype) and "complex" not in taken.dtype:
+            raise TypeError(
+                "Argument `data` must hold real numbers, as the model takes them. "
+                f"Received: a batch of dtype {one.dtype}"
+            )
     return batch
 
 

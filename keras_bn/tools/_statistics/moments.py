@@ -154,7 +154,12 @@ def distance(
         np.sqrt(np.maximum(one, 0) + epsilon) for one in (variance, moving_variance)
     )
     shift = mean - moving_mean
-    return float(np.sqrt(np.mean((shift**2 + (batch - moving) ** 2) / moving**2)))
+    squares = np.asarray(shift**2 + (batch - moving) ** 2)
+    with np.errstate(divide="ignore"):  # by an epsilon of 0, and what never varied
+        shares = np.divide(
+            squares, moving**2, out=np.zeros_like(squares), where=squares != 0
+        )
+    return float(np.sqrt(np.mean(shares)))
 
 
 def distance_from(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> float:

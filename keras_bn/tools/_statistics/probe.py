@@ -21,6 +21,9 @@ from keras_bn.tools._graphs.walk import (
     why_not_plainly,
 )
 
+_LEAST = 2.0**-126
+"""The smallest normal float32."""
+
 See = Callable[[str, Any, Any, Any], None] | None
 """Told of each call of a layer: `see(path, count, mean, variance)` of its batch."""
 
@@ -83,6 +86,13 @@ class _Observer:
         self, path: str, layer: Layer, see: See, by_batch: bool, alone: bool
     ) -> None:
         self._synchronized = not alone and bool(getattr(layer, "synchronized", False))
+        if not 0 <= layer.epsilon < float("inf"):
+            raise ValueError(
+                f"Layer '{path}' must have a finite epsilon that is not negative. "
+                f"Received: epsilon={layer.epsilon}"
+            )
+        # Of Keras's layer it may be 0: then what shows only where nothing varies.
+        self._epsilon = layer.epsilon or _LEAST
         self._path = path
         self._layer = layer
         self._see = see
@@ -100,7 +110,7 @@ class _Observer:
         layer = self._layer
         settings = {
             "axis": layer.axis,
-            "epsilon": layer.epsilon,
+            "epsilon": self._epsilon,
             "residual": as_it_was(residual),
         }
         # No gradient will be asked for.
