@@ -199,7 +199,7 @@ def test_weights_of_ones_and_zeros_are_a_mask():
             {"mask": mask},
             {"weights": ones},
             {"mask": ones},
-            {"mask": 2 * mask.astype("int32")},
+            {"mask": mask.astype("int32")},
             {"mask": mask.tolist()},
         )
     )
