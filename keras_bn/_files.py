@@ -114,7 +114,7 @@ def load_data(path: Path, model: Any) -> Any:
     """The inputs in a .npy or .npz file, as `model` takes them."""
     try:
         # Opened here: NumPy leaves a torn .npz open.
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
             if isinstance(data, np.ndarray):
                 return data

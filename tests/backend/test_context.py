@@ -113,6 +113,20 @@ def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
     assert found == [False]
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it looks among the callers")
+def test_callers_that_are_called_as_those_of_tensorflow_are_not_taken_for_them():
+    layer, x = keras_bn.BatchNormalization(momentum=0.0), np.ones((4, 3), "float32")
+
+    def inner_recompute_grad():
+        layer(x, training=True)
+
+    def _pfor_impl():
+        inner_recompute_grad()
+
+    _pfor_impl()
+    np.testing.assert_array_equal(layer.moving_mean, np.ones(3))
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")
 def test_a_functional_call_is_what_it_is_of_keras_s_layer():
     """Without processes nobody asks whose weights a module has just now."""

@@ -438,7 +438,9 @@ def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     "dtype",
     [
         "float32",
-        pytest.param("bfloat16", marks=slow("compiled once more", but_on="torch")),
+        pytest.param(
+            "bfloat16", marks=slow("one more kernel to compile", but_on="torch")
+        ),
     ],
 )
 def test_a_number_of_samples_that_no_equal_runs_make_up(dtype):

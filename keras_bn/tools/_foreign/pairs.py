@@ -127,9 +127,10 @@ def refusal(ours: Sequence[Item], theirs: Sequence[Item], doubts: Sequence[str])
     )
     if unfit:
         sizes = list(dict.fromkeys(map(said, theirs)))
+        more = f", nor {len(unfit) - 1} others" if len(unfit) > 1 else ""
         why = (
             "Argument `model` must have layers of the sizes of the weights there, "
-            f"{few(sizes)}. No `mapping` helps {unfit[0]}, the first of {len(unfit)}"
+            f"{few(sizes)}. No `mapping` helps {unfit[0]}{more}"
         )
     return (
         f"{why} (`strict=False` leaves out what has no name alike). "
