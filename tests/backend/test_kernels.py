@@ -198,6 +198,18 @@ def test_inference_equals_the_reference(case, activation):
         np.testing.assert_allclose(one, other, atol=8e-6 * np.max(np.abs(other)))
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_inference_keeps_half_precision(dtype, axis):
+    x = np.random.default_rng(0).normal(3, 2, (4, 5, 5)).astype("float32")
+    mean, variance = np.full(5, 3, "float32"), np.full(5, 4, "float32")
+    half = frameworks.tensor(x, dtype)
+    y = batch_norm_inference(half, mean, variance, axis=axis)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    right = (frameworks.numpy(half) - 3) / np.sqrt(4.001)
+    np.testing.assert_allclose(frameworks.numpy(y), right, rtol=2**-7, atol=1e-3)
+
+
 # Gradients are always compiled on JAX.
 WAYS = ["compiled"] if keras.backend.backend() == "jax" else ["eagerly", "compiled"]
 
