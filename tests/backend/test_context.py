@@ -52,7 +52,8 @@ def test_an_engine_that_cannot_serve_is_named(monkeypatch):
 
 
 def test_a_replica_that_is_in_no_group_is_told():
-    with pytest.raises(ValueError, match="of which replica 2, the one that runs"):
+    told = "of which replica 2, the one that runs, is in none, without replica 2$"
+    with pytest.raises(ValueError, match=told):
         groups.require_partition(((0, 1),), range(3), this=2)
 
 
@@ -110,6 +111,20 @@ def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
 
     traced(tf.ones(3))
     assert found == [False]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it looks among the callers")
+def test_callers_that_are_called_as_those_of_tensorflow_are_not_taken_for_them():
+    layer, x = keras_bn.BatchNormalization(momentum=0.0), np.ones((4, 3), "float32")
+
+    def inner_recompute_grad():
+        layer(x, training=True)
+
+    def _pfor_impl():
+        inner_recompute_grad()
+
+    _pfor_impl()
+    np.testing.assert_array_equal(layer.moving_mean, np.ones(3))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")

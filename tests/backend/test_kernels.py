@@ -104,6 +104,21 @@ def test_training_equals_the_reference(case, dtype):
     assert_same(inputs.run(KERNELS), inputs.run(reference), dtype)
 
 
+def test_a_shortcut_is_added_as_in_the_reference():
+    """Which serves it on backends without kernels of their own."""
+    inputs = Inputs(cases.SHAPES["image"])
+    one, other = (
+        frameworks.at_once(
+            lambda *tensors, kernels=kernels: kernels.train(
+                *(*tensors[:3], inputs.axes, 1e-3, None, None, "relu"),
+                shortcut=tensors[3],
+            )[0]
+        )(*inputs.tensors, inputs.dy)
+        for kernels in (KERNELS, reference)
+    )
+    np.testing.assert_allclose(*map(frameworks.numpy, (one, other)), atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_counts_samples_in_float32(dtype):
     # More samples than float16 goes to, and no multiple of what bfloat16 resolves.
@@ -139,6 +154,14 @@ def test_fused_activation_equals_the_reference(case, activation, mean):
         expected = inputs.run(reference, activation)
         assert_same((y, moments, slopes), expected, "float32", wider)
     assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+def test_relu6_has_no_slope_beyond_6():
+    inputs = Inputs(cases.SHAPES["image"])
+    inputs.tensors[1] = 8 * inputs.tensors[1]
+    found = inputs.run(KERNELS, "relu6")
+    assert (found[0] == 6).any()
+    assert_same(found, inputs.run(reference, "relu6"), "float32")
 
 
 @pytest.mark.parametrize(
