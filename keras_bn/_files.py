@@ -110,8 +110,8 @@ def _reason(error: Exception) -> str:
     return f"{textwrap.shorten(lines[0], 120, placeholder=' ...')} ... {lines[-1]}"
 
 
-def load_data(path: Path, model: Any) -> Any:
-    """The inputs in a .npy or .npz file, as `model` takes them."""
+def load_data(path: Path, model: Any, option: str = "--data") -> Any:
+    """The inputs, as `model` takes them, in the .npy or .npz file of an option."""
     try:
         # Opened here: NumPy leaves a torn .npz open.
         with path.open("rb") as file:
@@ -121,7 +121,8 @@ def load_data(path: Path, model: Any) -> Any:
             arrays = dict(data)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Failure(
-            UNREADABLE, f"--data must be a .npy or .npz file. Received: {path}: {error}"
+            UNREADABLE,
+            f"{option} must be a .npy or .npz file. Received: {path}: {error}",
         ) from error
     inputs = input_names(model)
     if inputs and set(inputs) <= set(arrays):
@@ -130,7 +131,7 @@ def load_data(path: Path, model: Any) -> Any:
         return arrays.get("x", next(iter(arrays.values())))
     raise Failure(
         UNREADABLE,
-        "--data must hold the array `x`, one array only, or one for each input "
+        f"{option} must hold the array `x`, one array only, or one for each input "
         f"{inputs}. Received: {path} with {sorted(arrays)}",
     )
 

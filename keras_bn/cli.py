@@ -188,7 +188,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace, model: Any) -> Any:
     if isinstance(options.check, bool):
         return options.check
-    return load_data(Path(options.check), model)
+    return load_data(Path(options.check), model, "--check")
 
 
 def _add_fold(parser: argparse.ArgumentParser) -> None:
