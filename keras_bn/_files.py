@@ -22,6 +22,13 @@ from keras_bn.tools._statistics.batching import input_names
 
 DONE, FOUND, USAGE, UNREADABLE, UNWRITTEN = range(5)
 
+OPTIONS = {
+    "Argument `mapping`": "--map",
+    "`mapping`": "--map",
+    "`strict=False`": "--no-strict",
+}
+"""The arguments of tools that are options of another name."""
+
 
 class Failure(Exception):
     """Ends the command with a message and an exit code."""
@@ -31,13 +38,21 @@ class Failure(Exception):
         self.code = code
 
 
+def in_options(message: str) -> str:
+    """A tool's message, in the words of the command."""
+    for argument, option in OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
+
+
 @contextmanager
 def warnings_as_lines(command: str) -> Iterator[None]:
     """Prints what warns a user as a line of the command, without a place in code."""
 
     def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, UserWarning):
-            print(f"keras-bn {command}: warning: {message}", file=sys.stderr)
+            said = in_options(str(message))
+            print(f"keras-bn {command}: warning: {said}", file=sys.stderr)
         else:
             otherwise(message, category, *place, **more)
 
@@ -95,18 +110,19 @@ def _reason(error: Exception) -> str:
     return f"{textwrap.shorten(lines[0], 120, placeholder=' ...')} ... {lines[-1]}"
 
 
-def load_data(path: Path, model: Any) -> Any:
-    """The inputs in a .npy or .npz file, as `model` takes them."""
+def load_data(path: Path, model: Any, option: str = "--data") -> Any:
+    """The inputs, as `model` takes them, in the .npy or .npz file of an option."""
     try:
         # Opened here: NumPy leaves a torn .npz open.
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
             if isinstance(data, np.ndarray):
                 return data
             arrays = dict(data)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Failure(
-            UNREADABLE, f"--data must be a .npy or .npz file. Received: {path}: {error}"
+            UNREADABLE,
+            f"{option} must be a .npy or .npz file. Received: {path}: {error}",
         ) from error
     inputs = input_names(model)
     if inputs and set(inputs) <= set(arrays):
@@ -115,7 +131,7 @@ def load_data(path: Path, model: Any) -> Any:
         return arrays.get("x", next(iter(arrays.values())))
     raise Failure(
         UNREADABLE,
-        "--data must hold the array `x`, one array only, or one for each input "
+        f"{option} must hold the array `x`, one array only, or one for each input "
         f"{inputs}. Received: {path} with {sorted(arrays)}",
     )
 
@@ -184,7 +200,7 @@ def served(tool: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     try:
         return tool(*arguments, **settings)
     except (ValueError, TypeError, ImportError) as error:
-        raise Failure(UNREADABLE, str(error)) from error
+        raise Failure(UNREADABLE, in_options(str(error))) from error
     except Exception as error:
         # Of the backend, or of a layer of the user's: what Python exits with, 1, would
         # say that `inspect` has found something.

@@ -14,6 +14,7 @@ from keras_bn.tools._graphs.walk import (
     STATISTICS,
     array,
     infers_by_batch,
+    is_built,
     normalizes_by_batch,
 )
 from keras_bn.tools._reports.findings import FAR
@@ -94,7 +95,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
         **arguments: Any,
     ) -> None:
         super().__init__()
-        self.when = {when} if isinstance(when, str) else set(when)
+        several = when if isinstance(when, Iterable) else ()
+        self.when = {when} if isinstance(when, str) else set(several)
         if not self.when or not self.when <= set(MOMENTS):
             raise ValueError(
                 f"Argument `when` must be one or several of {MOMENTS}. Received: "
@@ -107,6 +109,8 @@ class Recalibrate(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Checks the model and the data: not only when all the training is done."""
+        if not is_built(self.model):  # TensorFlow does so with the first batch
+            return
         # What is frozen now may train by then.
         chosen(self.model, include_frozen=True)
         settings = self._arguments

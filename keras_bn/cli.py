@@ -26,6 +26,7 @@ from keras_bn._files import (
     write,
     write_model,
 )
+from keras_bn.tools._graphs.walk import batch_norms, is_convertible
 
 BENCHMARK = "benchmark"
 
@@ -187,7 +188,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace, model: Any) -> Any:
     if isinstance(options.check, bool):
         return options.check
-    return load_data(Path(options.check), model)
+    return load_data(Path(options.check), model, "--check")
 
 
 def _add_fold(parser: argparse.ArgumentParser) -> None:
@@ -233,8 +234,10 @@ def _convert(options: argparse.Namespace) -> int:
     overrides = dict(_setting(text) for text in options.overrides)
     model = load(options.model)
     check = _check(options, model)
-    model = served(tools.convert, model, to=options.to, check=check, **overrides)
-    write_model(options.output, options.force, model)
+    copy = served(tools.convert, model, to=options.to, check=check, **overrides)
+    write_model(options.output, options.force, copy)
+    layers = sum(map(is_convertible, batch_norms(model).values()))
+    print(f"convert: {layers} batch norm layers to {options.to}")
     return DONE
 
 

@@ -384,7 +384,7 @@ BEYOND = [
     Fold(
         "layer norm, other axis",
         lambda: [L.LayerNormalization(), Norm(axis=1)],
-        LINE,
+        (2, 4),
         0,
         ("has no weights",),
     ),
@@ -520,6 +520,13 @@ GRAPHS = [
         IMAGE,
         1,
     ),
+    Graph(
+        "difference, one side padded",
+        lambda x: Norm()(L.ZeroPadding2D(1)(L.Conv2D(3, 3)(x)) - L.Conv2D(3, 1)(x)),
+        IMAGE,
+        1,
+    ),
+    Graph("by keyword", lambda x: L.ReLU()(Norm()(inputs=_dense(x))), (4,), 1),
     Graph("average", lambda x: Norm()(L.Average()([_dense(x), _dense(x)])), (4,), 1),
     Graph("maximum", lambda x: Norm()(L.Maximum()([_dense(x), _dense(x)])), (4,), 1),
     Graph("several readers", _forked, (4,), 1),

@@ -54,7 +54,7 @@ NETWORKS = {
         ("final_norm", (2, 3, 64)),
     ),
     "resnet18": Case(
-        models.resnet, (32, 64, 3), {"depth": 18}, ("stage4_block2_out", (1, 2, 512))
+        models.resnet, (33, 64, 3), {"depth": 18}, ("stage4_block2_out", (2, 2, 512))
     ),
     "resnet50_v2": Case(
         models.resnet,

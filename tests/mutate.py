@@ -57,7 +57,8 @@ NEAREST = {
         "tests/benchmark/test_benchmark.py",
     ),
     "keras_bn/backend/*_context.py": (
-        *("tests/backend", "tests/ops", "tests/layers", "tests/test_training.py"),
+        *("tests/backend", "tests/ops", "tests/layers"),
+        *("tests/test_training.py", "tests/test_transformations.py"),
     ),
     "keras_bn/backend/*_inference.py": ("tests/backend", "tests/test_export.py"),
     "keras_bn/backend/*_private.py": (

@@ -147,7 +147,7 @@ def test_defaults():
         monitor.on_epoch_end(0)
 
 
-@pytest.mark.parametrize("when", ["never", (), ("end", "start")])
+@pytest.mark.parametrize("when", ["never", (), ("end", "start"), None])
 def test_when_must_be_known(when):
     with pytest.raises(ValueError, match="`when` must be one or several of"):
         Recalibrate(X, when=when)
@@ -231,7 +231,7 @@ def test_settings_are_checked_at_once(callback, arguments, error, message):
 
 
 @pytest.mark.parametrize("callback", [Recalibrate, Monitor])
-@pytest.mark.parametrize("data", [None, 3, "data.npy"])
+@pytest.mark.parametrize("data", [None, 3, "data.npy", np.float32(3)])
 def test_what_is_no_data_is_said_before_training(callback, data):
     with pytest.raises(TypeError, match=r"`data` must be an array.*Received: data of"):
         callback(data)
@@ -256,10 +256,23 @@ def test_what_does_not_fit_the_model_is_said_before_training(callback, message):
     assert int(model.optimizer.iterations) == 0
 
 
-def test_what_may_yet_fit_is_no_error_before_training():
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Recalibrate(X[:0], synchronized=True),  # a process's part
+        Recalibrate(iter([X])),
+        Recalibrate(X, steps=2),
+    ],
+)
+def test_what_may_yet_fit_is_no_error_before_training(callback):
     model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
     model.trainable = False
-    part = Recalibrate(X[:0], synchronized=True)
-    for callback in (part, Recalibrate(iter([X])), Recalibrate(X, steps=2)):
-        callback.set_model(model)
-        callback.on_train_begin()
+    callback.set_model(model)
+    callback.on_train_begin()
+
+
+@pytest.mark.parametrize("callback", [Recalibrate(X), Monitor(X), Monitor({"x": X})])
+@pytest.mark.parametrize("norm", [keras_bn.BatchNormalization, L.BatchNormalization])
+def test_a_model_may_be_built_by_its_first_batch(norm, callback):
+    callback.set_model(keras.Sequential([norm()]))
+    callback.on_train_begin()

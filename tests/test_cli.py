@@ -59,8 +59,9 @@ def test_fold(folder, capsys):
     assert [type(one) for one in _load("out.keras").layers] == [L.Dense, L.ReLU]
 
 
-def test_convert_there_and_back(folder):
+def test_convert_there_and_back(folder, capsys):
     assert cli.main(["convert", "net.keras", "o.keras", "--set", "momentum=0.5"]) == 0
+    assert capsys.readouterr().out == "convert: 1 batch norm layers to keras_bn\n"
     norm = _load("o.keras").layers[1]
     assert (type(norm), norm.momentum) == (keras_bn.BatchNormalization, 0.5)
     command = ["convert", "o.keras", "k.keras", "--to", "keras", "--check"]
@@ -93,11 +94,13 @@ def test_data_by_the_names_of_inputs(folder):
 
 
 @on_one
-def test_convert_to_domains_and_back(folder):
+def test_convert_to_domains_and_back(folder, capsys):
     given = ["--to", "domain", "--set", "domains=2"]
     assert cli.main(["convert", "net.keras", "o.keras", *given]) == 0
     assert _load("o.keras").inputs[1].name == "domain"
     assert cli.main(["convert", "o.keras", "k.keras", "--set", "domain=1"]) == 0
+    said = [f"convert: 1 batch norm layers to {to}" for to in ("domain", "keras_bn")]
+    assert capsys.readouterr().out.splitlines() == said
     x = images(3, 4)
     np.testing.assert_allclose(
         numpy(_load("k.keras")(x)), numpy(_load("net.keras")(x)), atol=1e-5
@@ -199,6 +202,7 @@ def weights(folder):
     module(torch.as_tensor(images(32, 4)))
     path = folder / "weights.pth"
     torch.save({"state_dict": module.state_dict(), "epoch": 3}, path)
+    torch.save(torch.nn.BatchNorm1d(5).state_dict(), folder / "five.pth")
     return module
 
 
@@ -278,7 +282,9 @@ FROM_TORCH_FAILURES = [
     (["weights.pth", "out.keras", "--epsilon", "-1"], 3, "a finite number of at least"),
     (["weights.pth", "out.keras", "--key", "ema"], 3, "['state_dict']"),
     (["weights.pth", "out.keras", "--map", "bn"], 2, "--map must be LAYER=PREFIX"),
-    (["weights.pth", "out.keras", "--map", "bn=0"], 3, "`mapping` must have paths of"),
+    (["weights.pth", "out.keras", "--map", "bn=0"], 3, ": --map must have paths of"),
+    (["five.pth", "out.keras"], 3, "No --map helps 'batch_norm"),
+    (["five.pth", "out.keras"], 3, "(--no-strict leaves out"),
 ]
 
 
@@ -316,9 +322,19 @@ FAILURES = [
     (["convert", "net.keras", "o.keras", "--set", "renorm=yes"], 2, "JSON or Python"),
     (["convert", "net.keras", "out.keras", "--set", "size=3"], 3, "`size` is not"),
     (["inspect", "net.keras", "--data", "wide.npy"], 3, "(None, 4)"),
-    (["inspect", "net.keras", "--data", "none.npy"], 3, ".npy or .npz"),
+    (
+        ["inspect", "net.keras", "--data", "none.npy"],
+        3,
+        "--data must be a .npy or .npz",
+    ),
+    (
+        ["fold", "net.keras", "o.keras", "--check", "no.npy"],
+        3,
+        "--check must be a .npy",
+    ),
     (["inspect", "net.keras", "--data", "text.keras"], 3, ".npy or .npz"),
     (["inspect", "net.keras", "--data", "ab.npz"], 3, "with ['a', 'b']"),
+    (["fold", "net.keras", "o.keras", "--check", "ab.npz"], 3, "--check must hold the"),
     (["inspect", "net.keras", "--data", "objects.npy"], 3, "be a .npy or .npz"),
     (["inspect", "net.keras", "--data", "objects.npz"], 3, "be a .npy or .npz"),
     (["inspect", "net.keras", "--data", "torn.npz"], 3, "be a .npy or .npz"),

@@ -180,6 +180,13 @@ REFUSED = {
 }
 
 
+def tolerance(backend, usual):
+    """How far a model's outputs may be off; Keras before 3.15 asks for no float32."""
+    # OpenVINO then takes bfloat16 where the processor can: two roundings of 2**-9.
+    halves = backend == "openvino" and keras.version() < "3.15"
+    return 2**-8 if halves else usual
+
+
 def refused(call, *arguments):
     """The error that a call ends with, as text."""
     try:
@@ -213,13 +220,15 @@ def test_inference_equals_the_definition(outputs, through, name):
 
 def test_model_saved_on_another_backend_predicts_the_same(outputs, model):
     here = keras.ops.convert_to_numpy(model(images()))
-    np.testing.assert_allclose(outputs["model"], here, rtol=0, atol=1e-5)
+    atol = tolerance(outputs["backend"], 1e-5)
+    np.testing.assert_allclose(outputs["model"], here, rtol=0, atol=atol)
 
 
 def test_tools_serve(outputs, model):
     here = keras.ops.convert_to_numpy(model(images()))
+    atol = tolerance(outputs["backend"], 1e-4)
     for tool in ("keras", "fold", "synchronized"):
-        np.testing.assert_allclose(outputs[f"tool/{tool}"], here, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(outputs[f"tool/{tool}"], here, rtol=0, atol=atol)
     mean = outputs["tool/seen"].mean((0, 1, 2))
     np.testing.assert_allclose(outputs["tool/recalibrated"], mean, atol=1e-5)
     assert outputs["tool/findings"] == 2

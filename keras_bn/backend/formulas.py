@@ -155,7 +155,7 @@ def over_rows(rows: CentredMoments) -> CentredMoments:
             ops.where(count > 0, share * values, ops.zeros_like(values)), axis=0
         )
 
-    common = ops.stop_gradient(mean(centre))
+    common = mean(centre)
     offset = centre - common + residual
     remaining = mean(offset)
     spread = mean(variance + ops.square(offset - remaining))

@@ -5,5 +5,6 @@ import keras
 
 def collects_updates() -> bool:
     """Whether a `keras.StatelessScope`, as of `stateless_call`, is around this call."""
-    with keras.StatelessScope() as scope:
+    # To ask makes no variables of those that another scope has left to be made.
+    with keras.StatelessScope(initialize_variables=False) as scope:
         return scope.original_scope is not None

@@ -45,6 +45,9 @@ class AverageReport(Table):
         self.replicas = replicas
         self.rows = rows
 
+    def _counts(self) -> dict[str, Any]:
+        return {"replicas": self.replicas, "layers": len(self.rows)}
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON."""
         return {

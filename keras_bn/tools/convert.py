@@ -119,8 +119,9 @@ def convert(
 
     Raises:
         TypeError: `model` is not a Keras model; an override that the class does not
-            take.
-        ValueError: `to` is unknown, or does not go with `domain`; the model is not
+            take, or of a wrong type.
+        ValueError: `to` is unknown, or does not go with `domain`; an override out of
+            its range, which Keras's classes do not all check; the model is not
             built, has no batch norm or is quantized; a layer that the target class
             cannot express (for `"group"`: of several axes, or that a mask reaches; for
             `"domain"`, with `virtual_batch_size`, or in a class whose `call` passes no
@@ -150,7 +151,7 @@ def convert(
     >>> keras_bn.convert(model, to="group").layers[1].__class__.__name__
     'LayerNormalization'
     """
-    if to not in TARGETS:
+    if not isinstance(to, str) or to not in TARGETS:
         raise ValueError(
             f"Argument `to` must be one of {sorted(TARGETS)}. Received: to={to!r}"
         )

@@ -40,6 +40,9 @@ class FoldReport(Table):
         """The layers that stay, with the reason of each."""
         return [row for row in self.rows if row.into is None]
 
+    def _counts(self) -> dict[str, Any]:
+        return {"folded": len(self.folded), "left": len(self.left)}
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON."""
         return {

@@ -58,6 +58,14 @@ class RecalibrationReport(Table):
         self.samples = samples
         self.rows = rows
 
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "batches": self.batches,
+            "samples": self.samples,
+            "layers": len(self.rows),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON."""
         return {

@@ -153,7 +153,7 @@ def _like(name: str, old: Any, value: np.ndarray, path: str) -> Any:
             f"Argument `state_dict` must have '{name}' of shape {value.shape}, as "
             f"layer '{path}' has. Received: shape {tuple(old.shape)}"
         )
-    value = value.reshape(tuple(old.shape))
+    value = value.reshape(old.shape)
     if hasattr(old, "new_tensor"):
         return old.detach().new_tensor(value)
     return value.astype(np.asarray(old).dtype)

@@ -52,7 +52,8 @@ def test_an_engine_that_cannot_serve_is_named(monkeypatch):
 
 
 def test_a_replica_that_is_in_no_group_is_told():
-    with pytest.raises(ValueError, match="of which replica 2, the one that runs"):
+    told = "of which replica 2, the one that runs, is in none, without replica 2$"
+    with pytest.raises(ValueError, match=told):
         groups.require_partition(((0, 1),), range(3), this=2)
 
 
@@ -112,6 +113,20 @@ def test_what_tensorflow_must_wait_for_or_has_only_traced_is_not_looked_at():
     assert found == [False]
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it looks among the callers")
+def test_callers_that_are_called_as_those_of_tensorflow_are_not_taken_for_them():
+    layer, x = keras_bn.BatchNormalization(momentum=0.0), np.ones((4, 3), "float32")
+
+    def inner_recompute_grad():
+        layer(x, training=True)
+
+    def _pfor_impl():
+        inner_recompute_grad()
+
+    _pfor_impl()
+    np.testing.assert_array_equal(layer.moving_mean, np.ones(3))
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="a transformation of PyTorch's")
 def test_a_functional_call_is_what_it_is_of_keras_s_layer():
     """Without processes nobody asks whose weights a module has just now."""
@@ -126,3 +141,21 @@ def test_a_functional_call_is_what_it_is_of_keras_s_layer():
             torch.func.functional_call(layer, others, (x,), {"training": True})
         )
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="others move a tensor by themselves")
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_a_tensor_lies_is_seen(alone, monkeypatch):
+    """Where there is no device but the CPU, what is there is where all weights are."""
+    import torch
+
+    from keras_bn.backend import torch_context
+
+    monkeypatch.setattr(torch_context, "_CPU_ALONE", alone)
+    tensors = [torch.zeros(2, device=one) for one in ("cpu", "meta")]
+    same = [
+        keras_bn.backend.same_device(x, types.SimpleNamespace(value=weight))
+        for x in tensors
+        for weight in tensors
+    ]
+    assert same == [True, alone, False, True]

@@ -104,6 +104,21 @@ def test_training_equals_the_reference(case, dtype):
     assert_same(inputs.run(KERNELS), inputs.run(reference), dtype)
 
 
+def test_a_shortcut_is_added_as_in_the_reference():
+    """Which serves it on backends without kernels of their own."""
+    inputs = Inputs(cases.SHAPES["image"])
+    one, other = (
+        frameworks.at_once(
+            lambda *tensors, kernels=kernels: kernels.train(
+                *(*tensors[:3], inputs.axes, 1e-3, None, None, "relu"),
+                shortcut=tensors[3],
+            )[0]
+        )(*inputs.tensors, inputs.dy)
+        for kernels in (KERNELS, reference)
+    )
+    np.testing.assert_allclose(*map(frameworks.numpy, (one, other)), atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_counts_samples_in_float32(dtype):
     # More samples than float16 goes to, and no multiple of what bfloat16 resolves.
@@ -141,6 +156,14 @@ def test_fused_activation_equals_the_reference(case, activation, mean):
     assert all(np.all(np.isfinite(slope)) for slope in slopes)
 
 
+def test_relu6_has_no_slope_beyond_6():
+    inputs = Inputs(cases.SHAPES["image"])
+    inputs.tensors[1] = 8 * inputs.tensors[1]
+    found = inputs.run(KERNELS, "relu6")
+    assert (found[0] == 6).any()
+    assert_same(found, inputs.run(reference, "relu6"), "float32")
+
+
 @pytest.mark.parametrize(
     ("case", "activation"),
     # Activations know no shapes: one each, and all of them where kernels are others.
@@ -173,6 +196,18 @@ def test_inference_equals_the_reference(case, activation):
 
     for one, other in zip(run(KERNELS), run(reference), strict=True):
         np.testing.assert_allclose(one, other, atol=8e-6 * np.max(np.abs(other)))
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_inference_keeps_half_precision(dtype, axis):
+    x = np.random.default_rng(0).normal(3, 2, (4, 5, 5)).astype("float32")
+    mean, variance = np.full(5, 3, "float32"), np.full(5, 4, "float32")
+    half = frameworks.tensor(x, dtype)
+    y = batch_norm_inference(half, mean, variance, axis=axis)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    right = (frameworks.numpy(half) - 3) / np.sqrt(4.001)
+    np.testing.assert_allclose(frameworks.numpy(y), right, rtol=2**-7, atol=1e-3)
 
 
 # Gradients are always compiled on JAX.
@@ -403,16 +438,6 @@ def test_moments_of_two_runs():
         np.testing.assert_allclose(frameworks.numpy(found), right.ravel(), rtol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's runs")
-@pytest.mark.parametrize("samples", [63, 4096, 4097, 3**9, 64 * 4099, 16411])
-def test_runs_are_equal_and_as_long_as_may_be(samples):
-    """Others are added up in a way that takes several times as long."""
-    from keras_bn.backend.torch_cpu import _runs
-
-    lengths = [one for one in range(64, 4097) if samples % one == 0]
-    assert samples // _runs(samples) == max(lengths, default=samples)
-
-
 def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     """Of E[x²] - mean², a mean of 3 would leave nothing of a variance of 1e-6."""
     x = np.random.default_rng(0).normal(3, 1e-3, (4096, 8)).astype("float32")
@@ -425,7 +450,9 @@ def test_how_far_a_mean_is_from_zero_is_measured_in_deviations():
     "dtype",
     [
         "float32",
-        pytest.param("bfloat16", marks=slow("compiled once more", but_on="torch")),
+        pytest.param(
+            "bfloat16", marks=slow("one more kernel to compile", but_on="torch")
+        ),
     ],
 )
 def test_a_number_of_samples_that_no_equal_runs_make_up(dtype):

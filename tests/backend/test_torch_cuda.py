@@ -25,9 +25,20 @@ pytestmark = [
 ]
 if SERVED:
     import torch
+    import triton
+    import triton.language as tl
 
     from cases_cuda import DEVICE
     from keras_bn.backend import torch_cuda, torch_cuda_operators
+    from keras_bn.backend.torch_triton_tiles import Tile, place, program
+
+    @triton.jit
+    def offsets_of(found, number, rows, channels, units, tile: tl.constexpr):
+        """The offsets of the values of a tile, by its number in the first column."""
+        first, column = program(channels, tile)
+        offsets, _ = place(first + number, column, rows, channels, units, tile)
+        at = tl.arange(0, tile.height)[:, None] * tile.width
+        tl.store(found + at + tl.arange(0, tile.width)[None, :], offsets)
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +168,22 @@ def test_how_a_tensor_is_cut_up(rows, channels, length):
     assert programs <= 512 or found.share == 64 or found.parts == 1
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_offsets_beyond_32_bits(last):
+    """Of the last tile in the first column of a tensor of 2**33 values."""
+    channels, row = (256, 256) if last else (2**10, 2**10 * 256)
+    rows = 2**33 // row
+    tile = Tile(height=4, width=16, last=last, unit=16, wide=True)
+    number = rows // 4 * (1 if last else 256 // 16) - 1
+    found = torch.zeros(4, 16, dtype=torch.int64, device=DEVICE)
+    torch_cuda_operators._run(
+        *(offsets_of, 1, found, number, rows, channels, 256 // 16), tile
+    )
+    above, beside = row * np.arange(rows - 4, rows), np.arange(16)
+    expected = above[:, None] + beside + (0 if last else 256 - 16)
+    np.testing.assert_array_equal(found.cpu(), expected)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     inputs = Inputs(CASES["image last"]._replace(activation=activation, mean=3.0))
@@ -170,10 +197,14 @@ def test_activations(activation):
         assert_close(one, right, LIMITS["float32"])
 
 
-@pytest.mark.parametrize("shape", [(9, 2, 20), (9, 2, 257)])
-def test_a_centre_far_from_the_rest(shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    # Of the last, the last part is one narrow tile alone.
+    [((9, 2, 20), 256), ((9, 2, 257), 256), ((17, 2, 257), 1024)],
+)
+def test_a_centre_far_from_the_rest(shape, tile, monkeypatch):
     """The first values of each part are as far from its mean as values can be."""
-    monkeypatch.setattr(torch_cuda_operators, "_TILE", 256)
+    monkeypatch.setattr(torch_cuda_operators, "_TILE", tile)
     monkeypatch.setattr(torch_cuda_operators, "_PROGRAMS", 8)
     inputs = Inputs(Case(shape, 1, 1.0))
     inputs.x[:, :, 0] = 1e4
@@ -323,7 +354,7 @@ def test_gradients_and_inputs_that_lie_otherwise(kind):
     assert_close(dx, slopes.x, LIMITS["float32"] if kind != "expanded" else 1e-4)
 
 
-@pytest.mark.parametrize("count", [3.0, 0.0, [1.0, 0.0, 2.0, 2.0, 2.0]])
+@pytest.mark.parametrize("count", [3.0, 0.0, [1.0, 0.0, 2.0, 2.0, 2.0] * 300])
 def test_usable_is_the_references(count):
     big = float("inf")
     moments = Moments(
@@ -331,8 +362,8 @@ def test_usable_is_the_references(count):
             torch.tensor(one, device=DEVICE)
             for one in (
                 count,
-                [1.0, 2.0, float("nan"), 0.0, -big],
-                [1.0, 2.0, 0.0, big, 0.0],
+                [1.0, 2.0, float("nan"), 0.0, -big] * 300,
+                [1.0, 2.0, 0.0, big, 0.0] * 300,
             )
         )
     )

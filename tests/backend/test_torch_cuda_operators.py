@@ -208,8 +208,9 @@ def test_a_triton_that_fails_is_warned_of_once(device, monkeypatch):
     assert len(warned) == 1
 
 
-def test_a_triton_that_works_is_not_warned_of(device, launches):
-    device((9, 0))
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_a_triton_that_works_is_not_warned_of(capability, device, launches):
+    device(capability)
     assert why_not_and_warnings() == (None, [])
     assert launches == ["usable"]
 

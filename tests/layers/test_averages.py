@@ -447,6 +447,9 @@ def test_reset_where_it_is_transformed():
         layer.reset_statistics()
         return x
 
+    with keras.StatelessScope(initialize_variables=False):
+        # Random weights that wait to be made, which no vmap could.
+        keras.layers.Dense(2).build((None, 3))
     with pytest.raises(ValueError, match="cannot be reset within a function that is"):
         torch.func.vmap(reset)(frameworks.tensor(batches()[0]))
     np.testing.assert_equal(values(layer), before)

@@ -189,8 +189,9 @@ def test_integer_weights_are_repeated_samples(activation):
 def test_weights_of_ones_and_zeros_are_a_mask():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(8, 4)).astype("float32")
-    mask = np.array([1, 1, 0, 1, 0, 1, 1, 1], bool)
-    x[2, 1], x[4, 0] = np.nan, np.inf  # a weight of 0 hides it as a mask does
+    mask = np.array([0, 1, 0, 1, 0, 1, 1, 1], bool)
+    # A weight of 0 hides it as a mask does.
+    x[0, 2], x[2, 1], x[4, 0] = np.nan, np.nan, np.inf
     ones = mask.astype("float32")
     masked, *alike = (
         batch_norm_train(x, **along)
@@ -198,10 +199,13 @@ def test_weights_of_ones_and_zeros_are_a_mask():
             {"mask": mask},
             {"weights": ones},
             {"mask": ones},
-            {"mask": 2 * mask.astype("int32")},
+            {"mask": mask.astype("int32")},
             {"mask": mask.tolist()},
         )
     )
+    expected = x[mask].mean(0), x[mask].var(0)
+    for one, other in zip(masked[1][1:], expected, strict=True):
+        np.testing.assert_allclose(frameworks.numpy(one), other, rtol=1e-5)
     for y, moments in alike:
         for one, other in zip((masked[0], *masked[1]), (y, *moments), strict=True):
             one, other = frameworks.numpy(one), frameworks.numpy(other)

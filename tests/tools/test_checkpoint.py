@@ -82,7 +82,9 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 def test_no_such_file(tmp_path, name):
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match=f"`state_dict` must be a .*file.*{name}"):
+    there = ", which does not exist" * name.startswith("none")
+    message = f"`state_dict` must be a .*file.*{name}{there}"
+    with pytest.raises(ValueError, match=message):
         keras_bn.from_torch(model(), tmp_path / name)
 
 

@@ -494,6 +494,7 @@ def _quantized():
     ("build", "arguments", "error", "message"),
     [
         (_sequential, {"to": "flax"}, ValueError, r"`to` must be one of .*'flax'"),
+        (_sequential, {"to": ["keras"]}, ValueError, r"`to` must be one of .*to=\["),
         (_sequential, {"size": 3}, TypeError, r"`size` is not an argument .*size=3"),
         (_sequential, {"axis": 1}, TypeError, r"`axis` is not an argument"),
         (_sequential, {"momentum": 2}, ValueError, r"`momentum` must be .*momentum=2"),

@@ -161,6 +161,21 @@ class Private(Block):
         return self._hidden(self.dense(x))
 
 
+class Remembers(Block):
+    """Has a layer of a graph inside for an attribute too, where nothing can stand."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.inner = keras.Sequential([L.Dense(units), Norm()], name="inner")
+        self.last = self.inner.layers[-1]
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+
 class PreNorm(Block):
     """Norm and activation first: what goes with the norm stands outside."""
 
@@ -256,6 +271,12 @@ CASES = [
         lambda x: Block()(Private()(x)),
         2,
         ("nothing that is followed calls it",),
+    ),
+    Case(
+        "holds a layer of a graph",
+        lambda x: Block()(Remembers()(x)),
+        1,
+        ("inside 'remembers' (Remembers), which cannot be copied with others",),
     ),
     Case("reads a mask", lambda x: ReadsMask()(x), 0, ("reads a mask",)),
     Case("activated", lambda x: Activated()(x), 0, ("(Relu) is in the way",)),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_bn import tools
 from keras_bn.tools._reports.findings import Finding
 from keras_bn.tools._reports.inspection import Inspection, LayerReport
 
@@ -35,6 +36,34 @@ def test_layers_print_with_what_is_known():
     assert row == "b keras_bn -1 4 none 7 1 0.25 to 3 0.123"
     assert str(report).startswith("inspect net[x]: healthy: nothing found\n")
     assert (report.severity, report.verdict) == (None, "healthy: nothing found")
+
+
+@pytest.mark.parametrize(
+    ("report", "line"),
+    [
+        (
+            Inspection("net", [ROW, FULL], [finding("b")], None),
+            "Inspection(model='net', layers=2, findings=1, severity='note')",
+        ),
+        (
+            tools.FoldReport(
+                [tools.Folding("a", "b", ""), tools.Folding("c", None, "")]
+            ),
+            "FoldReport(folded=1, left=1)",
+        ),
+        (
+            tools.RecalibrationReport("ema", 2, 9, [tools.Recalibrated("a", 9, 0.5)]),
+            "RecalibrationReport(method='ema', batches=2, samples=9, layers=1)",
+        ),
+        (
+            tools.AverageReport(3, [tools.Averaged("a", 0.5)]),
+            "AverageReport(replicas=3, layers=1)",
+        ),
+        (tools.Matching([], ["a"]), "Matching(pairs=0, unmatched=1, unused=0)"),
+    ],
+)
+def test_a_report_is_one_line_where_it_is_not_printed(report, line):
+    assert repr(report) == line
 
 
 def test_the_gravest_come_first():

@@ -251,6 +251,19 @@ def test_bad_mapping(mapping, message):
         match(items(["a", "b"]), theirs, mapping, True, {})
 
 
+def test_a_size_that_is_not_there_is_said():
+    """Where no mapping could help; and kernels that nobody has asked for."""
+    ours, theirs = items(["a", "b:6", "c:7"]), items(["x", "y:5", "z"])
+    message = r"sizes .*'norm of size 8', 'norm of size 5'\].*'b', a .* 6, nor 1 others"
+    with pytest.raises(ValueError, match=message):
+        match(ours, theirs, None, True, {})
+    kernels = [Item("conv", "linear", (8, 4))]
+    with pytest.raises(
+        ValueError, match=r"`layers` must be 'all'.*'conv' in `mapping`"
+    ):
+        match(ours, theirs, {"conv": "f"}, True, {}, (kernels, kernels))
+
+
 def test_numbers_that_nobody_gave_are_no_names():
     ours = items(["conv2d_1:3", "batch_normalization_1", "stem"])
     theirs = items(["Conv_1:3", "batch_normalization_1", "stem"])

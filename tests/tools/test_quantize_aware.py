@@ -475,6 +475,25 @@ def test_half_precision_rounds_weights_in_full(policy):
 
 
 @GRAPHS
+def test_attributes_hold_the_layers_that_are_called():
+    dense = L.Dense(3)
+    model = keras.Model(inputs := keras.Input((4,)), Norm()(dense(inputs)))
+    model.parts = [dense]
+    trained = keras_bn.quantize_aware(model)
+    assert [type(one) for one in trained.parts] == [QuantizedLinear, FakeQuantize]
+    assert trained.parts[0].compute_output_shape((None, 4)) == (None, 3)
+    assert {id(one) for one in trained.parts} <= {id(one) for one in trained.layers}
+
+
+def test_a_range_keeps_its_digits_under_a_policy_of_half():
+    layer = FakeQuantize(momentum=0.5, dtype="mixed_bfloat16")
+    for largest in (257.0, 1.0, 1.0):
+        layer(np.array([[largest]], "float32"), training=True)
+    # Of bfloat16, 257 is 256.
+    assert numpy(layer.maximum) == ((257 + 1) / 2 + 1) / 2
+
+
+@GRAPHS
 def test_what_belongs_to_the_linear_layer_comes_along():
     dense = L.Dense(
         3, kernel_regularizer=keras.regularizers.L2(0.1), activity_regularizer="l2"

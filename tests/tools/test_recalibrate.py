@@ -536,6 +536,12 @@ FAILURES = [
     (_interrupted, {}, KeyboardInterrupt, None),
     (_failing, {"layer_by_layer": True}, ValueError, r"more than once.*generator"),
     (lambda: images(4, 4, 4, 3), {"method": "mean"}, ValueError, r"`method` must be"),
+    (
+        lambda: images(4, 4, 4, 3),
+        {"synchronized": "no"},
+        TypeError,
+        r"`synchronized` must be True or False.*'no'",
+    ),
     (lambda: images(4, 4, 4, 3), {"prior": 0}, ValueError, r"`prior` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": np.inf}, ValueError, r"`prior` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": "3"}, ValueError, r"`prior` must be"),

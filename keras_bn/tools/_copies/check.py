@@ -38,6 +38,7 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
         TypeError: `check` is neither.
         ValueError: The outputs differ; inputs cannot be made up.
     """
+    check = bool(check) if isinstance(check, np.bool_) else check
     if check is False or check is None:
         return
     batch = made_up(model) if check is True else _first(model, check)

@@ -94,7 +94,7 @@ def check_overrides(overrides: dict[str, Any]) -> None:
         "epsilon": _arguments.epsilon_of_others,
     }
     booleans = ("center", "scale", "renorm", "synchronized", "trainable")
-    checks |= {name: partial(_arguments.boolean, name) for name in booleans}
+    checks |= {name: partial(_arguments.boolean_or_number, name) for name in booleans}
     for name in checks.keys() & overrides.keys():
         checks[name](overrides[name])
 

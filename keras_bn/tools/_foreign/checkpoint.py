@@ -131,7 +131,11 @@ def read(path: Path) -> Any:
         ImportError: The package that reads it is not installed.
     """
     if not path.is_file():
-        raise ValueError(f"Argument `state_dict` must be a file. Received: {path}")
+        found = "is no file" if path.exists() else "does not exist"
+        raise ValueError(
+            "Argument `state_dict` must be a file that is there, where it is a path. "
+            f"Received: {path}, which {found}"
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:

@@ -1,7 +1,7 @@
 """Which layer of another library's model is which layer of a Keras model."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 
 from keras_bn.tools._foreign.names import HEADS
@@ -63,7 +63,7 @@ def match(
         others: Layers of both sides that get nothing, but may speak against an order.
     """
     given = dict(mapping or {})
-    _check_mapping(ours, theirs, given)
+    _check_mapping(ours, theirs, given, {one.name for one in others[0]})
     left = [one for one in ours if one.name not in given]
     rest = [one for one in theirs if one.name not in given.values()]
     by = dict.fromkeys(given, "mapping")
@@ -254,11 +254,19 @@ def _agrees(found: Proposal, mine: View, other: View) -> bool:
 
 
 def _check_mapping(
-    ours: Sequence[Item], theirs: Sequence[Item], mapping: Mapping[str, str]
+    ours: Sequence[Item],
+    theirs: Sequence[Item],
+    mapping: Mapping[str, str],
+    linear: Collection[str],
 ) -> None:
     layers, prefixes = ({one.name: one for one in s} for s in (ours, theirs))
     taken: dict[str, str] = {}
     for path, prefix in mapping.items():
+        if path in linear:
+            raise ValueError(
+                "Argument `layers` must be 'all' where `mapping` names convolutions or "
+                f"dense layers. Received: layers='norms', and {path!r} in `mapping`"
+            )
         if path not in layers:
             raise ValueError(
                 "Argument `mapping` must have paths of layers that take weights as "

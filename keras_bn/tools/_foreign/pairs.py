@@ -49,7 +49,7 @@ ORDER = "order"
 """What a pair rests on, where layers of one size are told apart by their order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Matching(Table):
     """Which layer gets which weights; prints as a table.
 
@@ -62,6 +62,13 @@ class Matching(Table):
     pairs: list[Pair]
     unmatched: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "pairs": len(self.pairs),
+            "unmatched": len(self.unmatched),
+            "unused": len(self.unused),
+        }
 
     @property
     def mapping(self) -> dict[str, str]:
@@ -107,15 +114,27 @@ def ambiguous(proposals: Sequence[Mapping[str, str]]) -> str:
 
 
 def refusal(ours: Sequence[Item], theirs: Sequence[Item], doubts: Sequence[str]) -> str:
-    lines = []
+    lines, unfit = [], []
     for one in ours:
         fitting = [other.name for other in theirs if alike(one, other)]
         if len(fitting) != 1:
             lines.append(f"  {one.name} ({said(one)}): {few(fitting)}")
-    return (
+        if not fitting:
+            unfit.append(f"'{one.name}', a {said(one)}")
+    why = (
         "Argument `mapping` must be given: neither names nor sizes nor order say for "
-        "certain which weights are which layer's (`strict=False` leaves out what has "
-        f"no name alike). Received: {len(ours)} layers, {few([o.name for o in ours])},"
+        "certain which weights are which layer's"
+    )
+    if unfit:
+        sizes = list(dict.fromkeys(map(said, theirs)))
+        more = f", nor {len(unfit) - 1} others" if len(unfit) > 1 else ""
+        why = (
+            "Argument `model` must have layers of the sizes of the weights there, "
+            f"{few(sizes)}. No `mapping` helps {unfit[0]}{more}"
+        )
+    return (
+        f"{why} (`strict=False` leaves out what has no name alike). "
+        f"Received: {len(ours)} layers, {few([o.name for o in ours])},"
         f" and {len(theirs)} prefixes, {few([t.name for t in theirs])}."
         + "".join(f"\n- {doubt}" for doubt in list(dict.fromkeys(doubts))[:SHOWN])
         + ("\nCandidates of equal size:\n" if lines else "")

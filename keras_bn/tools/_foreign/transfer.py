@@ -278,8 +278,8 @@ def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> 
     if left:
         raise ValueError(
             "Argument `layers` must be 'norms' where the model has weights in layers "
-            "other than batch norm, convolutions and dense layers, or `strict` False, "
-            f"for these to keep theirs. Received: layers='all' and {left}"
+            "other than batch norm, convolutions and dense layers (`strict=False` lets "
+            f"these keep theirs). Received: layers='all' and {left}"
         )
 
 

@@ -73,6 +73,11 @@ def is_domain_norm(layer: Layer) -> bool:
     return isinstance(layer, DomainBatchNormalization)
 
 
+def is_convertible(layer: Layer) -> bool:
+    """Whether `convert` can put another in the place of a batch norm."""
+    return is_plain_batch_norm(layer) or is_domain_norm(layer)
+
+
 def is_conditional(layer: Layer) -> bool:
     """Whether `layer` has a gamma and beta for each sample."""
     return type(layer) is ConditionalBatchNormalization
@@ -124,6 +129,14 @@ def sublayers(model: Layer) -> Iterator[tuple[str, Layer]]:
         pending += [(f"{path}/{c.name}", c) for c in reversed(children(layer))]
 
 
+def is_built(model: Layer) -> bool:
+    """Whether `model` is built, and one of its batch norm layers, if it has any."""
+    every = (model, *(layer for _, layer in sublayers(model)))
+    norms = [layer for layer in every if is_batch_norm(layer)]
+    known = not norms or any(layer.moving_mean is not None for layer in norms)
+    return bool(model.built) and known
+
+
 def batch_norms(model: Any) -> dict[str, Layer]:
     """The batch norm layers of `model` by path, in the order of its layers.
 
@@ -148,7 +161,7 @@ def batch_norms(model: Any) -> dict[str, Layer]:
     found = [(path, layer) for path, layer in everything if is_batch_norm(layer)]
     # A wrapper may keep the unbuilt layer that it made its own from (Bidirectional).
     built = [(path, layer) for path, layer in found if layer.moving_mean is not None]
-    if not model.built or (found and not built):
+    if not is_built(model):
         raise ValueError(
             "Argument `model` must be built, so that it has weights: call it on data, "
             "or `model.build(input_shape)`. Received: the unbuilt model "

@@ -80,6 +80,14 @@ class Inspection(Table):
         """The whole in a few words."""
         return VERDICTS[self.severity]
 
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "model": self.model_name,
+            "layers": len(self.layers),
+            "findings": len(self.findings),
+            "severity": self.severity,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python types, ready for JSON: None for what is NaN."""
         report = {

@@ -7,6 +7,15 @@ from typing import Any
 class Table:
     """Gives a report with `__rich__` its `str`, and builds the table for it."""
 
+    def _counts(self) -> dict[str, Any]:
+        """What `repr` says of the report."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """The report in one line: what was counted."""
+        counts = ", ".join(f"{name}={one!r}" for name, one in self._counts().items())
+        return f"{type(self).__name__}({counts})"
+
     def __rich__(self) -> Any:
         """What rich prints."""
         raise NotImplementedError

@@ -128,9 +128,11 @@ def check_data(data: Any) -> None:
     Raises:
         TypeError: They are not.
     """
-    if isinstance(data, (str, bytes)) or not (
-        hasattr(data, "shape") or isinstance(data, (Iterable, keras.utils.PyDataset))
-    ):
+    no_axis = hasattr(data, "shape") and not tuple(data.shape)
+    known = hasattr(data, "shape") or isinstance(
+        data, (Iterable, keras.utils.PyDataset)
+    )
+    if isinstance(data, (str, bytes)) or no_axis or not known:
         raise TypeError(
             "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
             "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
