@@ -70,7 +70,7 @@ def check_outputs(model: Any, copy: Any, check: Any) -> None:
 def _outputs(model: Any, batch: Any) -> list[Any]:
     """Each output, and its dtype."""
     # What a call would write, such as the state of a random generator, goes there.
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         flat = keras.tree.flatten(model(batch, training=False))
         return [
             (float64(one), keras.backend.standardize_dtype(one.dtype)) for one in flat
