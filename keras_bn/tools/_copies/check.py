@@ -84,7 +84,7 @@ def _difference(one: Any, other: Any) -> float:
     pair = (one[0], other[0])
     finite = [np.where(np.isfinite(each), each, 0.0) for each in pair]
     rest = [np.where(np.isfinite(each), 0.0, each) for each in pair]
-    if not np.array_equal(*rest, equal_nan=True):
+    if not np.array_equal(rest[0], rest[1], equal_nan=True):
         return float("inf")
     return float(np.max(np.abs(finite[0] - finite[1]), initial=0.0))
 
