@@ -11,7 +11,13 @@ from keras_bn._keras import convert_arguments, converts_arguments
 from keras_bn.layers import schedules
 from keras_bn.layers.call_arguments import AsItIs, as_it_was, check_shapes
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, _counts, _replica_groups, statistics_dtype
+from keras_bn.ops import (
+    _arguments,
+    _counts,
+    _replica_groups,
+    _settings,
+    statistics_dtype,
+)
 from keras_bn.ops.batch_norm import Prepared, as_tensor, infer, prepare, train
 from keras_bn.ops.ghost_batches import (
     fewest_samples,
@@ -227,13 +233,13 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     ) -> None:
         super().__init__(**kwargs)
         _arguments.float_policy(self.dtype_policy)
-        self.axis = _arguments.integer_axis(axis)
+        self.axis = _settings.integer_axis(axis)
         self.momentum = (
             None if momentum is None else schedules.momentum("momentum", momentum)
         )
-        self.epsilon = _arguments.positive_epsilon(epsilon)
-        self.center = _arguments.boolean_or_number("center", center)
-        self.scale = _arguments.boolean_or_number("scale", scale)
+        self.epsilon = _settings.positive_epsilon(epsilon)
+        self.center = _settings.boolean_or_number("center", center)
+        self.scale = _settings.boolean_or_number("scale", scale)
         self.beta_initializer = initializers.get(beta_initializer)
         self.gamma_initializer = initializers.get(gamma_initializer)
         self.moving_mean_initializer = initializers.get(moving_mean_initializer)
@@ -242,21 +248,21 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.renorm = _arguments.boolean_or_number("renorm", renorm)
+        self.renorm = _settings.boolean_or_number("renorm", renorm)
         # Like Keras, keep what a layer without renorm was given, unread.
         self.renorm_clipping = (
             schedules.limits(renorm_clipping) if self.renorm else renorm_clipping
         )
         self.renorm_momentum = schedules.momentum("renorm_momentum", renorm_momentum)
-        self.synchronized = _arguments.boolean("synchronized", synchronized)
+        self.synchronized = _settings.boolean("synchronized", synchronized)
         self.activation = activations.get(activation)
-        self.accumulation_steps = _arguments.positive_integer(
+        self.accumulation_steps = _settings.positive_integer(
             "accumulation_steps", accumulation_steps
         )
         self.virtual_batch_size = ghost_batch_size(
             virtual_batch_size, self.axis, self.renorm
         )
-        self.zero_debias = _arguments.boolean("zero_debias", zero_debias)
+        self.zero_debias = _settings.boolean("zero_debias", zero_debias)
         self.inference_statistics = inference_statistics
         self.freeze_statistics = freeze_statistics
         self.replica_groups = _replica_groups.replica_groups(
@@ -280,7 +286,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     @freeze_statistics.setter
     def freeze_statistics(self, value: bool) -> None:
-        value = _arguments.boolean("freeze_statistics", value)
+        value = _settings.boolean("freeze_statistics", value)
         _refuse_both(value, self.inference_statistics)
         self._freeze_statistics = value
 
@@ -507,7 +513,7 @@ class BatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         # Also where inference will not use them: the mistake is there already.
         check_shapes(shape, given.axes, mask, weights, residual)
         residual = given.residual(residual)
-        training = _arguments.boolean_training(training)
+        training = _settings.boolean_training(training)
         training = training and self.trainable and not self.freeze_statistics
         if training or self.inference_statistics == "batch":
             size = self.virtual_batch_size if training else None

@@ -8,7 +8,7 @@ from keras import activations, backend, ops
 from keras_bn._keras import attached_mask
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
 from keras_bn.layers.call_arguments import as_it_was
-from keras_bn.ops import _arguments, _rows, statistics_dtype
+from keras_bn.ops import _arguments, _rows, _settings, statistics_dtype
 from keras_bn.ops.batch_norm import Prepared, as_tensor
 
 
@@ -94,7 +94,7 @@ class ConditionalBatchNormalization(BatchNormalization):
     ) -> None:
         super().__init__(axis, **kwargs)
         if classes is not None:
-            classes = _arguments.positive_integer("classes", classes)
+            classes = _settings.positive_integer("classes", classes)
         self.classes: Any = classes
         if not (self.scale or self.center):
             raise ValueError(

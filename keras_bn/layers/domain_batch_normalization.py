@@ -9,7 +9,7 @@ from keras import backend, ops
 from keras_bn._keras import attached_mask
 from keras_bn.layers.batch_normalization import BatchNormalization, Shape
 from keras_bn.layers.moving_statistics import MovingStatistics
-from keras_bn.ops import _arguments, _rows
+from keras_bn.ops import _rows, _settings
 from keras_bn.ops.batch_norm import Prepared, replicas
 
 
@@ -97,8 +97,8 @@ class DomainBatchNormalization(BatchNormalization):
         **kwargs: Any,
     ) -> None:
         super().__init__(axis, **kwargs)
-        self.domains = _arguments.positive_integer("domains", domains)
-        self.share_affine = _arguments.boolean("share_affine", share_affine)
+        self.domains = _settings.positive_integer("domains", domains)
+        self.share_affine = _settings.boolean("share_affine", share_affine)
 
     def _add_parameter(self, name: str, shape: Shape, initializer: Any) -> Any:
         if not self.share_affine:
@@ -139,7 +139,7 @@ class DomainBatchNormalization(BatchNormalization):
         self._check_domain(domain, inputs)
         # Keras hands it on only where the inputs are the one tensor in a call.
         mask = attached_mask(inputs) if mask is None else mask
-        training = _arguments.boolean_training(training)
+        training = _settings.boolean_training(training)
         by_batch = training or self.inference_statistics == "batch"
         # Replicas whose domains differ must not take part in the same statistics.
         apart = by_batch and self.synchronized and self._has_replicas(inputs)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 
 Schedule = Callable[[Any], Any]
 """A `LearningRateSchedule`, or another function of the step (a float32 tensor)."""
@@ -16,23 +16,23 @@ def momentum(name: str, value: Any) -> float | Schedule:
     """The argument `name`: a number in [0, 1], or a schedule, perhaps serialized."""
     value = _deserialized(value)
     if not callable(value):
-        return _arguments.momentum_in_range(name, value)
+        return _settings.momentum_in_range(name, value)
     start = _at_start(name, value)
     if start is not None:
-        _arguments.momentum_in_range(f"{name}(0)", start)
+        _settings.momentum_in_range(f"{name}(0)", start)
     return value  # type: ignore[no-any-return]
 
 
 def limits(clipping: Any) -> dict[str, float | Schedule]:
     """The argument `renorm_clipping`: each limit a number or a schedule."""
     if not isinstance(clipping, Mapping):
-        return {**_arguments.renorm_limits(clipping)}
+        return {**_settings.renorm_limits(clipping)}
     given = {key: _deserialized(value) for key, value in clipping.items()}
     start = {
         key: _at_start(f"renorm_clipping[{key!r}]", value) if callable(value) else value
         for key, value in given.items()
     }
-    numbers = _arguments.renorm_limits(start)
+    numbers = _settings.renorm_limits(start)
     return {
         key: value if callable(value) else numbers[key]
         for key, value in given.items()

@@ -17,7 +17,7 @@ from keras_bn.backend.interface import (
     statistics_dtype,
 )
 from keras_bn.backend.interface import as_tensor as as_tensor
-from keras_bn.ops import _arguments, _counts
+from keras_bn.ops import _arguments, _counts, _settings
 from keras_bn.ops._replica_groups import replica_groups as checked_groups
 
 Activation = str | Callable[[Tensor], Tensor] | None
@@ -126,7 +126,7 @@ def batch_norm_train(
     [[-1.0, -1.0], [1.0, 1.0]]
     """
     given = prepare(x, axis)
-    epsilon = _arguments.positive_epsilon(epsilon)
+    epsilon = _settings.positive_epsilon(epsilon)
     counts = given.counts(mask, weights)
     residual = given.residual(residual)
     gamma = given.parameter("gamma", gamma, 1)
@@ -191,7 +191,7 @@ def batch_norm_inference(
     [[1.0, 1.0]]
     """
     given = prepare(x, axis)
-    epsilon = _arguments.positive_epsilon(epsilon)
+    epsilon = _settings.positive_epsilon(epsilon)
     if mean is None or variance is None:
         raise TypeError(
             "Arguments `mean` and `variance` must be tensors of one value per channel. "

@@ -13,7 +13,7 @@ from keras_bn.backend import replicas
 from keras_bn.backend.formulas import CentredMoments, over_replicas, over_rows
 from keras_bn.backend.groups import Groups
 from keras_bn.backend.interface import Axes, Moments, Tensor
-from keras_bn.ops._arguments import positive_integer
+from keras_bn.ops._settings import positive_integer
 from keras_bn.ops.batch_norm import Prepared, train
 from keras_bn.ops.merge import merge_moments
 

@@ -7,7 +7,7 @@ from keras_bn.backend import recomputing as recomputing
 from keras_bn.backend import require_own_weights as require_own_weights
 from keras_bn.backend import same_device as same_device
 from keras_bn.backend.interface import Moments, Tensor, as_tensor
-from keras_bn.ops._arguments import momentum_in_range
+from keras_bn.ops._settings import momentum_in_range
 
 
 def moving_average(

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_bn.backend.interface import Tensor
-from keras_bn.ops._arguments import positive_epsilon, renorm_limits
+from keras_bn.ops._settings import positive_epsilon, renorm_limits
 
 
 def renorm_correction(

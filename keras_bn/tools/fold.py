@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._copies.carry import Fill, carry_compile, made_like
 from keras_bn.tools._copies.check import check_outputs
 from keras_bn.tools._copies.converted import activation_layer, copy_batch_norm
@@ -143,7 +143,7 @@ def fold(model: Any, explain: bool = False, *, check: Any = False) -> Any:
     (1, 0)
     """
     batch_norms(model)
-    explain = _arguments.boolean("explain", explain)
+    explain = _settings.boolean("explain", explain)
     if is_quantize_aware(model):
         plain = without_rounding(model)
         copy, plan = _folded(plain, ChainPlan)

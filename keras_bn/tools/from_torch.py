@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._foreign.checkpoint import opened, torch_weights
 from keras_bn.tools._foreign.pairs import Matching
 from keras_bn.tools._foreign.transfer import transfer
@@ -121,7 +121,7 @@ def from_torch(
     """
     kept = None
     if momentum is not None:
-        kept = 1.0 - _arguments.momentum_in_range("momentum", momentum, "replaced")
+        kept = 1.0 - _settings.momentum_in_range("momentum", momentum, "replaced")
     options = Options(mapping, epsilon, kept, layers, strict, count, flatten)
     return transfer(model, torch_weights(*opened(state_dict, key)), options)
 

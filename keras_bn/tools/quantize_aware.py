@@ -4,7 +4,7 @@ import warnings
 from itertools import count
 from typing import Any
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._copies.carry import carry_compile, made_like
 from keras_bn.tools._copies.rebuild import SAME, Replacement, rebuild
 from keras_bn.tools._copies.residual import with_sums
@@ -108,10 +108,10 @@ def quantize_aware(
     >>> [layer.__class__.__name__ for layer in keras_bn.fold(trains).layers]
     ['Conv2D', 'ReLU']
     """
-    per_channel = _arguments.boolean("per_channel", per_channel)
-    activations = _arguments.boolean("activations", activations)
-    explain = _arguments.boolean("explain", explain)
-    momentum = _arguments.momentum_in_range("momentum", momentum)
+    per_channel = _settings.boolean("per_channel", per_channel)
+    activations = _settings.boolean("activations", activations)
+    explain = _settings.boolean("explain", explain)
+    momentum = _settings.momentum_in_range("momentum", momentum)
     batch_norms(model)
     _check_model(model)
     plain = with_sums(model)

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_bn._keras import calls_of
 from keras_bn.layers import BatchNormalization, DomainBatchNormalization
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._copies.carry import config_of, with_own
 from keras_bn.tools._copies.rebuild import Replacement, adder
 from keras_bn.tools._graphs.walk import (
@@ -88,13 +88,13 @@ def check_overrides(overrides: dict[str, Any]) -> None:
     An epsilon of 0 they are made for; ours is not, where a channel may not vary.
     """
     checks: dict[str, Callable[[Any], Any]] = {
-        "momentum": partial(_arguments.momentum_in_range, "momentum"),
-        "renorm_momentum": partial(_arguments.momentum_in_range, "renorm_momentum"),
-        "renorm_clipping": _arguments.renorm_limits,
-        "epsilon": _arguments.epsilon_of_others,
+        "momentum": partial(_settings.momentum_in_range, "momentum"),
+        "renorm_momentum": partial(_settings.momentum_in_range, "renorm_momentum"),
+        "renorm_clipping": _settings.renorm_limits,
+        "epsilon": _settings.epsilon_of_others,
     }
     booleans = ("center", "scale", "renorm", "synchronized", "trainable")
-    checks |= {name: partial(_arguments.boolean_or_number, name) for name in booleans}
+    checks |= {name: partial(_settings.boolean_or_number, name) for name in booleans}
     for name in checks.keys() & overrides.keys():
         checks[name](overrides[name])
 

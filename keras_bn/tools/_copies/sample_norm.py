@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_bn._keras import attached_mask, calls_of
-from keras_bn.ops._arguments import positive_epsilon, positive_integer
+from keras_bn.ops._settings import positive_epsilon, positive_integer
 from keras_bn.tools._graphs.walk import (
     STATISTICS,
     Layer,

@@ -7,7 +7,7 @@ from keras import backend, ops
 
 from keras_bn.layers.no_update import updates_stopped
 from keras_bn.ops import moving_average, statistics_dtype
-from keras_bn.ops._arguments import momentum_in_range
+from keras_bn.ops._settings import momentum_in_range
 from keras_bn.ops.moving_average import recomputing
 
 LARGEST = 127

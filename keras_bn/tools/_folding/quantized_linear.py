@@ -149,7 +149,9 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         for name, value in kernels.items():
             kernel = getattr(self.linear, name)
             state[id(kernel)] = (kernel, value)
-        with keras.StatelessScope(state.values(), collect_losses=True) as scope:
+        # All of its variables are made; those of others are not made here.
+        settings = {"collect_losses": True, "initialize_variables": False}
+        with keras.StatelessScope(state.values(), **settings) as scope:
             y = self.linear(x)
         for loss in scope.losses:
             self.add_loss(loss)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_bn._keras import trained_variables
 from keras_bn.layers import BatchNormalization
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._copies.carry import carry_compile, made_like
 from keras_bn.tools._copies.converted import set_renorm_statistics
 from keras_bn.tools._copies.rebuild import Replacement, rebuild
@@ -211,7 +211,7 @@ def kept_share(momentum: float | None) -> float | None:
     """`momentum`, checked, where it is the share of the average that is kept."""
     if momentum is None:
         return None
-    return _arguments.momentum_in_range("momentum", momentum)
+    return _settings.momentum_in_range("momentum", momentum)
 
 
 def _config(
@@ -235,12 +235,12 @@ def _config(
         return {**config, "momentum": None}
     if kept is None:
         return config
-    return {**config, "momentum": _arguments.momentum_in_range("momentum", kept)}
+    return {**config, "momentum": _settings.momentum_in_range("momentum", kept)}
 
 
 def _epsilon(path: str, layer: Layer, epsilon: Any) -> float:
     """`epsilon`, of a module or as it was given, if the layer can have it."""
-    number = _arguments.epsilon_of_others(epsilon)
+    number = _settings.epsilon_of_others(epsilon)
     if number == 0 and isinstance(layer, BatchNormalization):
         raise ValueError(
             f"Argument `epsilon` must be greater than 0 for layer '{path}', which is "

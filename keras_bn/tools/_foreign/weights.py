@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.tools._foreign.layouts import is_linear, their_shape
 from keras_bn.tools._foreign.matching import match
 from keras_bn.tools._foreign.order import precedence
@@ -88,9 +88,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Checks what needs neither model nor weights."""
-        _arguments.boolean("strict", self.strict)
+        _settings.boolean("strict", self.strict)
         if self.epsilon is not None:
-            _arguments.epsilon_of_others(self.epsilon)
+            _settings.epsilon_of_others(self.epsilon)
         pairs = self.mapping.items() if isinstance(self.mapping, Mapping) else ()
         named = all(isinstance(one, str) for pair in pairs for one in pair)
         if not (self.mapping is None or isinstance(self.mapping, Mapping)) or not named:

@@ -21,7 +21,7 @@ from keras_bn.layers import (
     ConditionalBatchNormalization,
     DomainBatchNormalization,
 )
-from keras_bn.ops._arguments import shown
+from keras_bn.ops._settings import shown
 
 STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")

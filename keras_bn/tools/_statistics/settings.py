@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn.ops import _arguments
+from keras_bn.ops import _settings
 from keras_bn.ops._replica_groups import replica_groups as checked_groups
 from keras_bn.tools._statistics import batching
 
@@ -36,8 +36,8 @@ def check_settings(
         )
     _check_prior(prior, method)
     batching.check_sizes(steps, batch_size)
-    _arguments.boolean("layer_by_layer", layer_by_layer)
-    _arguments.boolean("include_frozen", include_frozen)
+    _settings.boolean("layer_by_layer", layer_by_layer)
+    _settings.boolean("include_frozen", include_frozen)
     _check_verbose(verbose)
     _check_replicas(synchronized, replica_groups, method)
 
@@ -49,7 +49,7 @@ def checked_threshold(threshold: Any) -> float:
         TypeError: It is not a number.
         ValueError: It is not above 0.
     """
-    return _arguments.positive_number("threshold", threshold)
+    return _settings.positive_number("threshold", threshold)
 
 
 def check_repeats(model: Any, data: Any, layer_by_layer: bool) -> None:
@@ -89,7 +89,7 @@ def _check_verbose(verbose: Any) -> None:
 
 
 def _check_replicas(synchronized: Any, groups: Any, method: str) -> None:
-    _arguments.boolean("synchronized", synchronized)
+    _settings.boolean("synchronized", synchronized)
     checked_groups(groups, synchronized)
     if synchronized and method != "population":
         raise ValueError(
