@@ -198,11 +198,12 @@ def test_inference_equals_the_reference(case, activation):
         np.testing.assert_allclose(one, other, atol=8e-6 * np.max(np.abs(other)))
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("axis", [-1, 1, (1, 2)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_inference_keeps_half_precision(dtype, axis):
     x = np.random.default_rng(0).normal(3, 2, (4, 5, 5)).astype("float32")
-    mean, variance = np.full(5, 3, "float32"), np.full(5, 4, "float32")
+    shape = 5 if isinstance(axis, int) else (1, 5, 5)
+    mean, variance = np.full(shape, 3, "float32"), np.full(shape, 4, "float32")
     half = frameworks.tensor(x, dtype)
     y = batch_norm_inference(half, mean, variance, axis=axis)
     assert keras.backend.standardize_dtype(y.dtype) == dtype

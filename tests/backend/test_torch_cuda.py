@@ -312,6 +312,20 @@ def test_many_rows_are_merged(rows):
     np.testing.assert_allclose(found[23:], spread, rtol=3e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 32, 33, 512, 513])
+def test_how_rows_are_cut_up(rows, monkeypatch):
+    """What the results do not show: what it takes on a GPU."""
+    asked = {}
+    monkeypatch.setattr(
+        torch_cuda_operators, "_run", lambda *_, **constants: asked.update(constants)
+    )
+    torch_cuda_operators.merged(torch.zeros(rows, 1 + 3 * 11, device=DEVICE))
+    # All at once up to 512, few of them by few threads; each has a value, or several.
+    assert min(rows, 512) <= asked["BP"]
+    assert asked["BP"] <= 32 or rows > 32
+    assert 1 <= asked["BP"] * asked["BC"] / (32 * asked["num_warps"]) <= 8
+
+
 def test_a_step_is_few_launches(launches):
     inputs = Inputs(CASES["image last"])
     _, centred, _ = inputs.run()

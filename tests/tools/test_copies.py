@@ -364,6 +364,20 @@ def test_a_check_allows_what_rounding_makes(dtype):
 
 
 @ON_TORCH
+@pytest.mark.parametrize("apart", [np.inf, -np.inf, np.nan])
+def test_a_check_of_what_is_not_finite(apart):
+    def model(*added):
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, inputs + np.array(added, "float32"))
+
+    check_outputs(model(apart, 0, 0, 0), model(apart, 0, 0, 0), True)
+    unlike = np.inf if np.isnan(apart) else -apart
+    for other in ((0, 0, 0, 0), (unlike, 0, 0, 0), (apart, 1, 0, 0)):
+        with pytest.raises(ValueError, match="computes something else"):
+            check_outputs(model(apart, 0, 0, 0), model(*other), True)
+
+
+@ON_TORCH
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_check_of_half_precision_between_inputs_and_outputs_in_float32(dtype):
     """As under mixed precision, whose inputs' last bit nobody sees."""

@@ -130,6 +130,27 @@ def test_lora_is_merged():
     np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
+class Counted(keras_bn.BatchNormalization):
+    """With a weight that is made before its `build`, of another path."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = keras.Variable(0.0, trainable=False, name="seen")
+
+
+@ON_TORCH
+def test_a_norm_that_leaves_its_residual_keeps_weights_of_its_own():
+    norm, inputs = Counted(name="norm"), keras.Input((3,))
+    with keras.name_scope("block"):
+        model = keras.Model(inputs, norm(inputs, residual=inputs))
+    randomize(model)
+    norm.seen.assign(5)
+    folded, report = keras_bn.fold(model, explain=True)
+    assert len(report.left) == 1
+    assert [v.path for v in folded.variables] == [v.path for v in model.variables]
+    assert weights_of(folded) == weights_of(model)
+
+
 @ON_TORCH
 def test_metrics_are_kept_and_the_model_saves(tmp_path):
     model = keras.Sequential(

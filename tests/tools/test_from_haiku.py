@@ -49,7 +49,13 @@ def test_the_average_is_taken():
     params, state = _net()
     model = _model()
     expected = {"batch_norm": "net/~/batch_norm", "batch_norm_1": "net/~/batch_norm_1"}
-    assert keras_bn.tools.match_haiku(model, params, state).mapping == expected
+    match = keras_bn.tools.match_haiku
+    assert match(model, params, state).mapping == expected
+    every = match(model, params, state, layers="all").mapping
+    assert every == {"conv": "net/~/conv", **expected}
+    part = keras.Sequential([keras.Input((4, 4, 2)), *model.layers[:-1]])
+    del expected["batch_norm_1"]
+    assert match(part, params, state, strict=False).mapping == expected
     ours = keras_bn.from_haiku(
         model, params, state, layers="all", epsilon=1e-4, momentum=0.9
     )
@@ -99,7 +105,13 @@ def test_flax_s_variables_may_be_plain_arrays():
     }
     layers = [L.Dense(4, name="dense"), keras_bn.BatchNormalization(name="bn")]
     model = keras.Sequential([keras.Input((2,)), *layers])
-    assert keras_bn.tools.match_flax(model, variables).mapping == {"bn": "net/bn"}
+    match, expected = keras_bn.tools.match_flax, {"bn": "net/bn"}
+    assert match(model, variables).mapping == expected
+    more = [keras.Input((2,)), *layers, L.BatchNormalization(name="other")]
+    more = keras.Sequential(more)
+    assert match(more, variables, strict=False).mapping == expected
+    expected["dense"] = "net/dense"
+    assert match(model, variables, layers="all").mapping == expected
     ours = keras_bn.from_flax(
         model, variables, epsilon=1e-2, momentum=0.8, layers="all"
     )

@@ -395,6 +395,12 @@ def test_the_pairs_are_shown():
     assert matching.mapping == {"stem_bn": "x.stem.bn", "head_bn": "x.head.bn"}
     assert [(pair.size, pair.by) for pair in matching.pairs] == [((3,), "name")] * 2
     assert "2 layers matched" in str(matching)
+    more = _state(("stem.bn", "head.bn", "bn"))
+    assert len(keras_bn.tools.match_torch(_model(), more, strict=False).pairs) == 2
+    last = L.Dense(2, use_bias=False, name="last")
+    model = keras.Sequential([keras.Input((3,)), *_model().layers, last])
+    every = {**_state(), "last.weight": np.ones((2, 3))}
+    assert len(keras_bn.tools.match_torch(model, every, layers="all").pairs) == 3
     assert "x.head.bn" in str(matching)
 
 

@@ -151,6 +151,23 @@ def test_data_show_the_distance_and_what_it_does_to_outputs():
     assert shifted.output_change == pytest.approx(change, rel=1e-4)
 
 
+class Raising(L.Layer):
+    """Adds 1, unless it is told that nothing is trained."""
+
+    def call(self, x, training=True):
+        return x + 1 if training else x
+
+
+@ON_TORCH
+def test_layers_that_train_by_default_are_told_not_to():
+    model = keras.Sequential([keras.Input((4,)), Raising(), Norm()])
+    x = images(64, 4)
+    keras_bn.recalibrate(model, x, verbose=0)
+    report = keras_bn.inspect(model, x)
+    assert report.layers[0].distance < 1e-5
+    assert report.output_change < 1e-5
+
+
 def test_nothing_is_written_by_calls_in_training_mode_which_have_no_other():
     model = randomize(keras.Sequential([keras.Input((4,)), InTraining()]))
     before = weights_of(model)

@@ -261,7 +261,7 @@ def test_a_size_that_is_not_there_is_said():
     with pytest.raises(
         ValueError, match=r"`layers` must be 'all'.*'conv' in `mapping`"
     ):
-        match(ours, theirs, {"conv": "f"}, True, {}, (kernels, kernels))
+        match(ours, theirs, {"conv": "f"}, True, {}, (kernels, []))
 
 
 def test_numbers_that_nobody_gave_are_no_names():

@@ -392,6 +392,16 @@ def test_rounding_stands_where_a_deployed_graph_has_it():
     ]
 
 
+@GRAPHS
+def test_what_a_relu_does_not_read_alone_is_rounded():
+    inputs = keras.Input((4,))
+    x = Norm(name="norm")(L.Dense(4)(inputs))
+    outputs = L.Add(name="add")([x, L.ReLU(name="relu")(x)])
+    trained = keras_bn.quantize_aware(keras.Model(inputs, outputs))
+    names = {one.name for one in _parts(trained, FakeQuantize)}
+    assert {f"{one}_fake_quantize" for one in ("norm", "relu", "add")} <= names
+
+
 @slow("trains a network of two branches", but_on="torch")
 def test_files_and_configs_bring_it_back(tmp_path):
     trained = keras_bn.quantize_aware(_network(), per_channel=False)

@@ -156,6 +156,11 @@ def _masked():
     return keras.Model(inputs, Norm(name="norm")(L.Masking()(inputs)))
 
 
+def _masked_behind_a_copy():
+    copy = keras_bn.convert(_masked(), to="layer")
+    return keras.Model(copy.input, Norm(name="next")(copy.output))
+
+
 @ON_TORCH
 def test_a_mask_is_of_no_matter_to_layer_norm():
     x = images(2, 4, 6)
@@ -210,7 +215,10 @@ def test_a_mask_is_of_no_matter_to_layer_norm():
             ValueError,
             r"`scale` must stay True.*gamma",
         ),
-        (_masked, {"to": "group"}, ValueError, r"'norm' .* a mask reaches it.*layer"),
+        *(
+            (build, {"to": "group"}, ValueError, rf"'{name}' .* a mask reaches .*layer")
+            for build, name in ((_masked, "norm"), (_masked_behind_a_copy, "next"))
+        ),
     ],
 )
 def test_bad_input(build, arguments, error, message):

@@ -81,10 +81,12 @@ def _difference(one: Any, other: Any) -> float:
     """The largest; what is not finite must be the same."""
     if one[0].shape != other[0].shape:
         return float("inf")
-    finite = np.isfinite(one[0])
-    if not np.array_equal(finite, np.isfinite(other[0])):
+    pair = (one[0], other[0])
+    finite = [np.where(np.isfinite(each), each, 0.0) for each in pair]
+    rest = [np.where(np.isfinite(each), 0.0, each) for each in pair]
+    if not np.array_equal(rest[0], rest[1], equal_nan=True):
         return float("inf")
-    return float(np.max(np.abs(one[0] - other[0]), where=finite, initial=0.0))
+    return float(np.max(np.abs(finite[0] - finite[1]), initial=0.0))
 
 
 def _largest(one: Any) -> float:

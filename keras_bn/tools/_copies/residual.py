@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from keras_bn.tools._copies.carry import made_like
-from keras_bn.tools._copies.converted import activation_layer, copy_batch_norm
+from keras_bn.tools._copies.carry import carry_leaf, made_like
+from keras_bn.tools._copies.converted import activation_layer
 from keras_bn.tools._copies.rebuild import Replacement, adder, rebuild
 from keras_bn.tools._graphs.walk import (
     Layer,
@@ -38,4 +38,4 @@ def with_sums(model: Any) -> Any:
         bare = made_like(layer, without=("activation",))
         return Replacement(bare, then, adder(layer))
 
-    return rebuild(model, replace, copy_batch_norm)
+    return rebuild(model, replace, carry_leaf)
