@@ -12,11 +12,15 @@ from keras_bn import models
 pytestmark = pytest.mark.once
 
 
-def trainable(build, **arguments):
+def built(build, **arguments):
     # In such a scope variables have a shape and no value.
     with keras.StatelessScope(initialize_variables=False):
-        model = build(**arguments)
-    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+        return build(**arguments)
+
+
+def trainable(build, **arguments):
+    weights = built(build, **arguments).trainable_weights
+    return sum(math.prod(weight.shape) for weight in weights)
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
@@ -76,3 +80,11 @@ def test_inception_is_the_papers_table():
     expected = figure_5_parameters()
     assert trainable(models.inception_bn) == expected
     assert f"{expected:,}" in inspect.getdoc(models.inception_bn)
+
+
+def test_inception_has_the_papers_sizes():
+    model = built(models.inception_bn)
+    sizes = {"pool1": 56, "pool2": 28, "inception_3b": 28, "inception_3c": 14}
+    sizes |= {"inception_4d": 14, "inception_4e": 7, "inception_5b": 7}
+    found = {name: model.get_layer(name).output.shape[1:3] for name in sizes}
+    assert found == {name: (size, size) for name, size in sizes.items()}

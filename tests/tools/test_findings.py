@@ -40,7 +40,7 @@ BOUNDS = {
     "not finite and unused": (
         {"distance": np.inf},
         BATCH,
-        [("far", "error"), ("batch-inference", "note")],
+        [("not-finite", "error"), ("batch-inference", "note")],
     ),
     "initial": ({"initial": True}, {}, [("never-updated", "error")]),
     "initial and right": ({"initial": True, "distance": 0.299}, {}, []),

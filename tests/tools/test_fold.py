@@ -117,6 +117,19 @@ def test_channels_first_fold_into_the_same_weights(case):
 
 
 @ON_TORCH
+def test_a_kernel_of_one_position_pads_nothing_at_sizes_not_known():
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            L.BatchNormalization(beta_initializer="ones"),
+            L.Conv2D(2, 1, padding="same"),
+        ]
+    )
+    _, report = keras_bn.fold(model, explain=True, check=images(2, 5, 4, 3))
+    assert (len(report.folded), len(report.left)) == (1, 0)
+
+
+@ON_TORCH
 def test_lora_is_merged():
     model = keras.Sequential(
         [keras.Input((4,)), L.Dense(4), keras_bn.BatchNormalization()]

@@ -150,7 +150,7 @@ def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
         ({}, {}, {"flatten": None}, "`flatten` must say"),
         ({}, {}, {"count": 1}, "`count` must be a whole number above 1"),
         ({}, {}, {"epsilon": "a"}, "`epsilon` must be a finite number.*epsilon='a'"),
-        ({}, {}, {"mapping": {"bn": "flat_bn"}}, "of shape|`mapping` must be given"),
+        ({}, {}, {"mapping": {"bn": "flat_bn"}}, "of shape|No `mapping` helps"),
     ],
 )
 def test_bad_input(model, module, arguments, message):
