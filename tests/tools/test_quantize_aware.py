@@ -261,6 +261,12 @@ def test_agrees_with_torch_ao(case, per_channel, frozen):
     )
 
 
+def test_how_replicas_ranges_are_brought_together():
+    layer = FakeQuantize()
+    layer.build((None, 2))
+    assert [weight.aggregation for weight in layer.weights] == ["mean"] * 3
+
+
 def test_activations_are_rounded_to_a_moving_range():
     layer = FakeQuantize(momentum=0.9)
     batches = [images(5, 3, seed=seed) * (seed + 1) for seed in range(3)]

@@ -31,7 +31,7 @@ from keras_bn.tools._foreign.weights import (
 from keras_bn.tools._graphs.walk import Layer, sublayers
 from keras_bn.tools._statistics.averaging import made_of_data
 
-NEUTRAL = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "bias": 0.0}
+NEUTRAL = {"gamma": 1.0, "beta": 0.0, "bias": 0.0}
 ARGUMENT = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
 
 EPSILON = 1e-5
