@@ -310,6 +310,17 @@ def test_tuples_of_layers_stay_tuples(tmp_path):
 
 
 @ON_TORCH
+def test_a_copy_lets_go_of_weights_as_the_model_does():
+    """`quantize` replaces the kernel, which a layer then must not count any more."""
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization()])
+    ours = keras_bn.convert(model)
+    for one in (ours, model):
+        one.layers[0].quantize("int8")
+    copied, original = ([v.name for v in m.layers[0].weights] for m in (ours, model))
+    assert copied == original
+
+
+@ON_TORCH
 def test_containers_are_copied_with_the_layers_in_them():
     model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
     helper = model.layers[0].run  # Keras would make containers of its own of a layer's
