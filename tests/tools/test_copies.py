@@ -406,6 +406,16 @@ def test_a_check_of_half_precision_between_inputs_and_outputs_in_float32(dtype):
         check_outputs(model(1.0), model(1 + 3 * ALLOWED[dtype]), True)
 
 
+@ON_TORCH
+def test_outputs_of_other_shapes_are_something_else():
+    one, other = (
+        keras.Sequential([keras.Input((4,)), L.Reshape(shape)])
+        for shape in ((4,), (2, 2))
+    )
+    with pytest.raises(ValueError, match="something else: outputs differ by inf"):
+        check_outputs(one, other, True)
+
+
 def _numbers():
     inputs = {"ids": keras.Input((3,), dtype="int32", name="ids")}
     x = L.BatchNormalization()(L.Dense(2)(L.Embedding(2, 4)(inputs["ids"])))
