@@ -159,7 +159,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     if options.plot is not None:
         check_output(options.plot, options.force)
-        if options.plot.suffix not in PLOTS:
+        if options.plot.suffix.lower() not in PLOTS:
             kinds = ", ".join(PLOTS)
             message = f"--plot must end in one of {kinds}. Received: {options.plot}"
             raise Failure(USAGE, message)

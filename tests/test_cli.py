@@ -501,6 +501,7 @@ def test_force_overwrites(folder):
     assert cli.main(["fold", "net.keras", "taken.keras", "--force"]) == 0
     assert len(_load("taken.keras").layers) == 2
     (folder / "p.png").write_text("taken")
+    assert cli.main(["inspect", "net.keras", "--plot", "P.PNG"]) == 0
     assert cli.main(["inspect", "net.keras", "--plot", "p.png", "--force"]) == 0
     assert (folder / "p.png").stat().st_size > 1000
 

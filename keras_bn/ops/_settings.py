@@ -5,6 +5,7 @@ Each raises at once, and says which argument, what was expected, and what came.
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -127,7 +128,7 @@ def boolean(name: str, value: Any) -> bool:
 
 def boolean_or_number(name: str, value: Any) -> bool:
     """`value` as a boolean, which Keras takes by its truth: None, 0 and 1 as well."""
-    if value is None or (isinstance(value, int) and value in (0, 1)):
+    if value is None or (isinstance(value, Integral) and value in (0, 1)):
         return bool(value)
     return boolean(name, value)
 

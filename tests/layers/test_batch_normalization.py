@@ -284,7 +284,7 @@ def test_numbers_of_numpy_are_python_s_in_the_config(name, value):
     assert json.loads(json.dumps(config[name])) == np.asarray(value).tolist()
 
 
-@pytest.mark.parametrize("value", [0, 1, None, np.True_], ids=str)
+@pytest.mark.parametrize("value", [0, 1, None, np.True_, np.int64(1)], ids=repr)
 def test_what_keras_takes_for_a_boolean(value):
     layer = keras_bn.BatchNormalization(center=value, scale=value, renorm=value)
     config = layer.get_config()

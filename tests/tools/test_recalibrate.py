@@ -545,6 +545,7 @@ FAILURES = [
     (lambda: images(4, 4, 4, 3), {"prior": 0}, ValueError, r"`prior` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": np.inf}, ValueError, r"`prior` must be"),
     (lambda: images(4, 4, 4, 3), {"prior": "3"}, ValueError, r"`prior` must be"),
+    (lambda: images(4, 4, 4, 3), {"prior": True}, ValueError, r"`prior` must be"),
     (lambda: LARGE, {}, ValueError, r"has a NaN or an infinity"),
     (
         lambda: images(4, 4, 4, 3),

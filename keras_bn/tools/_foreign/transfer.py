@@ -133,7 +133,7 @@ def _check_values(argument: str, theirs: str, name: str, value: np.ndarray) -> N
     if bad.size:
         raise ValueError(
             f"Argument `{argument}` must have {expected}. Received: '{theirs}' with "
-            f"{bad.size} others, the first {bad[0]}"
+            f"{bad.size} that are not, the first {bad[0]}"
         )
 
 

@@ -66,7 +66,8 @@ def check_repeats(model: Any, data: Any, layer_by_layer: bool) -> None:
 
 
 def _check_prior(prior: Any, method: str) -> None:
-    known = isinstance(prior, Real) and 0 < float(prior) < np.inf
+    number = isinstance(prior, Real) and not isinstance(prior, bool)
+    known = number and 0 < float(prior) < np.inf
     if prior is not None and not known:
         raise ValueError(
             "Argument `prior` must be a number of samples above 0, or None. Received: "
