@@ -1,5 +1,7 @@
 """The tools on layers that average otherwise: plainly, debiased, by a schedule."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -218,6 +220,7 @@ def test_inspect_knows_how_they_average():
         *(None, 0.5, pytest.approx(0.99), 0.5, 0.99)
     ]
     assert report.layers[-1].kind == "keras_bn batch at inference"
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert "none" in str(report)
 
 
@@ -230,8 +233,11 @@ def test_what_remains_of_the_initial_values():
     norm.build((None, 3))
     norm.moving_step.assign(3)
     assert momentum_now(norm) == 0.75
-    norm.momentum = lambda step: 0.5 + step  # what is above 1 keeps all
+    seen = []
+    norm.momentum = lambda step: seen.append(step) or 0.5 + step  # above 1 keeps all
     assert momentum_now(norm) == 1.0
+    norm(X[0], training=True)
+    assert seen[0].dtype == seen[1].dtype  # as in training
 
 
 @ON_TORCH

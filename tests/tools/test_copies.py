@@ -321,6 +321,26 @@ def test_a_copy_lets_go_of_weights_as_the_model_does():
 
 
 @ON_TORCH
+def test_a_variable_is_copied_with_all_that_is_said_of_it():
+    layer = L.Dense(3, kernel_regularizer="l2", kernel_constraint="non_neg")
+    layer.given = keras.Variable(
+        *(np.arange(3), (3,), "int32"),
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+        synchronization="on_read",
+        name="given",
+    )
+    layer.given.overwrite_with_gradient = True
+    model = keras.Sequential([keras.Input((4,)), layer, L.BatchNormalization()])
+    copy = keras_bn.convert(model).layers[0]
+    for name in ("given", "kernel", "bias"):
+        old, new = getattr(layer, name), getattr(copy, name)
+        assert {**vars(new), "_value": None} == {**vars(old), "_value": None}
+        np.testing.assert_array_equal(numpy(new), numpy(old))
+
+
+@ON_TORCH
 def test_containers_are_copied_with_the_layers_in_them():
     model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
     helper = model.layers[0].run  # Keras would make containers of its own of a layer's

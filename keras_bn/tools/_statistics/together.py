@@ -1,5 +1,6 @@
 """What processes that go through parts of the data find together."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Found:
         """One process's findings as a vector, of the same size in all of them."""
         parts: list[Any] = [[FAILED if error else 0.0, self.batches, self.samples]]
         for path, layer in self._layers.items():
-            one, shape = self.moments[path], tuple(layer.moving_mean.shape)
+            one, shape = self.moments[path], layer.moving_mean.shape
             parts.append([path in self.reached])
             parts += [
                 np.broadcast_to(part, shape).ravel()
@@ -61,12 +62,13 @@ class Found:
         return np.concatenate(parts).astype("float64")
 
     def _add(self, row: np.ndarray) -> None:
-        self.batches += int(row[1])
-        self.samples += int(row[2])
+        batches, samples = map(int, row[1:3])
+        self.batches += batches
+        self.samples += samples
         start = 3
         for path, layer in self._layers.items():
-            shape = tuple(layer.moving_mean.shape)
-            size = int(np.prod(shape))
+            shape = layer.moving_mean.shape
+            size = math.prod(shape)
             if row[start]:
                 parts = row[start + 1 : start + 1 + 3 * size].reshape(3, *shape)
                 self.see(path, *parts)
@@ -89,11 +91,9 @@ def agreed_order(
     processes: Processes, layers: dict[str, Layer], order: list[str], error: Any
 ) -> list[str]:
     """The order in which layers run, as the first process that has data found it."""
-    paths = list(layers)
-    row = np.full(1 + len(paths), -1.0)
-    row[0] = FAILED if error else float(bool(order))
-    row[1 : 1 + len(order)] = [paths.index(path) for path in order]
-    rows = processes.gather(row)
+    # When each comes to be called; 0 where it does not.
+    times = [1.0 + order.index(path) if path in order else 0.0 for path in layers]
+    rows = processes.gather(np.array([FAILED if error else 0.0, *times]))
     require_all(rows[:, 0], error)
-    known = [one[1:].astype(int) for one in rows if one[0] > 0]
-    return [paths[number] for number in known[0]] if known else []
+    found = next((one[1:] for one in rows if one[1:].any()), rows[0, 1:])
+    return [path for time, path in sorted(zip(found, layers, strict=True)) if time]
