@@ -9,8 +9,6 @@ from keras_bn.ops.processes import Processes
 from keras_bn.tools._graphs.walk import Layer
 from keras_bn.tools._statistics.moments import RunningMoments
 
-FAILED = -1.0
-
 
 class Found:
     """What a pass over the data found: of one process, or of all together.
@@ -51,7 +49,7 @@ class Found:
 
     def _row(self, error: Exception | None) -> np.ndarray:
         """One process's findings as a vector, of the same size in all of them."""
-        parts: list[Any] = [[FAILED if error else 0.0, self.batches, self.samples]]
+        parts: list[Any] = [[error is not None, self.batches, self.samples]]
         for path, layer in self._layers.items():
             one, shape = self.moments[path], layer.moving_mean.shape
             parts.append([path in self.reached])
@@ -75,15 +73,15 @@ class Found:
             start += 1 + 3 * size
 
 
-def require_all(states: np.ndarray, error: Exception | None) -> None:
+def require_all(failures: np.ndarray, error: Exception | None) -> None:
     """Raises `error`, or that another process failed, if one did."""
     if error is not None:
         raise error
-    failed = np.flatnonzero(states == FAILED).tolist()
+    failed = np.flatnonzero(failures).tolist()
     if failed:
         raise ValueError(
             "All processes must come through their data. Received: an error in "
-            f"process {', '.join(map(str, failed))} of {len(states)}"
+            f"process {', '.join(map(str, failed))} of {len(failures)}"
         )
 
 
@@ -93,7 +91,7 @@ def agreed_order(
     """The order in which layers run, as the first process that has data found it."""
     # When each comes to be called; 0 where it does not.
     times = [1.0 + order.index(path) if path in order else 0.0 for path in layers]
-    rows = processes.gather(np.array([FAILED if error else 0.0, *times]))
+    rows = processes.gather(np.array([error is not None, *times], "float64"))
     require_all(rows[:, 0], error)
     found = next((one[1:] for one in rows if one[1:].any()), rows[0, 1:])
     return [path for time, path in sorted(zip(found, layers, strict=True)) if time]
