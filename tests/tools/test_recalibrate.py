@@ -170,6 +170,16 @@ def test_shared_layers_and_time_distributed():
     _check(norm, data.reshape(-1, 2).astype("float64"))
 
 
+@ON_TORCH
+def test_a_layer_that_is_called_again_infers_layer_by_layer():
+    inputs, norm = keras.Input((2,)), Norm()
+    model = randomize(keras.Model(inputs, norm(norm(inputs))))
+    x = images(8, 2)
+    seen = np.concatenate([x, numpy(norm(x))])
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(norm, seen)
+
+
 @pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=ON_TORCH)])
 def test_a_call_in_training_mode_gives_what_it_would(frozen):
     """By the batch, though the next layer's pass is in inference mode."""
@@ -452,6 +462,14 @@ def test_how_many_batches_a_bar_is_told(data, steps, expected):
 
 
 @ON_TORCH
+def test_a_sample_may_be_one_number():
+    model = keras.Sequential([keras.Input(()), L.Reshape((1,)), Norm()])
+    x = images(24)
+    keras_bn.recalibrate(model, x, verbose=0)
+    _check(model.layers[-1], x[:, None].astype("float64"))
+
+
+@ON_TORCH
 def test_data_without_an_end():
     model = keras.Sequential([keras.Input((3,)), Norm()])
     x = images(24, 3)
@@ -495,15 +513,29 @@ def test_frozen_layers_only_on_request():
     _check(model.layers[0], x.astype("float64"))
 
 
-def test_nothing_but_statistics_changes():
+class Untrained(L.Layer):
+    """In training, unless a call says otherwise, and then an error."""
+
+    def call(self, x, training=True):
+        assert not training
+        return x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, pytest.param(True, marks=ON_TORCH)])
+def test_nothing_but_statistics_changes(layer_by_layer):
     model = _model()
+    model.add(Untrained())
     moving = {
-        id(v) for one in (0, -1) for v in model.layers[one].non_trainable_variables
+        id(v) for one in (0, -2) for v in model.layers[one].non_trainable_variables
     }
     kept = [v for v in model.variables if id(v) not in moving]
     before = [numpy(v).tobytes() for v in kept]
     calls = [layer.call for layer in model.layers]
-    keras_bn.recalibrate(model, images(8, 4, 4, 3), verbose=0)
+    settings = {"layer_by_layer": layer_by_layer, "verbose": 0}
+    keras_bn.recalibrate(model, images(8, 4, 4, 3), **settings)
     assert [numpy(v).tobytes() for v in kept] == before
     assert [layer.call for layer in model.layers] == calls
 
@@ -512,8 +544,12 @@ def test_nothing_but_statistics_changes():
 def test_progress_bar(capsys):
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4)
     out = capsys.readouterr().out
+    assert "1/2" in out
     assert "2/2" in out
     assert "s/batch" in out
+    keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4, verbose=2)
+    out = capsys.readouterr().out
+    assert ("1/2" in out, "2/2" in out) == (False, True)
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), verbose=0)
     assert capsys.readouterr().out == ""
 

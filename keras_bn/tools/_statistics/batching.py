@@ -212,7 +212,7 @@ def _checked(model: Any, batch: Any) -> Any:
             f"{type(batch).__name__}: {error}"
         ) from error
     inputs = getattr(model, "inputs", None) or ()
-    expected = [tuple(one.shape) for one in inputs]
+    expected = [one.shape for one in inputs]
     received = [tuple(one.shape) for one in tree.flatten(batch)]
     fits = len(expected) == len(received) and all(map(_fits, received, expected))
     if not received or (expected and not fits):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_bn.tools._copies.converted import set_renorm_statistics
-from keras_bn.tools._graphs.walk import RENORM_STATISTICS, Layer, float64
+from keras_bn.tools._graphs.walk import Layer, float64
 from keras_bn.tools._statistics.averaging import made_of_data, momentum_now
 
 
@@ -39,9 +39,9 @@ class RunningMoments:
     weight = 1.0
 
     def __init__(self) -> None:
-        self.count: Any = np.float64(0)
-        self.mean: Any = np.float64(0)
-        self._deviations: Any = np.float64(0)
+        self.count: Any = 0.0
+        self.mean: Any = 0.0
+        self._deviations: Any = 0.0
 
     def add(self, count: Any, mean: np.ndarray, variance: np.ndarray) -> None:
         """Takes in `count` values (one number, or one a channel) of these moments."""
@@ -87,7 +87,7 @@ class RunningAverage:
         self.weight: Any = 1.0
         if getattr(layer, "moving_weight", None) is not None:
             self.weight = float64(layer.moving_weight)
-        self.count: Any = np.float64(0)
+        self.count: Any = 0.0
         self.mean, self.variance = statistics_of(layer)
         self._merged = RunningMoments()
         if self._momentum is None:
@@ -167,6 +167,6 @@ def set_statistics(layer: Layer, found: RunningMoments | RunningAverage) -> None
     """Writes moving statistics, those of renorm to match, and what they are made of."""
     layer.moving_mean.assign(found.mean)
     layer.moving_variance.assign(found.variance)
-    if getattr(layer, RENORM_STATISTICS[0], None) is not None:
+    if getattr(layer, "moving_stddev", None) is not None:
         set_renorm_statistics(layer)
     made_of_data(layer, found.total, found.weight)
