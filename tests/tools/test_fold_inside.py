@@ -408,6 +408,7 @@ def test_what_stands_in_the_place_of_a_norm_is_like_it():
     norm = keras_bn.fold(model).layers[0].norm
     kind = type(norm).__name__, norm.name, norm.dtype_policy.name
     assert kind == ("Folded", "norm", "mixed_bfloat16")
+    assert norm.get_config()["activation"] == "relu"
     assert norm.built
     assert norm.count_params() == 0
     y = norm(L.Masking()(np.array([[[-1, 2], [0, 0]]], "float32")))

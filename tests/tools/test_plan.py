@@ -157,6 +157,10 @@ IN_THE_WAY = [
         "changes the dtype",
     ),
     (
+        _of(lambda x: _norm(_dense(x), 0), batch_shape=(2, 4)),
+        "normalizes each sample of the batch by itself",
+    ),
+    (
         _of(lambda x: _norm(L.Concatenate(0)([_dense(x), _dense(x)])), SOME),
         "joins batches",
     ),
