@@ -40,7 +40,8 @@ def forked(work, seconds):
 def _run(work, seconds, answer, log):
     try:
         os.setsid()
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        most = int(seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
         output = os.open(log, os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -66,7 +67,7 @@ def _wait(child, end):
             os.killpg(child, signal.SIGKILL)  # and what it has started, and left
 
 
-def run_pytest(package, arguments, plugin):
+def run_pytest(package, arguments, *plugins):
     """Runs pytest on the package in that folder, which processes of tests find too."""
     os.chdir(ROOT)
     paths = [ROOT / "examples", ROOT / "tests", package]
@@ -81,4 +82,4 @@ def run_pytest(package, arguments, plugin):
     ignored = "ignore::pytest.PytestAssertRewriteWarning"
     quick = ["-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow"]
     options = [*quick, "-W", ignored, "-o", found]
-    return pytest.main([*options, *arguments], plugins=[plugin])
+    return pytest.main([*options, *arguments], plugins=plugins)
