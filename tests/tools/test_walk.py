@@ -5,6 +5,7 @@ import pytest
 from keras.src.models.functional import functional_like_constructor
 
 import keras_bn
+from keras_bn._keras import layer_of
 from keras_bn.tools._graphs import walk
 
 L = keras.layers
@@ -52,4 +53,4 @@ def test_asking_for_it_uses_no_name_up():
     walk.takes_inputs_and_outputs(keras.Model)
     inputs = keras.Input((1,))
     assert keras.Model(inputs, inputs).name == "functional"
-    assert inputs._keras_history.operation.name == "input_layer"
+    assert layer_of(inputs).name == "input_layer"
