@@ -183,7 +183,7 @@ IN_THE_WAY = [
     ("build", "reason"),
     [
         *IN_THE_WAY,
-        (_diamond, "is used by 'batch_normalization' and 'add'"),
+        (_diamond, "what 'dense' gives is used by 'batch_normalization' and 'add'"),
         (_output, "the model's output"),
         (_twice, "called 2 times"),
         (_shared_dense, "'dense' is called 2 times"),
