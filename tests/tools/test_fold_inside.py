@@ -115,6 +115,24 @@ class HandsMaskOn(Block):
         return self.norm(self.dense(x), mask=mask)
 
 
+class HandsWeightsOn(Block):
+    def call(self, x):
+        return self.norm(self.dense(x), weights=ops.max(x, -1) ** 2, residual=None)
+
+
+class WithResidual(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.second = Norm(name="second")
+
+    def build(self, shape):
+        super().build(shape)
+        self.second.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self.second(self.norm(self.dense(x), residual=x))
+
+
 class OtherSize(Block):
     """Its model is built for another length than it is called on."""
 
@@ -229,6 +247,7 @@ CASES = [
     Case("several", lambda x: Several()(x), 5),
     Case("step by step", lambda x: L.TimeDistributed(Block())(x), 1),
     Case("hands a mask on", lambda x: HandsMaskOn()(x), 1),
+    Case("hands weights on", lambda x: HandsWeightsOn()(x), 1),
     Case("notes a tensor", lambda x: Notes()(x), 1),
     Case("built for another size", lambda x: OtherSize()(x), 2),
     Case("at two sizes", _twice, 1),
@@ -278,6 +297,12 @@ CASES = [
         1,
         ("inside 'remembers' (Remembers), which cannot be copied with others",),
     ),
+    Case(
+        "with a residual",
+        lambda x: WithResidual()(x),
+        0,
+        ("it is called with `residual`",) * 2,
+    ),
     Case("reads a mask", lambda x: ReadsMask()(x), 0, ("reads a mask",)),
     Case("activated", lambda x: Activated()(x), 0, ("(Relu) is in the way",)),
     Case("slices", lambda x: Branches()(x), 0, ("(GetItem) is in the way",)),
@@ -326,7 +351,7 @@ def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (Block, Several, HandsMaskOn, PreNorm, Notes, OtherSize)
+    for cls in (Block, Several, HandsMaskOn, HandsWeightsOn, PreNorm, Notes, OtherSize)
 }
 
 

@@ -59,7 +59,6 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(autocast=False, **kwargs)
         self.layers = layers
         self.per_channel = per_channel
-        self.supports_masking = True
         self._sources: tuple[tuple[int, str, np.ndarray], ...] = ()
 
     @property
@@ -154,7 +153,7 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         return y
 
     def quantized_kernels(self) -> dict[str, Any]:
-        """The kernels that the linear layer is run with, by name."""
+        """The kernels that the linear layer is run with, by name, before any cast."""
         return {
             name: self._quantized(name, getattr(self.linear, name).value)
             for name in linear_layers.FAMILIES[type(self.linear)].kernels
@@ -171,13 +170,13 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
             if which == name
         ]
         if not scales:
-            return ops.cast(fake_quantize_weights(wide, axes), kernel.dtype)
+            return fake_quantize_weights(wide, axes)
         scale = functools.reduce(operator.mul, scales)
         lost = ops.abs(scale) < NEGLIGIBLE
         divisor = ops.where(lost, ops.ones_like(scale), scale)
         rounded = fake_quantize_weights(wide * scale, axes) / divisor
         # A weight that will be 0 is left as it is: gamma must be able to grow again.
-        return ops.cast(ops.where(lost, wide, rounded), kernel.dtype)
+        return ops.where(lost, wide, rounded)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, layers serialized."""

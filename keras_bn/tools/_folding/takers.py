@@ -215,7 +215,7 @@ class _Einsum:
 
     def fill(self, new: Layer, w: Weights) -> None:
         new.kernel.assign(w.kernels["kernel"])
-        shape = tuple(new.bias.shape)
+        shape = new.bias.shape
         bias = w.bias.reshape(w.bias.shape[w.bias.ndim - len(shape) :])
         new.bias.assign(np.broadcast_to(bias, shape))
 
