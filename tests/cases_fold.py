@@ -73,6 +73,9 @@ FOLDS = [
     Fold(
         "flatten", lambda: [Norm(), L.Dropout(0.5), L.Flatten(), L.Dense(3)], IMAGE, 1
     ),
+    Fold(
+        "two axes, flat", lambda: [Norm(axis=(2, 1)), L.Flatten(), L.Dense(3)], LINE, 1
+    ),
     Fold("reshape", lambda: [L.Dense(12), L.Reshape((2, 2, 3)), Norm()], (4,), 1),
     Fold(
         "permute",

@@ -180,7 +180,9 @@ def test_recalibrate(folder, data, capsys):
 def test_inspect(folder, capsys):
     command = ["inspect", "net.keras", "--data", "x.npy", "--json", "--plot", "p.png"]
     code = cli.main(command)
-    report = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    report = json.loads(printed)
+    assert '\n  "model": "net",\n' in printed
     assert code == (report["severity"] == "error")
     assert report["model"] == "net"
     assert (folder / "p.png").stat().st_size > 1000

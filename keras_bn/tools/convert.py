@@ -199,7 +199,7 @@ def convert(
         return copy
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
     check_outputs(model, copy, check)
-    carry_compile(model, copy)
+    carry_compile(model, copy, slots=True)
     if of_samples:
         warn_of_unread_groups(model, plain, overrides)
         warn_of_dropped(model, plain, target)

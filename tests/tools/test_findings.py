@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import keras_bn
-from keras_bn.tools._reports.findings import Facts, findings_of, from_graphs
+from keras_bn.tools._reports.calls import from_graphs
+from keras_bn.tools._reports.findings import Facts, findings_of
 
 L = keras.layers
+Constant = keras.initializers.Constant
 Norm = keras_bn.BatchNormalization
 # Which backend has the weights is of no matter.
 pytestmark = pytest.mark.once
@@ -64,6 +66,11 @@ BOUNDS = {
     "frozen": ({"updates": 298}, {"trainable": False}, []),
     "lag of what is unused": ({"updates": 298}, BATCH, [("batch-inference", "note")]),
     "bias": ({"bias": "dense"}, {}, [("bias", "note")]),
+    "infinite outputs": (
+        {},
+        {"epsilon": 0.5, "moving_variance_initializer": Constant(-0.5)},
+        [("negative-variance", "error")],
+    ),
     "always": ({"always_training": True}, {}, [("always-training", "warning")]),
 }
 
@@ -145,6 +152,17 @@ def _inner(**call):
     return keras.Model(inputs, inner(inputs, **call))
 
 
+def _shared():
+    inputs, dense = keras.Input((3,)), L.Dense(3)
+    return keras.Model(inputs, [Norm()(dense(inputs)), dense(L.ReLU()(inputs))])
+
+
+def _held_elsewhere():
+    inputs, dense = keras.Input((3,)), L.Dense(3)
+    steps = L.TimeDistributed(dense)(inputs[:, None])
+    return keras.Model(inputs, [Norm()(dense(inputs)), steps])
+
+
 def _first(axis):
     return _model(L.Conv2D(3, 2, data_format="channels_first", name="c"), Norm(axis))
 
@@ -166,6 +184,8 @@ LINEAR = {
     "channels first, other axis": (lambda: _first(-1), []),
     "frozen": (lambda: _model(L.Dense(3), Norm(trainable=False)), []),
     "read twice": (_read_twice, []),
+    "shared": (_shared, []),
+    "held elsewhere": (_held_elsewhere, []),
     "nothing before": (lambda: _model(Norm(), L.Dense(3)), []),
     "inside": (_inner, ["inner/dense"]),
 }

@@ -51,7 +51,9 @@ FINDINGS = [
     ("never updated", _model, [("never-updated", "error")]),
     (
         "never updated, of its own",
-        lambda: _model(moving_mean_initializer=keras.initializers.Constant(3.0)),
+        lambda: _model(
+            moving_mean_initializer=keras.initializers.Constant(0.1), dtype="float64"
+        ),
         [("never-updated", "error")],
     ),
     ("not known", lambda: _model(moving_mean_initializer="random_normal"), []),
@@ -190,6 +192,16 @@ def test_what_is_written_into_a_graph_has():
 
 
 @ON_TORCH
+def test_batches_have_128_samples():
+    model, x = _trained(_model()), images(129, 4) + 3
+    default, told, other = (
+        keras_bn.inspect(model, x, **how).output_change
+        for how in ({}, {"batch_size": 128}, {"batch_size": 129})
+    )
+    assert default == told != other
+
+
+@ON_TORCH
 def test_initial_statistics_that_are_right_are_not_reported():
     model = keras.Sequential([keras.Input((1,)), Norm()])
     x = np.array([[-1.0], [1.0]], "float32")
@@ -270,10 +282,16 @@ def test_frozen_statistics_are_named_and_let_the_bias_matter():
 
 
 @ON_TORCH
-@pytest.mark.parametrize("steps", [1, 2])
-def test_updates_are_counted_by_accumulation(steps):
-    norm = keras_bn.BatchNormalization(accumulation_steps=steps)
-    model = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(1)])
+@pytest.mark.parametrize(
+    ("norm", "steps"),
+    [
+        (lambda: Norm(), 1),
+        (lambda: Norm(accumulation_steps=2), 2),
+        (L.BatchNormalization, 1),
+    ],
+)
+def test_updates_are_counted_by_accumulation(norm, steps):
+    model = keras.Sequential([keras.Input((3,)), norm(), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
     model.compile(optimizer, "mse")
     x = images(24, 3)

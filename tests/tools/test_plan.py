@@ -157,6 +157,10 @@ IN_THE_WAY = [
         "changes the dtype",
     ),
     (
+        _of(lambda x: _norm(_dense(x), 0), batch_shape=(2, 4)),
+        "normalizes each sample of the batch by itself",
+    ),
+    (
         _of(lambda x: _norm(L.Concatenate(0)([_dense(x), _dense(x)])), SOME),
         "joins batches",
     ),
@@ -179,7 +183,7 @@ IN_THE_WAY = [
     ("build", "reason"),
     [
         *IN_THE_WAY,
-        (_diamond, "is used by 'batch_normalization' and 'add'"),
+        (_diamond, "what 'dense' gives is used by 'batch_normalization' and 'add'"),
         (_output, "the model's output"),
         (_twice, "called 2 times"),
         (_shared_dense, "'dense' is called 2 times"),

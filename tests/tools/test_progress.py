@@ -23,6 +23,7 @@ def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
     _work(monkeypatch, terminal=True, patience=0.0)
     shown = capsys.readouterr()
     assert "copying net" in shown.err
+    assert "100%" in shown.err
     assert shown.out == ""
 
 

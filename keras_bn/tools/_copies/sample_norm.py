@@ -119,12 +119,14 @@ def _check_masks(layer: Layer) -> None:
 
 def copy_parameters(old: Layer, new: Layer) -> None:
     """Gives `new` gamma and beta of `old`, a batch norm, and their flags."""
+    alike = new.trainable == old.trainable  # or an override has said it of all weights
     for name in ("gamma", "beta"):
         source, target = getattr(old, name, None), getattr(new, name, None)
         if source is not None and target is not None:
             # Those of several axes have the inputs' rank in a batch norm.
             target.assign(array(source).reshape(target.shape))
-            target.trainable = source.trainable
+            if alike:
+                target.trainable = source.trainable
 
 
 def warn_of_unread_groups(
