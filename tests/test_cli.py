@@ -248,7 +248,7 @@ def test_from_torch_by_a_mapping(folder, weights):
 ALL_OPTIONS = [
     *("--layers", "all", "--no-strict", "--key", "ema", "--map", "a=b=c"),
     *("--epsilon", "0.5", "--momentum", "0.25", "--count", "9"),
-    *("--flatten", "channels_last"),
+    *("--flatten", "channels_last", "--force"),
 ]
 ALL_SETTINGS = {
     **{"layers": "all", "strict": False, "key": "ema", "epsilon": 0.5},
@@ -276,7 +276,8 @@ def test_from_torch_is_given_its_options(
 
     for tool in ("match_torch", "from_torch"):
         monkeypatch.setattr(cli.tools, tool, note)
-    command = ["from-torch", "net.keras", "x.npy", "o.keras"]
+    output = "taken.keras" if "--force" in options else "o.keras"
+    command = ["from-torch", "net.keras", "x.npy", output]
     assert cli.main([*command, *options]) == 3
     names = ("layers", "strict", "key")
     shown = {name: expected[name] for name in names}
