@@ -10,6 +10,7 @@ import pytest
 
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn.tools._copies.rebuild import Replacement, rebuild
 from slow import slow
 
 L = keras.layers
@@ -26,12 +27,13 @@ class Block(L.Layer):
         self.norm = L.BatchNormalization(name="attribute")
         self.several = [L.BatchNormalization(name="listed"), L.Dense(units)]
         self.named = {"one": L.BatchNormalization(name="named")}
+        self.named["one"].build((None, units))
         self.pair = (L.Dense(units), L.BatchNormalization(name="paired"))
         self.again = self.norm
         self.inner = keras.Sequential([L.Dense(units), L.BatchNormalization()])
 
     def build(self, shape):
-        for layer in (self.norm, *self.several, self.named["one"], *self.pair):
+        for layer in (self.norm, *self.several, *self.pair):
             layer.build(shape)
         self.inner.build(shape)
 
@@ -238,8 +240,11 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
     keras.utils.clear_session(free_memory=False)
     model = randomize(build())
     ours = keras_bn.convert(model, momentum=0.5)
+    kinds = [type(one) for one in layers_in(ours)]
+    assert _shown(ours) == _shown(model)
     # Twice: a copy of what lasts.
     loaded = keras_bn.convert(_loaded(ours, tmp_path), momentum=0.5)
+    assert [type(one) for one in layers_in(ours)] == kinds
     loaded = _loaded(loaded, tmp_path)
     loaded = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
     norms = _norms(loaded)
@@ -252,9 +257,68 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
         np.testing.assert_array_equal(numpy(new), numpy(old))
 
 
+def _shown(model):
+    """How Python shows the classes of its layers, but for batch norms."""
+    names = ("__name__", "__module__", "__qualname__", "__doc__")
+    return [
+        [getattr(type(one), name) for name in names]
+        for one in layers_in(model)
+        if not hasattr(one, "moving_mean")
+    ]
+
+
 def _loaded(model, folder):
     model.save(folder / "model.keras")
     return keras.saving.load_model(folder / "model.keras", safe_mode=False)
+
+
+@ON_TORCH
+def test_what_was_put_in_before_stays(tmp_path):
+    def with_another(model, name):
+        new = Replacement(L.Rescaling(2.0, name=name))
+        return rebuild(
+            model,
+            lambda layer: new if layer.name == name else None,
+            lambda old, new: None,
+        )
+
+    model = _block()
+    for name in ("attribute", "paired"):
+        model = with_another(model, name)
+    block = _loaded(model, tmp_path).layers[0]
+    layers = (block.norm, *block.several, *block.named.values(), *block.pair)
+    kinds = [L.Rescaling, L.BatchNormalization, L.Dense, L.BatchNormalization, L.Dense]
+    assert [type(one) for one in layers] == [*kinds, L.Rescaling]
+    assert block.again is block.norm
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Activated(L.Layer):
+    """Has a function in its config."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = keras.activations.get(function)
+        self.norm = L.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.function(self.norm(x))
+
+    def get_config(self):
+        return {**super().get_config(), "function": self.function}
+
+
+@ON_TORCH
+def test_of_a_lambda_in_the_config_nothing_is_said_until_it_is_saved(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), Activated(lambda x: 2 * x)])
+    ours = keras_bn.convert(model)  # warnings are errors here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = _loaded(ours, tmp_path)
+    assert type(loaded.layers[0].norm) is Norm
 
 
 @keras.saving.register_keras_serializable("test_convert")
@@ -471,10 +535,41 @@ def test_a_fused_activation_becomes_a_layer():
 
 
 @ON_TORCH
-def test_a_fused_activation_inside_a_wrapper_is_an_error():
-    model = keras.Sequential(
-        [keras.Input((2, 3)), L.TimeDistributed(Norm(activation="relu"))]
-    )
+def test_residuals_become_sums_of_the_same_dtype():
+    inputs = keras.Input((3,))
+    norm = Norm(name="norm", dtype="mixed_float16")
+    x = norm(norm(norm(inputs), residual=2 * inputs), residual=inputs)
+    model = randomize(keras.Model(inputs, x))
+    back = keras_bn.convert(model, to="keras")
+    sums = [one for one in back.layers if isinstance(one, L.Add)]
+    assert [one.name for one in sums] == ["norm_add", "norm_add_1"]
+    assert {one.dtype_policy.name for one in sums} == {"mixed_float16"}
+    x = images(4, 3)
+    np.testing.assert_allclose(numpy(back(x)), numpy(model(x)), atol=0.01)
+
+
+class Around(L.Layer):
+    """Holds a model, and then a norm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.Sequential([L.Dense(3)])
+        self.norm = Norm(activation="relu")
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(self.inner(x))
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "make", [lambda: L.TimeDistributed(Norm(activation="relu")), Around]
+)
+def test_a_fused_activation_inside_a_class_is_an_error(make):
+    model = keras.Sequential([keras.Input((2, 3)), make()])
     with pytest.raises(ValueError, match=r"needs an activation layer after it"):
         keras_bn.convert(model, to="keras")
 

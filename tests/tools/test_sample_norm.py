@@ -46,7 +46,9 @@ CASES = [
     Case("prime", lambda: Norm(), (3, 2, 7), "group", {}, 1),
     Case("48 channels", lambda: Norm(), (2, 48), "group", {}, 24),
     Case("128 channels", lambda: Norm(), (2, 128), "group", {}, 32),
-    Case("given", lambda: Norm(), (3, 12), "group", {"groups": 4}, 4),
+    Case("99 channels", lambda: Norm(), (2, 99), "group", {}, 11),
+    Case("two channels", lambda: Norm(), (3, 2), "group", {}, 1),
+    Case("given", lambda: Norm(), (3, 12), "group", {"groups": np.int64(4)}, 4),
     Case("instance", lambda: Norm(), (3, 4), "group", {"groups": -1}, 4),
     Case("Keras's", lambda: L.BatchNormalization(), (3, 2, 12), "group", {}, 6),
     Case("first", lambda: Norm(axis=1), (12, 3, 2), "group", {}, 6),
@@ -159,6 +161,24 @@ def _masked():
 def _masked_behind_a_copy():
     copy = keras_bn.convert(_masked(), to="layer")
     return keras.Model(copy.input, Norm(name="next")(copy.output))
+
+
+@ON_TORCH
+def test_gamma_and_beta_that_one_side_has_not():
+    model = keras.Sequential([keras.Input((3, 4)), Norm(scale=False)])
+    layer = keras_bn.convert(model, to="layer", scale=True, center=False).layers[0]
+    np.testing.assert_array_equal(numpy(layer.gamma), np.ones(4))
+    assert layer.beta is None
+
+
+@ON_TORCH
+def test_statistics_that_have_not_moved_are_not_missed():
+    norm = Norm(moving_mean_initializer=keras.initializers.Constant(2.0))
+    model = keras.Sequential([keras.Input((3, 4)), norm])
+    keras_bn.convert(model, to="layer")  # warnings are errors here
+    norm.moving_mean.assign(np.zeros(4))
+    with pytest.raises(UserWarning, match=r"of 1 layers of model .* are dropped"):
+        keras_bn.convert(model, to="layer")
 
 
 @ON_TORCH

@@ -19,8 +19,8 @@ class Folded(keras.layers.Layer):  # type: ignore[misc]
         self.activation = keras.activations.get(activation)
         self.supports_masking = True
 
-    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        """`activation(inputs)`."""
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """`activation(inputs)`; what else batch norm is called with does not count."""
         return self.activation(inputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
