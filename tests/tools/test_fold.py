@@ -143,6 +143,37 @@ def test_lora_is_merged():
     np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
+# Layers, with what the weights that are scaled are called.
+SCALED = {
+    "dense": (lambda: L.Dense(3), "kernel", "bias"),
+    "einsum": (lambda: L.EinsumDense("ab,bc->ac", 3, bias_axes="c"), "kernel", "bias"),
+    "layer norm": (lambda: L.LayerNormalization(), "gamma", "beta"),
+    "embedding": (lambda: L.Embedding(50, 3), "embeddings", None),
+}
+
+
+@ON_TORCH
+@pytest.mark.parametrize("case", SCALED)
+def test_weights_are_rounded_once(case):
+    build, scaled, shifted = SCALED[case]
+    layer, norms = build(), [keras_bn.BatchNormalization() for _ in range(2)]
+    dtype = "int32" if case == "embedding" else "float32"
+    model = keras.Sequential([keras.Input((3,), dtype=dtype), layer, *norms])
+    folded = keras_bn.fold(randomize(model)).layers[0]
+    names = [scaled] if shifted is None else [scaled, shifted]
+    scale, offset = 1.0, 0.0
+    for norm in norms:
+        factor = numpy(norm.gamma) / np.sqrt(numpy(norm.moving_variance) + norm.epsilon)
+        shift = numpy(norm.beta) - numpy(norm.moving_mean) * factor
+        scale, offset = scale * factor, offset * factor + shift
+    for name in names:
+        expected = numpy(getattr(layer, name)) * scale
+        if name != scaled or shifted is None:
+            expected = expected + offset
+        received = numpy(getattr(folded, name))
+        np.testing.assert_array_equal(received, expected.astype("float32"))
+
+
 class Counted(keras_bn.BatchNormalization):
     """With a weight that is made before its `build`, of another path."""
 

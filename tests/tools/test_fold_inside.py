@@ -193,6 +193,24 @@ class ChoosesByMask(Branches):
         return self.norm((self.dense if mask is None else self.other)(x))
 
 
+class HandsWeightsOn(Block):
+    def call(self, x):
+        return self.norm(self.dense(x), weights=ops.max(x, -1) ** 2, residual=None)
+
+
+class WithResidual(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.second = Norm(name="second")
+
+    def build(self, shape):
+        super().build(shape)
+        self.second.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self.second(self.norm(self.dense(x), residual=x))
+
+
 class OtherSize(Block):
     """Its model is built for another length than it is called on."""
 
@@ -390,6 +408,7 @@ CASES = [
     Case("step by step", lambda x: L.TimeDistributed(Block())(x), 1),
     Case("ignores a mask", lambda x: IgnoresMask()(x), 1),
     Case("hands a mask on", lambda x: HandsMaskOn()(x), 1),
+    Case("hands weights on", lambda x: HandsWeightsOn()(x), 1),
     Case("notes a tensor", lambda x: Notes()(x), 1),
     Case("built for another size", lambda x: OtherSize()(x), 2),
     Case("at two sizes", _twice, 1),
@@ -479,6 +498,12 @@ CASES = [
         1,
         ("inside 'remembers' (Remembers), which cannot be copied with others",),
     ),
+    Case(
+        "with a residual",
+        lambda x: WithResidual()(x),
+        0,
+        ("it is called with `residual`",) * 2,
+    ),
     Case("reads a mask", lambda x: ReadsMask()(x=x), 0, ("reads a mask",)),
     Case("chooses by a mask", lambda x: ChoosesByMask()(x), 0, ("reads a mask",)),
     Case(
@@ -540,7 +565,10 @@ def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (Block, Several, IgnoresMask, HandsMaskOn, PreNorm, Notes, OtherSize)
+    for cls in (
+        *(Block, Several, IgnoresMask, HandsMaskOn, HandsWeightsOn),
+        *(PreNorm, Notes, OtherSize),
+    )
 }
 
 

@@ -427,6 +427,8 @@ def test_the_pairs_are_shown():
     last = L.Dense(2, use_bias=False, name="last")
     model = keras.Sequential([keras.Input((3,)), *_model().layers, last])
     every = {**_state(), "last.weight": torch.ones(2, 3)}
+    norms = keras_bn.tools.match_torch(model, every)
+    assert (len(norms.pairs), norms.unused) == (2, [])
     pairs = keras_bn.tools.match_torch(model, every, layers="all").pairs
     assert list(map(repr, pairs[1:])) == [
         "Pair(layer='head_bn', prefix='head.bn', kind='norm', size=(3,), by='name')",
