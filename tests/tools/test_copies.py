@@ -175,13 +175,14 @@ class Pair(NamedTuple):
 @ON_TORCH
 def test_an_attribute_is_the_first_of_the_layers_in_the_place_of_one():
     norm = keras_bn.BatchNormalization(activation="relu")
-    model = keras.Model(inputs := keras.Input((4,)), norm(inputs))
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, norm(inputs, residual=inputs))
     model.norm, model.both, model.named = norm, (1, norm), Pair(1, norm)
     theirs = keras_bn.convert(model, to="keras")
-    _, first, activation = theirs.layers
+    _, first, added, activation = theirs.layers
     assert type(first) is L.BatchNormalization
     assert theirs.norm is first
-    assert theirs.both == (1, first, activation)
+    assert theirs.both == (1, first, added, activation)
     assert theirs.named == Pair(1, first)
 
 
