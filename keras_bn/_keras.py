@@ -173,6 +173,11 @@ def call_of(tensor: Any) -> Any:
     return calls_of(operation)[tensor._keras_history.node_index]
 
 
+def is_used(tensor: Any) -> bool:
+    """Whether a call has taken, or made, a symbolic tensor."""
+    return hasattr(tensor, "_keras_history")
+
+
 def attach_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a symbolic tensor, for the layers that it will be given to."""
     tensor._keras_mask = mask

@@ -26,7 +26,7 @@ from keras_bn._files import (
     write,
     write_model,
 )
-from keras_bn.tools._graphs.walk import batch_norms, is_convertible
+from keras_bn.tools._graphs.walk import batch_norms, is_domain_norm, is_plain_batch_norm
 
 BENCHMARK = "benchmark"
 
@@ -236,7 +236,8 @@ def _convert(options: argparse.Namespace) -> int:
     check = _check(options, model)
     copy = served(tools.convert, model, to=options.to, check=check, **overrides)
     write_model(options.output, options.force, copy)
-    layers = sum(map(is_convertible, batch_norms(model).values()))
+    norms = batch_norms(model).values()
+    layers = sum(is_plain_batch_norm(one) or is_domain_norm(one) for one in norms)
     print(f"convert: {layers} batch norm layers to {options.to}")
     return DONE
 

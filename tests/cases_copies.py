@@ -118,14 +118,15 @@ class Hiding(L.Layer):
         self.run = {
             "helper": lambda: Helper(dense),
             "method": lambda: dense.call,
-            "partial": lambda: partial(lambda layer, x: layer(x), dense),
+            "partial": lambda: partial(_call_layer, dense, times=2),
             "closure": lambda: lambda x: dense(x),
-            "default": lambda: lambda x, layer=dense: layer(x),
+            "default": lambda: lambda x, one=dense, *, two=dense: two(one(x)),
             "weak": lambda: weakref.ref(dense),
             "nested": lambda: {"one": [(Helper(lambda x: dense(x)),)]},
             "parent": lambda: Helper(self),
             "generator": lambda: (one for one in [dense]),
             "slots": lambda: Slots(dense),
+            "interned": lambda: Interned(dense),
         }[how]()
 
     def build(self, shape):
@@ -140,16 +141,31 @@ class Hiding(L.Layer):
             run = run()
         elif isinstance(run, Helper) and run.layer is self:
             run = run.layer.dense
+        elif isinstance(run, Slots):
+            run = run.layer
         elif not callable(run):
             run = self.dense
         return self._norm(run(x))
 
 
 class Slots:
-    __slots__ = ("layer",)
+    __slots__ = ("layer", "never_set")
 
     def __init__(self, layer):
         self.layer = layer
+
+
+class Interned:
+    """Its class says how its objects are made."""
+
+    def __new__(cls, layer):
+        new = super().__new__(cls)
+        new.layer = layer
+        return new
+
+
+def _call_layer(layer, x, times):
+    return times * layer(x)
 
 
 def _closure():
@@ -198,6 +214,16 @@ def _global_layer():
     global _DENSE
     _DENSE = L.Dense(4)
     return _model(_DENSE, _norm(), L.Lambda(lambda x: x + _DENSE.bias))
+
+
+_MODEL = None
+
+
+def _global_model():
+    global _MODEL
+    _MODEL = None
+    _MODEL = _model(_norm(), L.Lambda(lambda x: x + (_MODEL is None)))
+    return _MODEL
 
 
 class Backbone(keras.Model):
@@ -265,10 +291,16 @@ COPIES = [
             *("nested", "parent", "slots"),
         )
     ),
-    Copy(
-        "generator",
-        lambda: _model(Hiding("generator")),
-        error=r"'hiding\w*' of class Hiding .*`run`.*class generator holds",
+    *(
+        Copy(
+            how,
+            lambda how=how: _model(Hiding(how)),
+            error=r"^Layer 'hiding\w*' of class Hiding cannot be copied, for its "
+            rf"attribute `run`: an object of class (?i:{how}) holds a part of the "
+            "model, and cannot be taken apart$",
+        )
+        for how in ("generator", "interned")
     ),
     Copy("global", _global_layer, error="uses the global '_DENSE'"),
+    Copy("global model", _global_model, error="uses the global '_MODEL'"),
 ]

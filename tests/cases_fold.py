@@ -73,6 +73,15 @@ FOLDS = [
     Fold(
         "flatten", lambda: [Norm(), L.Dropout(0.5), L.Flatten(), L.Dense(3)], IMAGE, 1
     ),
+    Fold(
+        "two axes, flat", lambda: [Norm(axis=(2, 1)), L.Flatten(), L.Dense(3)], LINE, 1
+    ),
+    Fold(
+        "one scale for all",
+        lambda: [Norm(axis=1), L.DepthwiseConv2D((1, 3)), Norm(axis=1)],
+        (1, 6, 4),
+        2,
+    ),
     Fold("reshape", lambda: [L.Dense(12), L.Reshape((2, 2, 3)), Norm()], (4,), 1),
     Fold(
         "permute",
@@ -303,6 +312,16 @@ BEYOND = [
         1,
     ),
     Fold(
+        "einsum, ellipsis last",
+        lambda: [
+            Norm(axis=1),
+            L.EinsumDense("ax...,xy->ay...", 3, bias_axes="y"),
+            Norm(axis=1),
+        ],
+        LINE,
+        2,
+    ),
+    Fold(
         "layer norm",
         lambda: [L.ReLU(), L.LayerNormalization(scale=False, center=False), Norm()],
         LINE,
@@ -339,6 +358,26 @@ BEYOND = [
         1,
     ),
     Fold(
+        "fused, before a mean",
+        lambda: [L.Conv2D(3, 2), L.AveragePooling2D(2), Norm(activation="relu")],
+        IMAGE,
+        1,
+    ),
+    Fold(
+        "fused, first",
+        lambda: [Norm(activation="relu"), L.Dense(3)],
+        (4,),
+        0,
+        ("it has an activation",),
+    ),
+    Fold(
+        "fused, apart, twice",
+        lambda: [L.Dense(3), L.Dropout(0.5), Norm(activation="relu"), Norm()],
+        (4,),
+        1,
+        ("'batch_normalization' has an activation",),
+    ),
+    Fold(
         "norm of a norm",
         lambda: [L.ReLU(), Norm(), Norm(), L.ReLU()],
         (4,),
@@ -347,7 +386,7 @@ BEYOND = [
     ),
     Fold(
         "steps",
-        lambda: [L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(Norm())],
+        lambda: [L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(Norm(axis=3))],
         (2, 4, 4, 3),
         1,
     ),
@@ -370,6 +409,17 @@ BEYOND = [
     Fold(
         "einsum without such weights",
         lambda: [L.EinsumDense("abc,cd->abd", (6, 3)), Norm(axis=1)],
+        LINE,
+        0,
+        ("has no weights",),
+    ),
+    Fold(
+        "einsum without such a bias",
+        lambda: [
+            L.EinsumDense("abc,cd->abd", (6, 3), bias_axes="d"),
+            L.Rescaling(2.0, np.arange(6.0).reshape(6, 1)),
+            Norm(),
+        ],
         LINE,
         0,
         ("has no weights",),
@@ -457,6 +507,12 @@ def _weights_used_elsewhere(x):
     return y, ops.matmul(x, dense.kernel)
 
 
+def _gamma_used_elsewhere(x):
+    norm = Norm()
+    y = norm(L.Dense(3)(x))
+    return y, ops.multiply(y, norm.gamma)
+
+
 def _always_training(x):
     y = L.Concatenate()([L.Dense(3)(x), L.Dense(3)(x)])
     return Norm()(y, training=True)
@@ -469,7 +525,9 @@ def _dense(x, units=3, **more):
 GRAPHS = [
     Graph(
         "concatenation",
-        lambda x: Norm()(L.Concatenate()([_dense(x, 2), L.Dropout(0.5)(_dense(x, 3))])),
+        lambda x: Norm(activation="relu")(
+            L.Concatenate()([_dense(x, 2), L.Dropout(0.5)(_dense(x, 3))])
+        ),
         (4,),
         1,
     ),
@@ -491,7 +549,9 @@ GRAPHS = [
     ),
     Graph(
         "concatenation after",
-        lambda x: _dense(L.Concatenate()([L.ReLU()(x), Norm()(x), Norm()(x)])),
+        lambda x: _dense(
+            L.Concatenate()([L.ReLU()(x), Norm()(x), L.Concatenate()([Norm()(x), x])])
+        ),
         (4,),
         2,
     ),
@@ -524,6 +584,12 @@ GRAPHS = [
         "difference, one side padded",
         lambda x: Norm()(L.ZeroPadding2D(1)(L.Conv2D(3, 3)(x)) - L.Conv2D(3, 1)(x)),
         IMAGE,
+        1,
+    ),
+    Graph(
+        "residual",
+        lambda x: Norm(activation="relu")(_dense(x, 4), residual=L.ReLU()(x)),
+        (4,),
         1,
     ),
     Graph("by keyword", lambda x: L.ReLU()(Norm()(inputs=_dense(x))), (4,), 1),
@@ -587,7 +653,7 @@ GRAPHS = [
         1,
     ),
     Graph(
-        "embedding", lambda x: Norm()(L.Embedding(9, 3)(ops.cast(x, "int32"))), (4,), 1
+        "embedding", lambda x: Norm()(L.Embedding(9, 3)(ops.cast(x, "int32"))), LINE, 1
     ),
     # What must stay.
     Graph(
@@ -632,6 +698,22 @@ GRAPHS = [
         (4,),
         0,
         ("something else reads the weights of",),
+    ),
+    Graph(
+        "gamma read elsewhere",
+        _gamma_used_elsewhere,
+        (4,),
+        0,
+        ("something else reads the weights of 'batch_normalization'",),
+    ),
+    Graph(
+        "sum, both sides padded",
+        lambda x: Norm()(
+            L.Add()([L.ZeroPadding2D(1)(L.Conv2D(3, 3)(x)) for _ in range(2)])
+        ),
+        IMAGE,
+        0,
+        ("pads with zeros, which it would shift",),
     ),
     Graph("always in training", _always_training, (4,), 0, ("training=True",)),
     Graph(

@@ -6,6 +6,8 @@ gaps, as a rank needs none.
 """
 # ruff: noqa: E501
 
+from keras_bn.tools._foreign.pairs import Item
+
 PAIRS = {
     "torchvision ResNet, keras.applications": """
         conv1 conv1_conv 64x3x7x7
@@ -273,6 +275,22 @@ PAIRS = {
         Mixed_6a.branch3x3dbl_2.bn batch_normalization_28 96
         Mixed_6a.branch3x3.bn batch_normalization_26 384
         Mixed_6a.branch3x3dbl_3.bn batch_normalization_29 96
+        Mixed_6b.branch1x1.bn batch_normalization_30 192
+        Mixed_6b.branch7x7_1.bn batch_normalization_31 128
+        Mixed_6b.branch7x7_2.bn batch_normalization_32 128
+        Mixed_6b.branch7x7_3.bn batch_normalization_33 192
+        Mixed_6b.branch7x7dbl_1.bn batch_normalization_34 128
+        Mixed_6b.branch7x7dbl_2.bn batch_normalization_35 128
+        Mixed_6b.branch7x7dbl_3.bn batch_normalization_36 128
+        Mixed_6b.branch7x7dbl_4.bn batch_normalization_37 128
+        Mixed_6b.branch7x7dbl_5.bn batch_normalization_38 192
+        Mixed_6b.branch_pool.bn batch_normalization_39 192
+        Mixed_7a.branch3x3_1.bn batch_normalization_70 192
+        Mixed_7a.branch3x3_2.bn batch_normalization_71 320
+        Mixed_7a.branch7x7x3_1.bn batch_normalization_72 192
+        Mixed_7a.branch7x7x3_2.bn batch_normalization_73 192
+        Mixed_7a.branch7x7x3_3.bn batch_normalization_74 192
+        Mixed_7a.branch7x7x3_4.bn batch_normalization_75 192
         Mixed_7b.branch3x3dbl_1.conv conv2d_80 448x1280x1x1
         Mixed_7b.branch3x3dbl_1.bn batch_normalization_80 448
         Mixed_7b.branch3x3_1.conv conv2d_77 384x1280x1x1
@@ -387,3 +405,18 @@ PAIRS = {
         res_net50/~/block_group_1/~/block_0/~/batchnorm_2 conv3_block1_3_bn 256
     """,
 }
+
+
+def items(names, size=8):
+    """Norms, of one size unless a name says another: `"bn:16"`."""
+    parts = [one.partition(":") for one in names]
+    return [Item(name, "norm", (int(text or size),)) for name, _, text in parts]
+
+
+def pairs_of(text):
+    rows = []
+    for line in text.strip().split("\n"):
+        prefix, layer, size = line.split()
+        sizes = tuple(int(n) for n in size.split("x"))
+        rows.append((prefix, layer, "linear" if len(sizes) > 1 else "norm", sizes))
+    return rows

@@ -122,6 +122,9 @@ def test_statistics_are_computed_from_those_of_training(capsys):
     callback.on_test_end()
     np.testing.assert_equal(model.get_weights(), training)
     callback.on_epoch_end(1)
+    callback.on_epoch_begin(2)
+    np.testing.assert_equal(model.get_weights(), training)
+    callback.on_epoch_end(2)
     callback.on_train_end()
     np.testing.assert_equal(model.get_weights(), recalibrated)
     callback.on_epoch_begin(0)  # of the next `fit`
@@ -141,6 +144,7 @@ def test_defaults():
     assert Recalibrate(X).when == {"validation", "end"}
     assert Recalibrate(X, when="epoch").when == {"epoch"}
     monitor = Monitor(X)
+    assert monitor.model is Recalibrate(X).model is None  # as of all callbacks
     model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
     monitor.set_model(model)
     with pytest.raises(UserWarning, match="inference lags behind"):  # from 0.3 on
@@ -269,6 +273,13 @@ def test_what_may_yet_fit_is_no_error_before_training(callback):
     model.trainable = False
     callback.set_model(model)
     callback.on_train_begin()
+
+
+def test_a_model_without_batch_norm_is_an_error_before_training():
+    callback = Recalibrate(X)
+    callback.set_model(keras.Sequential([keras.Input((4,)), L.Dense(1)]))
+    with pytest.raises(ValueError, match="must have a batch normalization layer"):
+        callback.on_train_begin()
 
 
 @pytest.mark.parametrize("callback", [Recalibrate(X), Monitor(X), Monitor({"x": X})])

@@ -169,8 +169,9 @@ def convert(
     of_samples = to in SAMPLE_NORMS
     if to not in ("keras_bn", "domain"):
         _check_is_expressed(norms, to)
-    plain = [layer for layer in norms.values() if is_plain_batch_norm(layer)]
-    if not plain or (not overrides and all(type(layer) is target for layer in plain)):
+    plain = {path: one for path, one in norms.items() if is_plain_batch_norm(one)}
+    kinds = {type(layer) for layer in plain.values()}
+    if not plain or (not overrides and kinds == {target}):
         warnings.warn(
             f"Nothing to convert in model '{model.name}': each of its {len(norms)} "
             f"batch normalization layers is of {to} already, or a subclass whose "
@@ -179,7 +180,7 @@ def convert(
             stacklevel=2,
         )
 
-    for layer in plain if target is not BatchNormalization else ():
+    for layer in plain.values() if target is not BatchNormalization else ():
         check_calls(layer, to)
 
     def replace(layer: Layer) -> Replacement | None:
@@ -198,10 +199,10 @@ def convert(
         return copy
     copy = rebuild(model, replace, copy_parameters if of_samples else copy_batch_norm)
     check_outputs(model, copy, check)
-    carry_compile(model, copy)
+    carry_compile(model, copy, slots=True)
     if of_samples:
-        warn_of_unread_groups(model, norms, overrides)
-        warn_of_dropped(model, norms, target)
+        warn_of_unread_groups(model, plain, overrides)
+        warn_of_dropped(model, plain, target)
     return copy
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_bn.tools._foreign.layouts import channels_first
 from keras_bn.tools._foreign.pairs import Matching
-from keras_bn.tools._foreign.transfer import kept_share, transfer
+from keras_bn.tools._foreign.transfer import transfer
 from keras_bn.tools._foreign.weights import (
     Foreign,
     Options,
@@ -86,8 +86,7 @@ def from_flax(
     >>> ours.layers[0].moving_mean.numpy().tolist(), ours.layers[0].epsilon
     ([1.0, 1.0], 1e-05)
     """
-    kept = kept_share(momentum)
-    options = Options(mapping, epsilon, kept, layers, strict)
+    options = Options(mapping, layers, strict, epsilon, momentum)
     return transfer(model, _weights(variables), options)
 
 
@@ -115,7 +114,7 @@ def match_flax(
         TypeError: As from `from_flax`.
         ValueError: As from `from_flax`.
     """
-    options = Options(mapping, layers=layers, strict=strict)
+    options = Options(mapping, layers, strict)
     return matched(model, _weights(variables), options)
 
 

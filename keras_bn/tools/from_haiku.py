@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_bn.tools._foreign.layouts import channels_first
 from keras_bn.tools._foreign.pairs import Matching
-from keras_bn.tools._foreign.transfer import kept_share, transfer
-from keras_bn.tools._foreign.weights import Foreign, Options, as_numpy, matched
+from keras_bn.tools._foreign.transfer import transfer
+from keras_bn.tools._foreign.weights import Foreign, Options, matched
 
 NAMES = {
     "gamma": "scale",
@@ -86,8 +86,7 @@ def from_haiku(
     >>> ours.layers[0].moving_mean.numpy().tolist(), ours.layers[0].momentum
     ([1.0, 1.0], 0.9)
     """
-    kept = kept_share(momentum)
-    options = Options(mapping, epsilon, kept, layers, strict)
+    options = Options(mapping, layers, strict, epsilon, momentum)
     return transfer(model, _weights(params, state), options)
 
 
@@ -117,7 +116,7 @@ def match_haiku(
         TypeError: As from `from_haiku`.
         ValueError: As from `from_haiku`.
     """
-    options = Options(mapping, layers=layers, strict=strict)
+    options = Options(mapping, layers, strict)
     return matched(model, _weights(params, state), options)
 
 
@@ -138,8 +137,8 @@ def _weights(params: Any, state: Any) -> Foreign:
             norms[prefix][name] = _average(state, f"{prefix}/{NAMES[name]}")
     linears = {}
     for prefix, own in params.items():
-        if np.ndim(own.get("w", 0)) > 1:
-            linears[prefix] = {"kernel": channels_first(as_numpy(own["w"]))}
+        if np.ndim(own.get("w")) > 1:
+            linears[prefix] = {"kernel": channels_first(own["w"])}
             linears[prefix] |= {"bias": own["b"]} if "b" in own else {}
     return Foreign(
         *("Haiku", "state", norms, linears, NAMES),
@@ -148,12 +147,12 @@ def _weights(params: Any, state: Any) -> Foreign:
     )
 
 
-def _average(state: Mapping[str, Any], name: str) -> np.ndarray:
-    """The average without the pull to its start, as one axis."""
+def _average(state: Mapping[str, Any], name: str) -> Any:
+    """The average without the pull to its start."""
     one = state.get(name, {})
-    if "average" not in one or not int(one.get("counter", 1)) > 0:
+    if "average" not in one or one.get("counter") == 0:
         raise ValueError(
             f"Argument `state` must have '{name}' with an `average` that a training "
             f"step has updated. Received: {dict(one)}"
         )
-    return as_numpy(one["average"]).ravel()
+    return one["average"]

@@ -122,7 +122,7 @@ def from_torch(
     kept = None
     if momentum is not None:
         kept = 1.0 - _settings.momentum_in_range("momentum", momentum, "replaced")
-    options = Options(mapping, epsilon, kept, layers, strict, count, flatten)
+    options = Options(mapping, layers, strict, epsilon, kept, count, flatten)
     return transfer(model, torch_weights(*opened(state_dict, key)), options)
 
 
@@ -166,5 +166,5 @@ def match_torch(
     >>> matching.mapping, matching.pairs[0].by
     ({'stem_bn': 'net.stem.bn'}, 'name')
     """
-    options = Options(mapping, layers=layers, strict=strict)
+    options = Options(mapping, layers, strict)
     return matched(model, torch_weights(*opened(state_dict, key)), options)

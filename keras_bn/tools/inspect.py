@@ -15,11 +15,8 @@ from keras_bn.tools._graphs.walk import (
     is_plain_batch_norm,
     normalizes_by_batch,
 )
-from keras_bn.tools._reports.findings import (
-    Facts,
-    findings_of,
-    from_graphs,
-)
+from keras_bn.tools._reports.calls import from_graphs
+from keras_bn.tools._reports.findings import Facts, findings_of
 from keras_bn.tools._reports.inspection import Inspection, LayerReport
 from keras_bn.tools._reports.progress import Progress
 from keras_bn.tools._statistics import batching
@@ -105,7 +102,7 @@ def inspect(
 
 @np.errstate(invalid="ignore", over="ignore")  # not finite: a finding, not a failure
 def measure(
-    model: Any, data: Any, steps: int | None = None, batch_size: int = 128
+    model: Any, data: Any, steps: int | None, batch_size: int
 ) -> tuple[dict[str, float], float]:
     """The distance of each layer by path, and the change of the outputs.
 
@@ -150,7 +147,7 @@ def _training_calls(model: Any) -> int | None:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return None
-    steps = int(float64(optimizer.iterations))
+    steps = int(optimizer.iterations)
     return steps * (optimizer.gradient_accumulation_steps or 1)
 
 
@@ -162,10 +159,10 @@ def _row(facts: Facts) -> LayerReport:
         facts.path,
         _kind(layer),
         layer.axis if isinstance(layer.axis, int) else list(layer.axis),
-        int(variance.size),
+        variance.size,
         momentum_now(layer),
         float(layer.epsilon),
-        bool(layer.trainable),
+        layer.trainable,
         0 if at_initial_values(layer) else facts.updates,
         _spread(np.sqrt(np.maximum(variance, 0))),
         gamma,
@@ -191,5 +188,5 @@ def _spread(values: np.ndarray) -> tuple[float, float, float]:
     values = values[np.isfinite(values)]
     if not values.size:
         return (np.nan, np.nan, np.nan)
-    low, middle, high = np.quantile(values, [0, 0.5, 1])
-    return float(low), float(middle), float(high)
+    low, middle, high = np.quantile(values, [0, 0.5, 1]).tolist()
+    return low, middle, high

@@ -133,7 +133,6 @@ def quantize_aware(
         return None
 
     def fill(old: Layer, new: QuantizedLinear) -> None:
-        new.trainable = True  # it was set as the first layer's, who may be frozen alone
         parts = [one for one in new.layers if not isinstance(one, FakeQuantize)]
         for source, target in zip(firsts[id(old)].layers, parts, strict=True):
             fill_part(source, target)

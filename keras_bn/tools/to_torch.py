@@ -13,6 +13,7 @@ from keras_bn.tools._foreign.transfer import (
     NEUTRAL,
     images_of,
     refuse_others,
+    same_epsilon,
     unbiased,
 )
 from keras_bn.tools._foreign.weights import Options, matched, takers
@@ -88,16 +89,13 @@ def to_torch(
     >>> {name: one.tolist() for name, one in keras_bn.to_torch(model).items()}
     {'bn.bias': [0.0, 0.0], 'bn.running_mean': [0.0, 0.0], 'bn.running_var': [1.0, 1.0]}
     """
-    options = Options(mapping, epsilon, None, layers, strict, count, flatten)
-    ours = takers(model, layers)
-    state: dict[str, Any] = {}
+    options = Options(mapping, layers, strict, epsilon, None, count, flatten)
+    state, module = ({}, None) if state_dict is None else opened(state_dict, key)
+    foreign = torch_weights(state, module)
+    ours = takers(model, layers, foreign.transposed)
+    prefixes = {path: path.replace("/", ".") for path in ours}
     matching = Matching([])
-    if state_dict is None:
-        prefixes = {path: path.replace("/", ".") for path in ours}
-        foreign = torch_weights(state)
-    else:
-        state, module = opened(state_dict, key)
-        foreign = torch_weights(state, module)
+    if state_dict is not None:
         matching = matched(model, foreign, options)
         prefixes = matching.mapping
     refuse_others(model, ours, options)
@@ -105,14 +103,15 @@ def to_torch(
     for path, prefix in prefixes.items():
         layer = ours[path]
         if not is_linear(layer):
-            _check_epsilon(path, layer, foreign.settings.get(prefix), epsilon)
+            known, _ = foreign.settings.get(prefix, (None, None))
+            _check_epsilon(path, layer, epsilon if known is None else known)
         for name, value in _values(path, layer, count, images.get(path)).items():
             theirs = f"{prefix}.{NAMES[name]}".removeprefix(".")
             if state_dict is None:
                 state |= {} if value is None else {theirs: value.astype("float32")}
             elif theirs in state:
                 if value is None:  # with scale=False, gamma is 1 there
-                    value = np.full(tuple(state[theirs].shape), NEUTRAL[name])
+                    value = np.full(state[theirs].shape, NEUTRAL[name])
                 state[theirs] = _like(theirs, state[theirs], value, path)
             elif value is not None and np.any(value != NEUTRAL[name]):
                 raise ValueError(
@@ -148,7 +147,7 @@ def _values(
 
 def _like(name: str, old: Any, value: np.ndarray, path: str) -> Any:
     """`value` as what stood there, a tensor or an array."""
-    if squeezed(tuple(old.shape)) != squeezed(value.shape):
+    if squeezed(old.shape) != squeezed(value.shape):
         raise ValueError(
             f"Argument `state_dict` must have '{name}' of shape {value.shape}, as "
             f"layer '{path}' has. Received: shape {tuple(old.shape)}"
@@ -156,17 +155,14 @@ def _like(name: str, old: Any, value: np.ndarray, path: str) -> Any:
     value = value.reshape(old.shape)
     if hasattr(old, "new_tensor"):
         return old.detach().new_tensor(value)
-    return value.astype(np.asarray(old).dtype)
+    return value.astype(old.dtype)
 
 
-def _check_epsilon(
-    path: str, layer: Layer, settings: Any, epsilon: float | None
-) -> None:
-    theirs = settings[0] if settings and settings[0] is not None else epsilon
-    received = f"epsilon={theirs}"
-    if theirs is None:
-        theirs, received = EPSILON, f"epsilon=None, that is {EPSILON:g}"
-    if not np.isclose(layer.epsilon, theirs, rtol=1e-6, atol=0):
+def _check_epsilon(path: str, layer: Layer, epsilon: float | None) -> None:
+    received = f"epsilon={epsilon}"
+    if epsilon is None:
+        epsilon, received = EPSILON, f"epsilon=None, that is {EPSILON:g}"
+    if not same_epsilon(layer.epsilon, epsilon):
         raise ValueError(
             f"Argument `epsilon` must be that of the layers, {layer.epsilon:g} in "
             f"'{path}', and the PyTorch layers be built with eps={layer.epsilon:g} (a "

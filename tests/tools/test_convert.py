@@ -10,6 +10,7 @@ import pytest
 
 import keras_bn
 from cases_tools import images, layers_in, numpy, randomize, weights_of
+from keras_bn.tools._copies.rebuild import Replacement, rebuild
 from slow import slow
 
 L = keras.layers
@@ -97,6 +98,22 @@ class Hidden(Subclassed):
 
 
 @keras.saving.register_keras_serializable("test_convert")
+class Eager(keras.Model):
+    """Its constructor builds its norm, and its `build` does not."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization(name="eager")
+        self.norm.build((None, 6))
+
+    def build(self, shape):
+        self.built = True
+
+    def call(self, x):
+        return self.norm(x)
+
+
+@keras.saving.register_keras_serializable("test_convert")
 class Cell(L.Layer):
     """A recurrent cell with a batch norm inside."""
 
@@ -160,6 +177,12 @@ def _subclassed():
     return model
 
 
+def _eager():
+    model = Eager()
+    model.build((None, 6))
+    return model
+
+
 def _private():
     model = Hidden(4)
     model(images(2, 6))
@@ -179,6 +202,7 @@ MODELS = [
     (_time_distributed, (3, 2), 1),
     (_bidirectional, (3, 2), 2),
     (_subclassed, (6,), 1),
+    (_eager, (6,), 1),
     (_private, (6,), 2),
     (_nested_wrapper, (3, 2), 1),
 ]
@@ -238,8 +262,11 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
     keras.utils.clear_session(free_memory=False)
     model = randomize(build())
     ours = keras_bn.convert(model, momentum=0.5)
+    kinds = [type(one) for one in layers_in(ours)]
+    assert _shown(ours) == _shown(model)
     # Twice: a copy of what lasts.
     loaded = keras_bn.convert(_loaded(ours, tmp_path), momentum=0.5)
+    assert [type(one) for one in layers_in(ours)] == kinds
     loaded = _loaded(loaded, tmp_path)
     loaded = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
     norms = _norms(loaded)
@@ -252,9 +279,68 @@ def test_what_was_put_in_is_there_after_loading(build, shape, count, tmp_path):
         np.testing.assert_array_equal(numpy(new), numpy(old))
 
 
+def _shown(model):
+    """How Python shows the classes of its layers, but for batch norms."""
+    names = ("__name__", "__module__", "__qualname__", "__doc__")
+    return [
+        [getattr(type(one), name) for name in names]
+        for one in layers_in(model)
+        if not hasattr(one, "moving_mean")
+    ]
+
+
 def _loaded(model, folder):
     model.save(folder / "model.keras")
     return keras.saving.load_model(folder / "model.keras", safe_mode=False)
+
+
+@ON_TORCH
+def test_what_was_put_in_before_stays(tmp_path):
+    def with_another(model, name):
+        new = Replacement(L.Rescaling(2.0, name=name))
+        return rebuild(
+            model,
+            lambda layer: new if layer.name == name else None,
+            lambda old, new: None,
+        )
+
+    model = _block()
+    for name in ("attribute", "paired"):
+        model = with_another(model, name)
+    block = _loaded(model, tmp_path).layers[0]
+    layers = (block.norm, *block.several, *block.named.values(), *block.pair)
+    kinds = [L.Rescaling, L.BatchNormalization, L.Dense, L.BatchNormalization, L.Dense]
+    assert [type(one) for one in layers] == [*kinds, L.Rescaling]
+    assert block.again is block.norm
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Activated(L.Layer):
+    """Has a function in its config."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = keras.activations.get(function)
+        self.norm = L.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.function(self.norm(x))
+
+    def get_config(self):
+        return {**super().get_config(), "function": self.function}
+
+
+@ON_TORCH
+def test_of_a_lambda_in_the_config_nothing_is_said_until_it_is_saved(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), Activated(lambda x: 2 * x)])
+    ours = keras_bn.convert(model)  # warnings are errors here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = _loaded(ours, tmp_path)
+    assert type(loaded.layers[0].norm) is Norm
 
 
 @keras.saving.register_keras_serializable("test_convert")
@@ -471,10 +557,41 @@ def test_a_fused_activation_becomes_a_layer():
 
 
 @ON_TORCH
-def test_a_fused_activation_inside_a_wrapper_is_an_error():
-    model = keras.Sequential(
-        [keras.Input((2, 3)), L.TimeDistributed(Norm(activation="relu"))]
-    )
+def test_residuals_become_sums_of_the_same_dtype():
+    inputs = keras.Input((3,))
+    norm = Norm(name="norm", dtype="mixed_float16")
+    x = norm(norm(norm(inputs), residual=2 * inputs), residual=inputs)
+    model = randomize(keras.Model(inputs, x))
+    back = keras_bn.convert(model, to="keras")
+    sums = [one for one in back.layers if isinstance(one, L.Add)]
+    assert [one.name for one in sums] == ["norm_add", "norm_add_1"]
+    assert {one.dtype_policy.name for one in sums} == {"mixed_float16"}
+    x = images(4, 3)
+    np.testing.assert_allclose(numpy(back(x)), numpy(model(x)), atol=0.01)
+
+
+class Around(L.Layer):
+    """Holds a model, and then a norm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.Sequential([L.Dense(3)])
+        self.norm = Norm(activation="relu")
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(self.inner(x))
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "make", [lambda: L.TimeDistributed(Norm(activation="relu")), Around]
+)
+def test_a_fused_activation_inside_a_class_is_an_error(make):
+    model = keras.Sequential([keras.Input((2, 3)), make()])
     with pytest.raises(ValueError, match=r"needs an activation layer after it"):
         keras_bn.convert(model, to="keras")
 

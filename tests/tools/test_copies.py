@@ -1,6 +1,10 @@
 """What the tools' copies take along, and that the model stays as it was."""
 
+import inspect
+import sys
+import time
 import warnings
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from typing import NamedTuple
 
@@ -9,13 +13,12 @@ import numpy as np
 import pytest
 
 import keras_bn
-from cases_copies import COPIES, Backbone, Hiding, Stack
-from cases_tools import images, numpy, randomize, weights_of
+from cases_copies import COPIES, Backbone, Helper, Hiding, Stack
+from cases_tools import images, numpy, randomize
 from keras_bn._keras import layer_of
-from keras_bn.tools._copies.check import check_outputs, made_up
 from keras_bn.tools._copies.held import shown
 from keras_bn.tools._copies.rebuild import Replacement, rebuild
-from keras_bn.tools._graphs.walk import any_graph, sublayers
+from keras_bn.tools._graphs.walk import any_graph, children, sublayers
 from keras_bn.tools._reports.progress import Progress
 from slow import slow
 
@@ -164,25 +167,88 @@ def test_a_backbone_keeps_its_class_and_a_file_holds_the_graph(tmp_path):
     np.testing.assert_array_equal(_outputs(loaded), _outputs(folded))
 
 
+class Pair(NamedTuple):
+    dense: object
+    norm: object
+
+
 @ON_TORCH
 def test_an_attribute_is_the_first_of_the_layers_in_the_place_of_one():
     norm = keras_bn.BatchNormalization(activation="relu")
-    model = keras.Model(inputs := keras.Input((4,)), norm(inputs))
-    model.norm = norm
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, norm(inputs, residual=inputs))
+    model.norm, model.both, model.named = norm, (1, norm), Pair(1, norm)
     theirs = keras_bn.convert(model, to="keras")
-    assert type(theirs.norm) is L.BatchNormalization
-    assert theirs.norm is theirs.layers[1]
+    _, first, added, activation = theirs.layers
+    assert type(first) is L.BatchNormalization
+    assert theirs.norm is first
+    assert theirs.both == (1, first, added, activation)
+    assert theirs.named == Pair(1, first)
 
 
-def test_a_copy_that_holds_a_layer_of_the_model_is_refused():
-    model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="dense")])
-    itself = Replacement(model.layers[0])
-    with pytest.raises(ValueError, match=r"cannot be copied.*'dense'"):
+@pytest.mark.parametrize(
+    ("of_model", "shared"),
+    [
+        (lambda dense: dense, "'dense'"),
+        pytest.param(
+            lambda dense: L.Rescaling(dense.bias), "dense/bias", marks=ON_TORCH
+        ),
+    ],
+)
+def test_a_copy_that_holds_something_of_the_model_is_refused(of_model, shared):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(4, name="dense")])
+    dense = model.layers[0]
+    new = Replacement(of_model(dense))
+    with pytest.raises(ValueError, match=f"cannot be copied.*{shared}"):
         rebuild(
             model,
-            lambda layer: itself if layer is itself.layer else None,
+            lambda layer: new if layer is dense else None,
             lambda old, new: None,
         )
+
+
+@ON_TORCH
+def test_a_norm_that_is_called_by_keyword_is_left_out():
+    inputs = keras.Input((4,))
+    x = keras_bn.BatchNormalization()(training=False, inputs=L.Dense(3)(inputs))
+    model = randomize(keras.Model(inputs, x))
+    folded = keras_bn.fold(model)
+    assert len(folded.layers) == 2
+    np.testing.assert_allclose(_outputs(folded), _outputs(model), atol=1e-6)
+
+
+@ON_TORCH
+def test_what_follows_another_dtype_is_of_another_dtype():
+    inputs = keras.Input((4,))
+    x = keras.ops.tanh(keras.ops.relu(L.BatchNormalization()(inputs)))
+    ours = keras_bn.convert(keras.Model(inputs, [x, inputs + 1]), dtype="float16")
+    assert [one.dtype for one in ours.outputs] == ["float16", "float32"]
+
+
+@ON_TORCH
+def test_a_model_may_be_deeper_than_pythons_stack():
+    relu, inputs = L.ReLU(), keras.Input((4,))
+    x = L.BatchNormalization()(inputs)
+    for _ in range(sys.getrecursionlimit() // 2):
+        x = relu(x)
+    keras_bn.convert(keras.Model(inputs, x))
+
+
+@ON_TORCH
+def test_graphs_that_share_calls_still_do():
+    model = next(one for one in COPIES if one.name == "two models").build()
+    ours = keras_bn.convert(model)
+    assert keras.Model(ours.whole.input, ours.middle).output is ours.features.output
+    calls = [
+        [len(one._inbound_nodes) for _, one in sublayers(m)] for m in (ours, model)
+    ]
+    assert calls[0] == calls[1]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's own names")
+def test_pytorch_knows_the_weights_of_a_copy():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization()])
+    assert list(keras_bn.convert(model).state_dict()) == list(model.state_dict())
 
 
 @ON_TORCH
@@ -192,7 +258,7 @@ def test_a_copy_that_holds_a_layer_of_the_model_is_refused():
 def test_a_bar_comes_to_its_end(tool, monkeypatch):
     bars = []
     monkeypatch.setattr(Progress, "__enter__", lambda bar: bars.append(bar) or bar)
-    case = next(one for one in COPIES if one.name == "activations")
+    case = next(one for one in COPIES if one.name == "class of its own")
     _quietly(tool, _built(case))
     assert bars
     assert all(bar._done >= bar._total > 0 for bar in bars)
@@ -208,6 +274,46 @@ def test_a_sequential_of_a_class_of_its_own_too(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "ours.keras")
     assert type(loaded) is keras.Sequential
     np.testing.assert_array_equal(_outputs(loaded), _outputs(ours))
+
+
+class WithoutNorms(keras.Sequential):
+    def __init__(self):
+        super().__init__([keras.Input((4,)), L.Dense(3)])
+
+
+@ON_TORCH
+def test_a_model_without_norms_stays_what_it_is():
+    model = keras.Sequential(
+        [keras.Input((4,)), WithoutNorms(), L.BatchNormalization()]
+    )
+    ours = keras_bn.convert(model)  # warnings are errors here
+    assert type(ours.layers[0]) is WithoutNorms
+
+
+class Hidden(L.Layer):
+    """Has a norm where a place has no name."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization()
+        self.unordered = {L.BatchNormalization(name="inside"), L.Dense(4)}
+
+    def build(self, shape):
+        for layer in (self.norm, *self.unordered):
+            layer.build(shape)
+
+    def call(self, x):
+        for layer in (self.norm, *self.unordered):
+            x = layer(x)
+        return x
+
+
+@ON_TORCH
+def test_a_place_that_no_file_can_name_is_warned_of():
+    model = keras.Sequential([keras.Input((4,)), Hidden(name="it")])
+    message = r"^In layer 'it' of class Hidden, \['inside'\] stand in no attribute, nor"
+    with pytest.raises(UserWarning, match=message):  # warnings are errors here
+        keras_bn.convert(model)
 
 
 @ON_TORCH
@@ -244,8 +350,9 @@ def test_a_tensor_of_a_variable_becomes_that_of_its_copy():
     dense = L.Dense(3)
     model = keras.Sequential([keras.Input((4,)), dense, L.BatchNormalization()])
     dense.kept = {"kernel": dense.kernel.value}
+    dense.helper = Helper(dense.kernel.value)
     copy = keras_bn.convert(model).layers[0]
-    assert copy.kept["kernel"] is copy.kernel.value
+    assert copy.kept["kernel"] is copy.helper.layer is copy.kernel.value
     assert copy.kernel.value is not dense.kernel.value
 
 
@@ -258,6 +365,7 @@ def test_what_a_model_has_called_stays_its_own():
     first, norm = L.Dense(3, name="first"), L.BatchNormalization()
     model = keras.Model(inputs, norm(first(inputs)))
     keras_bn.convert(model)
+    assert layer_of(model.input) is model.layers[0]
     assert layer_of(first.output) is first
     assert layer_of(model.output) is norm
     x = images(2, 4)
@@ -275,16 +383,11 @@ def test_metrics_may_hold_functions_without_a_name():
     assert squares == pytest.approx(loss) == pytest.approx(1, abs=0.2)
 
 
-class Two(NamedTuple):
-    dense: object
-    norm: object
-
-
 class Tuples(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.pair = (L.Dense(2), L.BatchNormalization())
-        self.named = Two(L.Dense(2), L.BatchNormalization())
+        self.named = Pair(L.Dense(2), L.BatchNormalization())
 
     def call(self, x):
         for layer in (*self.pair, *self.named):
@@ -304,7 +407,7 @@ def test_tuples_of_layers_stay_tuples(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "ours.keras", custom_objects=classes)
     for one in (ours, loaded):
         # TensorFlow puts what it tracks into a wrapper, which says to be a tuple.
-        assert (one.pair.__class__, one.named.__class__) == (tuple, Two)
+        assert (one.pair.__class__, one.named.__class__) == (tuple, Pair)
         norms = {type(one.pair[1]), type(one.named.norm)}
         assert norms == {keras_bn.BatchNormalization}
 
@@ -318,6 +421,12 @@ def test_a_copy_lets_go_of_weights_as_the_model_does():
         one.layers[0].quantize("int8")
     copied, original = ([v.name for v in m.layers[0].weights] for m in (ours, model))
     assert copied == original
+
+
+def _with_helper():
+    """A model, and an object in it: Keras makes containers of its own of a layer's."""
+    model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
+    return model, model.layers[0].run
 
 
 @ON_TORCH
@@ -347,21 +456,97 @@ def test_a_variable_is_copied_with_all_that_is_said_of_it():
 
 @ON_TORCH
 def test_containers_are_copied_with_the_layers_in_them():
-    model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
-    helper = model.layers[0].run  # Keras would make containers of its own of a layer's
+    model, helper = _with_helper()
     dense = helper.layer
     helper.last = deque([dense, 1], maxlen=3)
-    helper.known = defaultdict(list, dense=dense)
+    helper.known = defaultdict(lambda: dense, {dense: dense})
     helper.ordered = OrderedDict(dense=dense)
-    helper.every, helper.values = {dense}, np.zeros(3)
+    helper.named, helper.every = Pair(dense, 1), {dense}
+    helper.values, helper.tensor = np.zeros(3), keras.ops.zeros(3)
     ours = _quietly(keras_bn.convert, model).layers[0].run
     assert ours.layer is not dense
     assert (list(ours.last), ours.last.maxlen) == ([ours.layer, 1], 3)
-    assert (ours.known, ours.known.default_factory) == ({"dense": ours.layer}, list)
-    assert ours.ordered == OrderedDict(dense=ours.layer)
-    assert ours.every == {ours.layer}
+    assert ours.known == {ours.layer: ours.layer}
+    assert ours.known["other"] is ours.layer
+    assert list(ours.ordered.items()) == [("dense", ours.layer)]
+    assert (ours.named, ours.every) == (Pair(ours.layer, 1), {ours.layer})
     ours.values += 1
+    ours.tensor += 1  # in place, where tensors can be written into
     assert not helper.values.any()
+    assert not numpy(helper.tensor).any()
+    assert numpy(ours.tensor).all()
+
+
+@ON_TORCH
+def test_weak_references_are_to_what_is_in_the_copy():
+    model, helper = _with_helper()
+    helper.model, helper.itself = weakref.ref(model), weakref.ref(helper)
+    helper.way = weakref.WeakMethod(helper.layer.call)
+    copy = _quietly(keras_bn.convert, model)
+    ours = copy.layers[0].run
+    assert (ours.model(), ours.itself()) == (copy, ours)
+    assert ours.way() == ours.layer.call
+
+
+@ON_TORCH
+def test_a_function_is_copied_once_with_all_that_it_has():
+    model, helper = _with_helper()
+    dense, seen = helper.layer, []
+
+    def run(x: float, again=True):
+        """Calls itself."""
+        seen.append(x)
+        return run(x, False) if again else dense(x)
+
+    run.note = "kept"
+    helper.first = helper.second = run
+    ours = _quietly(keras_bn.convert, model).layers[0].run
+    assert ours.first is ours.second is not run
+    inside = inspect.getclosurevars(ours.first).nonlocals
+    assert inside["run"] is ours.first
+    assert inside["dense"] is ours.layer
+    assert inside["seen"] is seen  # the user's own
+    kept = ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__")
+    for name in (*kept, "note"):
+        assert getattr(ours.first, name) == getattr(run, name)
+
+
+@ON_TORCH
+def test_what_has_nothing_of_the_model_is_shared():
+    model, helper = _with_helper()
+    other = L.Dense(2)
+    helper.other, helper.method, helper.when = Helper(3), other.call, time.gmtime(0)
+    helper.weak, helper.iterator = weakref.ref(other, print), iter([other])
+    ours = _quietly(keras_bn.convert, model).layers[0].run
+    for name in ("other", "method", "when", "weak", "iterator"):
+        assert getattr(ours, name) is getattr(helper, name)
+
+
+class Holding(L.Layer):
+    """Holds layers in each of the containers that Keras tracks."""
+
+    def __init__(self):
+        super().__init__()
+        self.listed, self.every = [L.Dense(4)], {L.Dense(4)}
+        self.named, self.ordered = {"a": L.Dense(4)}, OrderedDict(a=L.Dense(4))
+
+    def build(self, shape):
+        self.built = True
+
+    def call(self, x):
+        return x
+
+
+@ON_TORCH
+def test_what_is_taken_out_of_a_copys_containers_is_gone_from_the_copy():
+    norm = L.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), Holding(), norm])
+    ours = keras_bn.convert(model).layers[0]
+    for one in (ours.listed.pop, ours.every.pop):
+        one()
+    for one in (ours.named, ours.ordered):
+        one.pop("a")
+    assert (len(children(ours)), len(children(model.layers[0]))) == (0, 4)
 
 
 @ON_TORCH
@@ -369,142 +554,8 @@ def test_what_is_made_by_the_way_uses_up_no_name():
     keras.utils.clear_session(free_memory=False)
     any_graph.cache_clear()
     any_graph()
+    x = keras.Input((1,), name="given")
+    keras_bn.convert(keras.Model(x, L.BatchNormalization()(x), name="net"))
     x = keras.Input((1,))
-    assert (layer_of(x).name, keras.Model(x, x).name) == ("input_layer", "functional")
-
-
-def test_made_up_inputs_are_as_the_model_takes_them():
-    ids, x = keras.Input((None,), dtype="int32"), keras.Input((3,), batch_size=5)
-    made = made_up(keras.Model([ids, x], [ids, x]))
-    dtypes = [keras.backend.standardize_dtype(one.dtype) for one in made]
-    assert dtypes == ["int32", "float32"]
-    numbers, values = map(numpy, made)
-    assert (numbers.shape, values.shape) == ((2, 64), (5, 3))
-    assert set(numbers.ravel()) == {0, 1}
-    assert len(set(values.ravel())) == 15
-
-
-# How far outputs may be from each other, of the largest.
-ALLOWED = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 0.2}
-
-
-@ON_TORCH
-@pytest.mark.parametrize("dtype", ALLOWED)
-def test_a_check_allows_what_rounding_makes(dtype):
-    def model(factor):
-        return keras.Sequential([keras.Input((4,)), L.Rescaling(factor, dtype=dtype)])
-
-    check_outputs(model(1.0), model(1 + 0.9 * ALLOWED[dtype]), True)
-    with pytest.raises(ValueError, match="computes something else"):
-        check_outputs(model(1.0), model(1 + 1.6 * ALLOWED[dtype]), True)
-
-
-@ON_TORCH
-@pytest.mark.parametrize("apart", [np.inf, -np.inf, np.nan])
-def test_a_check_of_what_is_not_finite(apart):
-    def model(*added):
-        inputs = keras.Input((4,))
-        return keras.Model(inputs, inputs + np.array(added, "float32"))
-
-    check_outputs(model(apart, 0, 0, 0), model(apart, 0, 0, 0), True)
-    unlike = np.inf if np.isnan(apart) else -apart
-    for other in ((0, 0, 0, 0), (unlike, 0, 0, 0), (apart, 1, 0, 0)):
-        with pytest.raises(ValueError, match="computes something else"):
-            check_outputs(model(apart, 0, 0, 0), model(*other), True)
-
-
-@ON_TORCH
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_check_of_half_precision_between_inputs_and_outputs_in_float32(dtype):
-    """As under mixed precision, whose inputs' last bit nobody sees."""
-
-    def model(factor, gain=1.0):
-        sine = L.Lambda(lambda x: keras.ops.sin(gain * x), dtype="float32")
-        rescaling = L.Rescaling(factor, dtype=dtype)
-        return keras.Sequential([keras.Input((4,)), rescaling, sine])
-
-    check_outputs(model(1.0), model(1 + 0.5 * ALLOWED[dtype]), True)
-    # Amplified: what a last bit of the half precision makes is no difference.
-    near = 1 + 2.0 ** {"float16": -10, "bfloat16": -7}[dtype]
-    check_outputs(model(1.0, 200.0), model(near, 200.0), True)
-    with pytest.raises(ValueError, match="computes something else"):
-        check_outputs(model(1.0), model(1 + 3 * ALLOWED[dtype]), True)
-
-
-@ON_TORCH
-def test_outputs_of_other_shapes_are_something_else():
-    one, other = (
-        keras.Sequential([keras.Input((4,)), L.Reshape(shape)])
-        for shape in ((4,), (2, 2))
-    )
-    with pytest.raises(ValueError, match="something else: outputs differ by inf"):
-        check_outputs(one, other, True)
-
-
-def _numbers():
-    inputs = {"ids": keras.Input((3,), dtype="int32", name="ids")}
-    x = L.BatchNormalization()(L.Dense(2)(L.Embedding(2, 4)(inputs["ids"])))
-    return keras.Model(inputs, {"y": L.Dropout(0.5)(x)})
-
-
-def _chaotic():
-    """Amplifies the last bit of an input beyond its outputs."""
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            L.Dense(4),
-            L.BatchNormalization(),
-            L.Lambda(lambda x: keras.ops.sin(1e8 * x)),
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    ("build", "tool"),
-    [
-        (_chaotic, keras_bn.fold),
-        pytest.param(_numbers, keras_bn.convert, marks=ON_TORCH),
-        pytest.param(_numbers, keras_bn.fold, marks=ON_TORCH),
-        pytest.param(_chaotic, keras_bn.convert, marks=ON_TORCH),
-    ],
-)
-def test_a_check_of_what_is_right_passes_and_writes_nothing(build, tool):
-    model = randomize(build())
-    before = weights_of(model)
-    tool(model, check=True)
-    assert weights_of(model) == before
-
-
-@pytest.mark.parametrize(
-    "check",
-    [
-        pytest.param(True, id="made up"),
-        pytest.param(images(3, 4), id="data", marks=ON_TORCH),
-    ],
-)
-def test_a_check_finds_a_copy_that_computes_something_else(check):
-    model = randomize(Backbone(3))
-    with pytest.raises(ValueError, match="computes something else"):
-        _quietly(keras_bn.convert, model, check=check, epsilon=0.5)
-
-
-@ON_TORCH
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"to": "group", "check": True}, "`check` must be False where.*to='group'"),
-        ({"check": images(3, 5)}, r"`check`, as data, must give batches of the shape"),
-        ({"check": "no"}, r"`check`, as data, must be an array.*Received: .*str"),
-    ],
-)
-def test_a_check_that_cannot_be_made(arguments, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        _quietly(keras_bn.convert, Backbone(3), **arguments)
-
-
-@ON_TORCH
-def test_a_check_of_a_model_that_does_not_say_its_inputs():
-    model = next(one for one in COPIES if one.name == "two models").build()
-    with pytest.raises(ValueError, match="`check` must be data where"):
-        keras_bn.convert(model, check=True)
-    keras_bn.convert(model, check=images(3, 4))
+    made = layer_of(x), keras.Model(x, x), keras.Model()
+    assert [one.name for one in made] == ["input_layer", "functional", "model"]

@@ -1,37 +1,44 @@
 """`convert` to domains and back, and what the other tools make of such layers."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 
 import keras_bn
+from cases_copies import Backbone
 from cases_tools import images, layers_in, numpy, randomize, weights_of
-from keras_bn.tools._graphs.walk import graph_in
+from keras_bn.tools._graphs.walk import any_graph, graph_in
 from slow import slow
 
 L = keras.layers
 Norm = keras_bn.BatchNormalization
 
 
+class Other(L.BatchNormalization):
+    """Of which no tool knows what it does; it stays."""
+
+
 def sequential():
     inner = keras.Sequential([L.Dense(3), Norm(name="inner")], name="block")
     layers = [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU(), inner]
-    return keras.Sequential([*layers, L.Dense(2)], name="net")
+    return keras.Sequential([*layers, keras.Sequential([L.Dense(2)])], name="net")
 
 
 def two_inputs():
     """A dictionary of inputs, and a norm that is called twice."""
-    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    a, x = keras.Input((4,), name="a"), keras.Input((4,), name="x")
     norm = Norm(activation="relu", renorm=True)
-    return keras.Model({"b": b, "a": a}, L.Add()([norm(a), norm(b)]))
+    return keras.Model({"x": x, "a": a}, L.Add()([norm(a), 2 * norm(x)]))
 
 
 def nested():
-    """A functional block that is called twice."""
-    x = keras.Input((5, 4))
-    block = keras.Model(x, Norm(axis=(1, 2))(x), name="block")
+    """A functional block of two inputs that is called twice, and a norm that stays."""
+    x, y = keras.Input((5, 4)), keras.Input((5, 4))
+    block = keras.Model([x, y], Norm(axis=(1, 2))(x) - y, name="block")
     inputs = keras.Input((5, 4))
-    return keras.Model(inputs, block(L.Dense(4)(block(inputs))))
+    return keras.Model(inputs, block([Other()(block([inputs, 2 * inputs])), inputs]))
 
 
 def residual():
@@ -118,6 +125,23 @@ def test_residuals_become_sums_of_their_own():
         )
 
 
+class Doubled(Norm):
+    """Has a residual that no sum of its own would be."""
+
+    def call(self, inputs, residual=None, training=None):
+        return 2 * super().call(inputs, residual=residual, training=training)
+
+
+@ON_TORCH
+def test_residuals_of_a_subclass_are_its_own():
+    inputs = keras.Input((4,))
+    model = randomize(keras.Model(inputs, Doubled()(Norm()(inputs), residual=inputs)))
+    x = images(6, 4)
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    y = ours([x, np.zeros(6, "int32")])
+    np.testing.assert_allclose(numpy(y), numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
 @ON_TORCH
 def test_flags_settings_and_the_loss_are_kept(tmp_path):
     model = sequential()
@@ -149,6 +173,79 @@ def test_flags_settings_and_the_loss_are_kept(tmp_path):
 
 
 @ON_TORCH
+def test_flags_in_what_is_frozen_are_kept():
+    """The block is frozen, but not all that is in it, of which not every weight."""
+    model = sequential()
+    block = model.get_layer("block")
+    block.trainable = False
+    block.get_layer("inner").trainable = True
+    block.get_layer("inner").beta.trainable = False
+
+    def flags(model):
+        return [
+            (one.name, one.trainable) for one in (*layers_in(model), *model.variables)
+        ]
+
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    back = keras_bn.convert(ours, domain=1)
+    assert flags(back) == flags(keras_bn.convert(model, momentum=0.9))
+    theirs = [one for one in flags(ours) if one[0] not in ("net", "domain")]
+    assert set(theirs) >= {one for one in flags(model) if one[0] != "net"}
+
+
+class Mine(keras.Model):
+    """Made of inputs and outputs, as `keras.Model` is."""
+
+
+class Chain(keras.Sequential):
+    """Made of layers, whatever the arguments are called."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def mine():
+    x = keras.Input((4,))
+    return Mine(x, Norm()(x))
+
+
+@ON_TORCH
+@pytest.mark.parametrize("make", [mine, sequential])
+def test_a_class_is_kept_where_it_takes_inputs_and_outputs(make):
+    model = make()
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    assert isinstance(ours, Mine) == isinstance(model, Mine)
+    assert isinstance(keras_bn.convert(ours, domain=0), Mine) == isinstance(model, Mine)
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Backbone(3), lambda: Chain([keras.Input((4,)), Norm()])],
+    ids=["functional", "sequential"],
+)
+def test_a_class_that_takes_others_is_lost_with_a_warning(make):
+    model = randomize(make())
+    message = f"is of class {type(model).__name__}, whose constructor does not take"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = keras_bn.convert(model, to="domain", domains=2)
+    assert message in " ".join(str(one.message) for one in caught)
+    assert type(ours) is type(any_graph())
+    x = images(3, 4)
+    np.testing.assert_allclose(
+        numpy(ours([x, np.zeros(3, "int32")])), numpy(model(x)), rtol=1e-5, atol=1e-5
+    )
+
+
+@ON_TORCH
+def test_a_graph_without_norms_gets_no_domain():
+    ours = domains()
+    assert ours.layers[-1].input_shape == (None, 3)
+    assert ours.get_layer("block").input_shape == [(None, 3), (None,)]
+
+
+@ON_TORCH
 def test_to_domains_where_there_is_nothing_to_convert():
     inputs = keras.Input((4,)), keras.Input((), dtype="int32")
     model = keras.Model(inputs, keras_bn.DomainBatchNormalization(2)(*inputs))
@@ -164,6 +261,18 @@ def test_an_input_that_says_more_than_the_domain_stays():
     y = L.Concatenate()([y, L.Reshape((1,))(keras.ops.cast(domain, "float32"))])
     plain = keras_bn.convert(keras.Model([x, domain], y), domain=0)
     assert [one.name for one in plain.inputs] == ["x", "which"]
+
+
+@ON_TORCH
+def test_one_input_of_a_list_is_left_alone_and_several_are_a_list():
+    x, y = keras.Input((4,), name="x"), keras.Input((4,), name="y")
+    which = keras.Input((), dtype="int32", name="which")
+    outputs = keras_bn.DomainBatchNormalization(2)(x, which)
+    alone = keras_bn.convert(keras.Model([which, x], outputs), domain=0)
+    assert alone.input.name == "x"
+    model = keras.Model([y, which, x], L.Add()([y, outputs]))
+    several = keras_bn.convert(model, domain=0)
+    assert [one.name for one in several.input] == ["y", "x"]
 
 
 def conditional():

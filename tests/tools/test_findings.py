@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import keras_bn
-from keras_bn.tools._reports.findings import Facts, findings_of, from_graphs
+from keras_bn.tools._reports.calls import from_graphs
+from keras_bn.tools._reports.findings import Facts, findings_of
 
 L = keras.layers
+Constant = keras.initializers.Constant
 Norm = keras_bn.BatchNormalization
 # Which backend has the weights is of no matter.
 pytestmark = pytest.mark.once
@@ -37,6 +39,7 @@ BOUNDS = {
     "very far": ({"distance": 1.0}, {}, [("far", "error")]),
     "far and frozen": ({"distance": 9.0}, {"trainable": False}, [("far", "note")]),
     "far and unused": ({"distance": 9.0}, BATCH, [("batch-inference", "note")]),
+    "not finite": ({"distance": np.inf}, {}, [("not-finite", "error")]),
     "not finite and unused": (
         {"distance": np.inf},
         BATCH,
@@ -59,11 +62,17 @@ BOUNDS = {
         {},
         [("lag", "warning"), ("far", "warning")],
     ),
+    "no lag, just": ({"updates": 1}, {"momentum": 0.05}, []),
     "no step": ({"updates": 0}, {}, []),
     "kept as it is": ({"updates": 298}, {"momentum": 1.0}, []),
     "frozen": ({"updates": 298}, {"trainable": False}, []),
     "lag of what is unused": ({"updates": 298}, BATCH, [("batch-inference", "note")]),
     "bias": ({"bias": "dense"}, {}, [("bias", "note")]),
+    "infinite outputs": (
+        {},
+        {"epsilon": 0.5, "moving_variance_initializer": Constant(-0.5)},
+        [("negative-variance", "error")],
+    ),
     "always": ({"always_training": True}, {}, [("always-training", "warning")]),
 }
 
@@ -88,8 +97,13 @@ WEIGHTS = {
         *("moving_variance", 1, -1e-3),
         ("negative-variance", "error", "below -epsilon the output is NaN"),
     ),
-    "tiny variance": ("moving_variance", 2, 0.9e-4, ("collapsed", "note", "2 of 20")),
-    "tiny": ("moving_variance", 3, 0.9e-4, ("collapsed", "warning", "(0.001) in 3 of")),
+    "no variance": ("moving_variance", 2, 0.0, ("collapsed", "note", "2 of 20")),
+    "tiny": (
+        "moving_variance",
+        3,
+        0.98e-4,
+        ("collapsed", "warning", "(0.001) in 3 of"),
+    ),
     "large variance": ("moving_variance", 9, 0.9e6, None),
     "huge": ("moving_variance", 1, 1.1e6, ("exploded", "warning", "1 of 20")),
     **{
@@ -145,6 +159,17 @@ def _inner(**call):
     return keras.Model(inputs, inner(inputs, **call))
 
 
+def _shared():
+    inputs, dense = keras.Input((3,)), L.Dense(3)
+    return keras.Model(inputs, [Norm()(dense(inputs)), dense(L.ReLU()(inputs))])
+
+
+def _held_elsewhere():
+    inputs, dense = keras.Input((3,)), L.Dense(3)
+    steps = L.TimeDistributed(dense)(inputs[:, None])
+    return keras.Model(inputs, [Norm()(dense(inputs)), steps])
+
+
 def _first(axis):
     return _model(L.Conv2D(3, 2, data_format="channels_first", name="c"), Norm(axis))
 
@@ -166,6 +191,8 @@ LINEAR = {
     "channels first, other axis": (lambda: _first(-1), []),
     "frozen": (lambda: _model(L.Dense(3), Norm(trainable=False)), []),
     "read twice": (_read_twice, []),
+    "shared": (_shared, []),
+    "held elsewhere": (_held_elsewhere, []),
     "nothing before": (lambda: _model(Norm(), L.Dense(3)), []),
     "inside": (_inner, ["inner/dense"]),
 }

@@ -143,6 +143,37 @@ def test_lora_is_merged():
     np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
+# Layers, with what the weights that are scaled are called.
+SCALED = {
+    "dense": (lambda: L.Dense(3), "kernel", "bias"),
+    "einsum": (lambda: L.EinsumDense("ab,bc->ac", 3, bias_axes="c"), "kernel", "bias"),
+    "layer norm": (lambda: L.LayerNormalization(), "gamma", "beta"),
+    "embedding": (lambda: L.Embedding(50, 3), "embeddings", None),
+}
+
+
+@ON_TORCH
+@pytest.mark.parametrize("case", SCALED)
+def test_weights_are_rounded_once(case):
+    build, scaled, shifted = SCALED[case]
+    layer, norms = build(), [keras_bn.BatchNormalization() for _ in range(2)]
+    dtype = "int32" if case == "embedding" else "float32"
+    model = keras.Sequential([keras.Input((3,), dtype=dtype), layer, *norms])
+    folded = keras_bn.fold(randomize(model)).layers[0]
+    names = [scaled] if shifted is None else [scaled, shifted]
+    scale, offset = 1.0, 0.0
+    for norm in norms:
+        factor = numpy(norm.gamma) / np.sqrt(numpy(norm.moving_variance) + norm.epsilon)
+        shift = numpy(norm.beta) - numpy(norm.moving_mean) * factor
+        scale, offset = scale * factor, offset * factor + shift
+    for name in names:
+        expected = numpy(getattr(layer, name)) * scale
+        if name != scaled or shifted is None:
+            expected = expected + offset
+        received = numpy(getattr(folded, name))
+        np.testing.assert_array_equal(received, expected.astype("float32"))
+
+
 class Counted(keras_bn.BatchNormalization):
     """With a weight that is made before its `build`, of another path."""
 
@@ -183,13 +214,87 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
     np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
 
 
+class Unclear(L.Layer):
+    """Holds itself where nothing can be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.pending = (one for one in [self])
+
+    def call(self, inputs):
+        return inputs
+
+
+def _sequential(*layers):
+    return keras.Sequential([keras.Input((4,)), L.Dense(4, name="dense"), *layers])
+
+
+def _norm(**settings):
+    return keras_bn.BatchNormalization(**settings)
+
+
 @ON_TORCH
 @pytest.mark.parametrize(
-    ("explain", "shown"),
-    [("no", "'no'"), (images(3, 4), r"an array of shape \(3, 4\)")],
+    ("build", "arguments", "error", "message"),
+    [
+        (lambda: 3, {}, TypeError, "`model` must be a Keras model. Received: model=3"),
+        (
+            lambda: keras.Sequential([L.Dense(4), _norm()]),
+            *({}, ValueError, "`model` must be built"),
+        ),
+        (
+            _sequential,
+            {},
+            ValueError,
+            "`model` must have a batch norm.*none of them",
+        ),
+        (
+            lambda: _sequential(_norm(), Unclear()),
+            *({}, ValueError, "class Unclear cannot be copied"),
+        ),
+        *(
+            (
+                lambda: _sequential(_norm()),
+                {"explain": given},
+                TypeError,
+                f"`explain` must be True or False. Received: explain={shown}$",
+            )
+            for given, shown in (
+                ("no", "'no'"),
+                (images(3, 4), r"an array of shape \(3, 4\)"),
+            )
+        ),
+        (
+            lambda: _sequential(_norm()),
+            {"check": "no"},
+            TypeError,
+            "`check`, as data, must be an array",
+        ),
+    ],
 )
-def test_data_or_a_word_are_no_boolean(explain, shown):
-    model = keras.Sequential([keras.Input((4,)), keras_bn.BatchNormalization()])
-    match = f"`explain` must be True or False. Received: explain={shown}$"
-    with pytest.raises(TypeError, match=match):
-        keras_bn.fold(model, explain)
+def test_bad_arguments(build, arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_bn.fold(build(), **arguments)
+
+
+@ON_TORCH
+def test_what_the_report_says():
+    model = _sequential(_norm(name="one"), L.ReLU(), _norm(name="other"))
+    _, report = keras_bn.fold(model, explain=True)
+    (folded,), (left,) = report.folded, report.left
+    assert folded == ("one", "dense", "")
+    assert left[:2] == ("other", None)
+    assert report.to_dict() == {
+        "folded": 1,
+        "left": 1,
+        "layers": [
+            {"layer": "one", "into": "dense", "reason": ""},
+            {"layer": "other", "into": None, "reason": left.reason},
+        ],
+    }
+    assert repr(report) == "FoldReport(folded=1, left=1)"
+    title, _, head, _, *rows = str(report).split("\n")
+    assert title == "fold: 1 batch norm layers folded, 1 left"
+    assert head.split() == ["layer", "into", "why", "it", "stays"]
+    assert rows[0].split() == ["one", "dense"]
+    assert " ".join(rows[1].split()) == f"other - {left.reason}"

@@ -1,5 +1,6 @@
 """`fold` inside of layers of a user's class, by what their `call` does."""
 
+import warnings
 from typing import NamedTuple
 
 import keras
@@ -81,10 +82,41 @@ class Branches(Block):
 
 
 class Frameworks(Block):
+    reason = "whatever it says\nat first:\nwants values"
+
     def call(self, x):
         if isinstance(x, keras.KerasTensor):
-            raise TypeError("wants values")
+            raise TypeError(self.reason)
         return super().call(x)
+
+
+class Around(Block):
+    """Keras tells of an error inside, in bold, and where it was."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.inner = Frameworks(units)
+        self.inner.reason = ""
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+class Plain(L.Layer):
+    """Without a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
 
 
 class AlwaysTraining(Block):
@@ -95,6 +127,35 @@ class AlwaysTraining(Block):
 class ReadsKernel(Block):
     def call(self, x):
         return self.norm(self.dense(x)) + ops.sum(self.dense.kernel)
+
+
+class Transposed(Block):
+    """With a weight that is another layer's."""
+
+    def __init__(self, dense, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel = dense.kernel
+
+    def call(self, x):
+        return self.norm(ops.matmul(x, ops.transpose(self.kernel)))
+
+
+class Strided(Block):
+    """Whose convolution pads where it is called on an odd length."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.conv = L.Conv1D(units, 2, strides=2, padding="same")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.conv.build(shape)
+
+    def call(self, x):
+        return self.conv(self.norm(x))
+
+    def compute_output_shape(self, shape):
+        return self.conv.compute_output_shape(shape)
 
 
 class MultipliesKernel(Block):
@@ -110,9 +171,44 @@ class ReadsMask(Block):
         return self.norm(y)
 
 
+class IgnoresMask(Block):
+    def call(self, x, mask=None):
+        return self.norm(self.dense(x))
+
+
+class ReadsTwoMasks(Block):
+    """As Keras names them where there are several tensors."""
+
+    def call(self, x, other, x_mask=None, other_mask=None):
+        return self.norm(self.dense(x if other_mask is None else other))
+
+
 class HandsMaskOn(Block):
     def call(self, x, mask=None):
-        return self.norm(self.dense(x), mask=mask)
+        return self.norm(2.0 * self.dense(x), mask=mask)
+
+
+class ChoosesByMask(Branches):
+    def call(self, x, mask=None):
+        return self.norm((self.dense if mask is None else self.other)(x))
+
+
+class HandsWeightsOn(Block):
+    def call(self, x):
+        return self.norm(self.dense(x), weights=ops.max(x, -1) ** 2, residual=None)
+
+
+class WithResidual(Block):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(units, **kwargs)
+        self.second = Norm(name="second")
+
+    def build(self, shape):
+        super().build(shape)
+        self.second.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self.second(self.norm(self.dense(x), residual=x))
 
 
 class OtherSize(Block):
@@ -123,11 +219,22 @@ class OtherSize(Block):
         self.inner = keras.Sequential([L.Dense(units), Norm()], name="inner")
 
     def build(self, shape):
-        super().build(shape)
-        self.inner.build((shape[0], shape[1] + 2, shape[2]))
+        self.norm.build(shape)
+        self.dense.build((*shape[:-1], 2 * shape[-1]))
+        self.inner.build((shape[0], shape[1] + 2, self.units))
 
     def call(self, x, training=None):
-        return self.inner(x, training=training) + self.norm(self.dense(x))
+        both = ops.concatenate([x, self.norm(x)], axis=-1)
+        return self.inner(self.dense(both), training=training)
+
+
+class NotesDtypes(OtherSize):
+    def noted(self, dtype):
+        """To be replaced."""
+
+    def call(self, x):
+        self.noted(keras.backend.standardize_dtype(x.dtype))
+        return super().call(ops.cast(x, self.compute_dtype))
 
 
 class DrawsNumbers(Block):
@@ -187,6 +294,23 @@ class PreNorm(Block):
         return self.dense(ops.relu(self.norm(x)))
 
 
+class Otherwise(Block):
+    """Whose way hangs on which argument is given."""
+
+    def call(self, x, scale=1.0, shift=None, activate=None):
+        y = self.dense(x) * scale
+        y = y if shift is None else ops.relu(y + shift)
+        return self.norm(ops.relu(y) if activate is True else y)
+
+
+class Shares(Frameworks):
+    """Calls a layer that others call as well."""
+
+    def __init__(self, dense, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = dense
+
+
 class Activated(Block):
     def call(self, x):
         return self.norm(ops.relu(self.dense(x)))
@@ -204,9 +328,58 @@ def _twice(x):
     return block(x), block(ops.concatenate([x, x], axis=1))
 
 
-def _twice_otherwise(x):
+def _in_several_ways(x):
     block = Block()
-    return block(x), block(x, negative=True)
+    return block(x), block(x, negative=True), block(x)
+
+
+def _with_other_arguments(x):
+    block = Otherwise()
+    return block(x, scale=2.0), block(x, shift=2.0)
+
+
+def _with_these(*scales):
+    def call(x):
+        block = Otherwise()
+        given = (one(x) if callable(one) else one for one in scales)
+        return [block(x, scale=one) for one in given]
+
+    return call
+
+
+def _by_another_type(x):
+    block = Otherwise()
+    return block(x, activate=1), block(x, activate=True)
+
+
+def _at_an_odd_length(x):
+    block = Strided()
+    return block(x), block(x[:, 1:])
+
+
+def _with_a_weight_of_another(x):
+    dense = L.Dense(3, use_bias=False, name="dense")
+    y = Norm()(dense(x))
+    return y, Transposed(dense)(y)
+
+
+def _input_among_the_outputs(x):
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, [Norm(name="norm")(inputs), inputs])
+    return model(L.Dense(3)(x))
+
+
+def _one_output_twice(x):
+    inputs = keras.Input((4, 3))
+    y = L.Dense(3)(inputs)
+    one, other = keras.Model(inputs, [y, y])(x)
+    return Norm(name="norm")(one), other
+
+
+def _shared_with_what_cannot_be_followed(x):
+    dense = L.Dense(3, use_bias=False, name="dense")
+    y = Shares(dense)(x)
+    return y, Norm()(dense(x))
 
 
 def _twice_by_another_value(x):
@@ -219,16 +392,23 @@ def _twice_by_an_equal_value(x):
     return [block(x, negative=float("0.5")) for _ in range(2)]  # no two are one object
 
 
-def _twice_in_training(x):
+def _then_in_training(x):
     block = Block()
-    return block(x), block(x, training=True)
+    return block(block(x), training=True)
+
+
+def _first_in_training(x):
+    block = Block()
+    return block(block(x, training=True))
 
 
 CASES = [
     Case("block", lambda x: Block()(x), 1),
     Case("several", lambda x: Several()(x), 5),
     Case("step by step", lambda x: L.TimeDistributed(Block())(x), 1),
+    Case("ignores a mask", lambda x: IgnoresMask()(x), 1),
     Case("hands a mask on", lambda x: HandsMaskOn()(x), 1),
+    Case("hands weights on", lambda x: HandsWeightsOn()(x), 1),
     Case("notes a tensor", lambda x: Notes()(x), 1),
     Case("built for another size", lambda x: OtherSize()(x), 2),
     Case("at two sizes", _twice, 1),
@@ -248,14 +428,53 @@ CASES = [
         ("is used by",),
     ),
     # What must stay.
-    Case("in another way", _twice_otherwise, 0, ("is called in several ways",)),
+    Case("in several ways", _in_several_ways, 0, ("is called in several ways",)),
+    Case(
+        "with other arguments",
+        _with_other_arguments,
+        0,
+        ("is called in several ways",),
+    ),
+    *(
+        Case(f"with other {name}", call, 0, ("is called in several ways",))
+        for name, call in {
+            "arrays": _with_these(np.float32([1, -2, 3]), np.float32([3, 2, 1])),
+            "numbers": _with_these(2.0, 3.0),
+            "kinds": _with_these(2.0, lambda x: x[:, :, :1]),
+            "ranks": _with_these(lambda x: x[:, :, :1], lambda x: x[:1, 0, 0]),
+            "dtypes": lambda x: (lambda one: [one(x), one(ops.cast(x, "int32"))])(
+                Otherwise()
+            ),
+            "variables": lambda x: _with_these(
+                keras.Variable(2.0, name="a"), keras.Variable(2.0, name="b")
+            )(x),
+            "types": _by_another_type,
+        }.items()
+    ),
+    Case("at an odd length", _at_an_odd_length, 0, ("pads with zeros",)),
+    Case(
+        "squeezed at a border",
+        lambda x: keras.Sequential([keras.Input((4,)), Norm()])(L.Dense(1)(x)),
+        0,
+        ("nothing comes before it",),
+    ),
+    Case("a layer without a norm", lambda x: Norm()(Plain()(x)), 0, ("in the way",)),
+    Case("an input among the outputs", _input_among_the_outputs, 0, ("is used by",)),
+    Case("one output twice", _one_output_twice, 0, ("is used by",)),
+    Case(
+        "a weight of another",
+        _with_a_weight_of_another,
+        0,
+        ("something else reads the weights of 'dense'", "is in the way"),
+    ),
     Case(
         "by another value",
         _twice_by_another_value,
         0,
         ("is called in several ways",),
     ),
-    Case("in training too", _twice_in_training, 0, ("training=True",)),
+    Case("in training, later", _then_in_training, 0, ("training=True",)),
+    Case("in training, at first", _first_in_training, 0, ("training=True",)),
     Case("always in training", lambda x: AlwaysTraining()(x), 0, ("training=True",)),
     Case("reads a kernel", lambda x: ReadsKernel()(x), 0, ("something else reads",)),
     Case(
@@ -266,6 +485,7 @@ CASES = [
     ),
     Case("draws numbers", lambda x: DrawsNumbers()(x), 0, ("draws random numbers",)),
     Case("wants values", lambda x: Frameworks()(x), 0, ("followed: wants values",)),
+    Case("wants values, inside", lambda x: Around()(x), 0, ("followed: TypeError",)),
     Case(
         "in a private attribute",
         lambda x: Block()(Private()(x)),
@@ -278,7 +498,26 @@ CASES = [
         1,
         ("inside 'remembers' (Remembers), which cannot be copied with others",),
     ),
-    Case("reads a mask", lambda x: ReadsMask()(x), 0, ("reads a mask",)),
+    Case(
+        "with a residual",
+        lambda x: WithResidual()(x),
+        0,
+        ("it is called with `residual`",) * 2,
+    ),
+    Case("reads a mask", lambda x: ReadsMask()(x=x), 0, ("reads a mask",)),
+    Case("chooses by a mask", lambda x: ChoosesByMask()(x), 0, ("reads a mask",)),
+    Case(
+        "reads one of two masks",
+        lambda x: ReadsTwoMasks()(x, L.ReLU()(x)),
+        0,
+        ("reads a mask",),
+    ),
+    Case(
+        "shared with what cannot be followed",
+        _shared_with_what_cannot_be_followed,
+        0,
+        ("followed: wants values", "'dense' is called 2 times"),
+    ),
     Case("activated", lambda x: Activated()(x), 0, ("(Relu) is in the way",)),
     Case("slices", lambda x: Branches()(x), 0, ("(GetItem) is in the way",)),
 ]
@@ -326,7 +565,10 @@ def test_outputs_agree_and_counts_are_as_stated(case, tmp_path):
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (Block, Several, HandsMaskOn, PreNorm, Notes, OtherSize)
+    for cls in (
+        *(Block, Several, IgnoresMask, HandsMaskOn, HandsWeightsOn),
+        *(PreNorm, Notes, OtherSize),
+    )
 }
 
 
@@ -345,6 +587,24 @@ def _calls(model):
     ]
 
 
+@ON_TORCH
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_call_is_followed_in_the_dtypes_that_it_has(monkeypatch, dtype, autocast):
+    seen = []
+    monkeypatch.setattr(NotesDtypes, "noted", lambda _, one: seen.append(one))
+    inputs = [keras.Input(shape, dtype=dtype) for shape in ((4, 3), (5, 3), (2, 4, 3))]
+    how = {"dtype": "mixed_bfloat16", "autocast": autocast}
+    layer = NotesDtypes(**how)
+    steps = L.TimeDistributed(NotesDtypes(**how), **how)
+    calls = [layer(inputs[0]), layer(inputs[1]), steps(inputs[2])]
+    model = keras.Model(inputs, calls)
+    model([np.ones((2, *one.shape[1:]), dtype) for one in inputs])
+    keras_bn.fold(model)
+    assert len(seen) > 1
+    assert len(set(seen)) == 1
+
+
 class Whole(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -352,7 +612,7 @@ class Whole(keras.Model):
         self.norm = Norm(name="norm")
         self.head = L.Dense(2, name="head")
 
-    def call(self, x, training=None):
+    def call(self, x, training=True):
         return self.head(self.norm(self.block(x, training=training)))
 
     def get_config(self):
@@ -368,11 +628,12 @@ def test_a_subclassed_model_is_followed(tmp_path):
     folded, report = keras_bn.fold(model, explain=True)
     assert [row.into for row in report.rows] == ["block/dense", "head"]
     assert type(folded).__mro__[-len(Whole.__mro__)] is Whole
-    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), atol=1e-6)
+    expected, found = (numpy(one(x, training=False)) for one in (model, folded))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     folded.save(tmp_path / "folded.keras")
     classes = {"Whole": Whole, "Block": Block}
     loaded = keras.saving.load_model(tmp_path / "folded.keras", custom_objects=classes)
-    np.testing.assert_array_equal(numpy(loaded(x)), numpy(folded(x)))
+    np.testing.assert_array_equal(numpy(loaded(x, training=False)), found)
 
 
 class OfValues(Whole):
@@ -380,6 +641,35 @@ class OfValues(Whole):
         if isinstance(x, keras.KerasTensor):
             raise TypeError("wants values")
         return super().call(x)
+
+
+class OfTwo(Whole):
+    def build(self, x_shape, other_shape):
+        self.built = True
+
+    def call(self, x, other):
+        return super().call(x + other)
+
+
+@ON_TORCH
+def test_a_subclassed_model_of_several_inputs_is_an_error():
+    model = OfTwo()
+    model(images(2, 3), images(2, 3))
+    with pytest.raises(ValueError, match=r"`model` .* no single input of a known sh"):
+        keras_bn.fold(model)
+
+
+class Warns(Block):
+    def call(self, x):
+        warnings.warn("of its own", UserWarning, stacklevel=1)
+        return super().call(x)
+
+
+@ON_TORCH
+def test_following_a_call_warns_of_nothing():
+    inputs = keras.Input((3,))
+    _, report = keras_bn.fold(keras.Model(inputs, Warns()(inputs)), explain=True)
+    assert len(report.folded) == 1
 
 
 @ON_TORCH
@@ -408,6 +698,7 @@ def test_what_stands_in_the_place_of_a_norm_is_like_it():
     norm = keras_bn.fold(model).layers[0].norm
     kind = type(norm).__name__, norm.name, norm.dtype_policy.name
     assert kind == ("Folded", "norm", "mixed_bfloat16")
+    assert norm.get_config()["activation"] == "relu"
     assert norm.built
     assert norm.count_params() == 0
     y = norm(L.Masking()(np.array([[[-1, 2], [0, 0]]], "float32")))

@@ -132,18 +132,6 @@ def test_momentum_is_what_is_kept(module, momentum):
         keras_bn.from_flax(_dense(), nnx.state(module), **settings)
 
 
-def test_transposed_convolutions_are_not_taken():
-    layers = [L.Conv1DTranspose(3, 2, name="up"), L.BatchNormalization(name="bn")]
-    model = keras.Sequential([keras.Input((4, 3)), *layers])
-    ones = np.ones(3)
-    variables = {
-        "params": {"up": {"kernel": np.ones((2, 3, 3))}},
-        "batch_stats": {"bn": {"mean": ones, "var": ones}},
-    }
-    with pytest.raises(ValueError, match=r"{'up': 'Conv1DTranspose'}"):
-        keras_bn.from_flax(model, variables, layers="all", epsilon=1e-5)
-
-
 def test_not_of_flax():
     with pytest.raises(TypeError, match="`variables` must be the variables of a Flax"):
         keras_bn.from_flax(_dense(), [1, 2])

@@ -1,5 +1,7 @@
 """`from_haiku`: the average without its pull to zero, and Haiku's names."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -23,10 +25,12 @@ def _ema(values, decay=0.9):
     return {**shaped, "counter": np.int32(len(values))}
 
 
-def _net(steps=3):
+def _net():
     rng = np.random.default_rng(0)
     state, params = {}, {"net/~/conv": {"w": rng.normal(size=(3, 3, 2, 4))}}
-    for name in ("batch_norm", "batch_norm_1"):
+    params["net/~/head"] = {"w": rng.normal(size=(16, 5)), "b": rng.normal(size=5)}
+    params["net/~/gain"] = {"w": np.ones(4)}  # of one axis: no kernel
+    for name, steps in (("batch_norm", 3), ("batch_norm_1", 1)):
         module = f"net/~/{name}"
         params[module] = {
             "scale": rng.uniform(0.5, 1.5, (1, 1, 1, 4)),
@@ -42,7 +46,8 @@ def _model():
     norms = [L.BatchNormalization(name="batch_norm")]
     norms.append(keras_bn.BatchNormalization(name="batch_norm_1"))
     conv = L.Conv2D(4, 3, use_bias=False, name="conv")
-    return keras.Sequential([keras.Input((4, 4, 2)), conv, *norms])
+    head = [L.Flatten(), L.Dense(5, name="head")]
+    return keras.Sequential([keras.Input((4, 4, 2)), conv, *norms, *head])
 
 
 def test_the_average_is_taken():
@@ -52,8 +57,8 @@ def test_the_average_is_taken():
     match = keras_bn.tools.match_haiku
     assert match(model, params, state).mapping == expected
     every = match(model, params, state, layers="all").mapping
-    assert every == {"conv": "net/~/conv", **expected}
-    part = keras.Sequential([keras.Input((4, 4, 2)), *model.layers[:-1]])
+    assert every == {"conv": "net/~/conv", **expected, "head": "net/~/head"}
+    part = keras.Sequential([keras.Input((4, 4, 2)), *model.layers[:2]])
     del expected["batch_norm_1"]
     assert match(part, params, state, strict=False).mapping == expected
     ours = keras_bn.from_haiku(
@@ -62,7 +67,7 @@ def test_the_average_is_taken():
     x = images(2, 4, 4, 2)
     expected = keras.ops.conv(x, params["net/~/conv"]["w"].astype("float32"))
     expected = numpy(expected)
-    for norm in ours.layers[1:]:
+    for norm in ours.layers[1:3]:
         own = params[f"net/~/{norm.name}"]
         mean = state[f"net/~/{norm.name}/~/mean_ema"]
         var = state[f"net/~/{norm.name}/~/var_ema"]["average"]
@@ -70,6 +75,8 @@ def test_the_average_is_taken():
         expected = own["scale"] * (expected - mean["average"]) / np.sqrt(var + 1e-4)
         expected += own["offset"]
         assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    head = params["net/~/head"]
+    expected = expected.reshape(2, 16) @ head["w"] + head["b"]
     np.testing.assert_allclose(numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -91,6 +98,46 @@ def test_not_of_haiku(name):
         keras_bn.from_haiku(_model(), **arguments)
     with pytest.raises(ValueError, match="`epsilon` must be that of the Haiku layers"):
         keras_bn.from_haiku(_model(), params, state)
+
+
+def _up_and_bn(library):
+    """A kernel and a norm as Flax and Haiku keep them."""
+    ones, kernel = np.ones(3), np.ones((2, 3, 3))
+    if library == "flax":
+        norm = {"mean": ones, "var": ones}
+        return [{"params": {"up": {"kernel": kernel}}, "batch_stats": {"bn": norm}}]
+    average = {"average": ones, "hidden": ones, "counter": 1}
+    state = {f"bn/~/{name}_ema": average for name in ("mean", "var")}
+    return [{"up": {"w": kernel}}, state]
+
+
+@ON_TORCH
+@pytest.mark.parametrize("library", ["flax", "haiku"])
+def test_transposed_convolutions_are_not_taken(library):
+    """Their kernels lie otherwise than here and in PyTorch."""
+    layers = [L.Conv1DTranspose(3, 2, name="up"), L.BatchNormalization(name="bn")]
+    model = keras.Sequential([keras.Input((4, 3)), *layers])
+    take = getattr(keras_bn, f"from_{library}")
+    with pytest.raises(ValueError, match=r"{'up': 'Conv1DTranspose'}"):
+        take(model, *_up_and_bn(library), layers="all", epsilon=1e-5)
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "name", ["from_flax", "match_flax", "from_haiku", "match_haiku"]
+)
+def test_no_layer_is_left_out_unasked(name):
+    layers = [L.BatchNormalization(name=name) for name in ("bn", "other")]
+    model = keras.Sequential([keras.Input((4, 3)), *layers])
+    with pytest.raises(ValueError, match=r"2 layers, .*'other'.* 1 prefixes"):
+        getattr(keras_bn.tools, name)(model, *_up_and_bn(name.partition("_")[2]))
+
+
+@ON_TORCH
+def test_what_is_not_of_flax_without_flax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    with pytest.raises(TypeError, match=r"an nnx module.*variables of type list"):
+        keras_bn.from_flax(_model(), [1, 2])
 
 
 def test_flax_s_variables_may_be_plain_arrays():

@@ -94,9 +94,11 @@ def test_settings_are_taken_over_and_the_optimizer_starts_anew():
     model = _model(epsilon=1e-3)
     model.compile(keras.optimizers.SGD(momentum=0.9), "mae")
     model.fit(images(4, 3), images(4, 3), verbose=0)
+    model.layers[0].gamma.trainable = False
     ours = keras_bn.from_torch(model, _state(), epsilon=1e-4, momentum=0.1)
     norm = ours.get_layer("stem_bn")
     assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    assert (norm.gamma.trainable, norm.beta.trainable) == (False, True)
     assert (ours.loss, int(ours.optimizer.iterations)) == ("mae", 0)
 
 
@@ -111,9 +113,16 @@ def test_a_module_brings_its_own_settings():
     )
     x = images(16, 3)
     module(torch.as_tensor(x * 2 + 1))
-    ours = keras_bn.from_torch(_model(epsilon=1e-3, renorm=True), module)
+    model = _model(
+        epsilon=1e-3, renorm=True, zero_debias=True, gamma_initializer="zeros"
+    )
+    ours = keras_bn.from_torch(model, module)
     assert [one.epsilon for one in ours.layers[::2]] == [1e-2, 1e-4]
     assert [one.momentum for one in ours.layers[::2]] == [0.7, 0.8]
+    # Training goes on from them: they are no initial values.
+    assert numpy(ours.layers[0].moving_weight).tolist() == [1, 1, 1]
+    stddev = np.sqrt(module[0].running_var.numpy() + 1e-2)
+    np.testing.assert_allclose(numpy(ours.layers[0].renorm_stddev), stddev, rtol=1e-6)
     expected = module.eval()(torch.as_tensor(x)).detach().numpy()
     np.testing.assert_allclose(numpy(ours(x)), expected, atol=1e-6)
 
@@ -209,8 +218,9 @@ def test_a_module_brings_its_own_settings():
 def test_bad_input(model, state, arguments, error, message):
     model = _model(**model)
     before = weights_of(model)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         keras_bn.from_torch(model, _state(**state), **arguments)
+    assert "Left out" not in str(caught.value)
     assert weights_of(model) == before
 
 
@@ -226,6 +236,7 @@ def test_bad_input(model, state, arguments, error, message):
 def test_weights_that_no_data_leave_are_refused(name, bad):
     model, state = _model(), _state()
     state["stem.bn.bias"][0] = -1.0  # that is for variances only
+    state["stem.bn.running_var"][0] = 0.0
     state[f"head.bn.{name}"][1] = bad
     before = weights_of(model)
     with pytest.raises(ValueError, match=rf"'head.bn.{name}' with 1 .*{bad}"):
@@ -258,6 +269,7 @@ def test_not_a_state_dict():
 @ON_TORCH
 def test_a_bare_norm_and_a_mapping_of_a_part():
     state = {"running_mean": np.ones(3), "running_var": np.full(3, 2.0)}
+    state["other.running_var"] = np.ones(3)  # of something else
     model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
     ours = keras_bn.from_torch(model, state, epsilon=1e-5)
     np.testing.assert_array_equal(ours.layers[0].moving_variance, np.full(3, 2.0))
@@ -283,6 +295,23 @@ def test_pytorch_averages_the_unbiased_variance():
         model.layers[0].name = "batch_normalization"
         biased = keras_bn.from_torch(model, norm, count=count).layers[0]
         np.testing.assert_allclose(numpy(biased.moving_variance), x.var(0), rtol=1e-5)
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_taken_exactly(dtype):
+    """Of parameters, as of arrays, which NumPy has no bfloat16 for."""
+    import torch
+
+    norm = torch.nn.BatchNorm1d(3).to(getattr(torch, dtype))
+    norm.running_var.copy_(torch.tensor([1.1, 2.3, 0.7]))
+    state = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+    if dtype == "float16":
+        state = {name: one.detach().numpy() for name, one in state.items()}
+    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization()])
+    ours = keras_bn.from_torch(model, state, epsilon=1e-5, count=3).layers[0]
+    expected = norm.running_var.double().numpy() * 2 / 3
+    np.testing.assert_allclose(numpy(ours.moving_variance), expected, rtol=1e-6)
 
 
 @ON_TORCH
@@ -392,6 +421,8 @@ def test_instance_norm_is_not_batch_norm():
 
 @ON_TORCH
 def test_the_pairs_are_shown():
+    import torch
+
     matching = keras_bn.tools.match_torch(_model(), _state(("x.stem.bn", "x.head.bn")))
     assert matching.mapping == {"stem_bn": "x.stem.bn", "head_bn": "x.head.bn"}
     assert [(pair.size, pair.by) for pair in matching.pairs] == [((3,), "name")] * 2
@@ -400,8 +431,14 @@ def test_the_pairs_are_shown():
     assert len(keras_bn.tools.match_torch(_model(), more, strict=False).pairs) == 2
     last = L.Dense(2, use_bias=False, name="last")
     model = keras.Sequential([keras.Input((3,)), *_model().layers, last])
-    every = {**_state(), "last.weight": np.ones((2, 3))}
-    assert len(keras_bn.tools.match_torch(model, every, layers="all").pairs) == 3
+    every = {**_state(), "last.weight": torch.ones(2, 3)}
+    norms = keras_bn.tools.match_torch(model, every)
+    assert (len(norms.pairs), norms.unused) == (2, [])
+    pairs = keras_bn.tools.match_torch(model, every, layers="all").pairs
+    assert list(map(repr, pairs[1:])) == [
+        "Pair(layer='head_bn', prefix='head.bn', kind='norm', size=(3,), by='name')",
+        "Pair(layer='last', prefix='last', kind='linear', size=(2, 3), by='name')",
+    ]
     assert "x.head.bn" in str(matching)
 
 
@@ -411,7 +448,11 @@ class _Inside:
     def __getitem__(self, name):
         state = _state()
         return {
-            "state_dict": {"epoch": 3, "state_dict": state, "optimizer": {"state": {}}},
+            "state_dict": {
+                **{"epoch": np.int64(3), "weight": 0.5, "state_dict": state},
+                "optimizer": {"state": {0: {"exp_avg": np.ones(3)}}},
+            },
+            "numbered": {0: _state(("b", "c")), 1: state},
             "deep": {"model": {"module": state}, "loss": 0.1},
             "ema": {"model": _state(("stem.bn", "b", "c")), "ema": state},
         }[name]
@@ -420,7 +461,13 @@ class _Inside:
 @ON_TORCH
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("state_dict", None), ("deep", None), ("deep", "model.module"), ("ema", "ema")],
+    [
+        ("state_dict", None),
+        ("deep", None),
+        ("deep", "model.module"),
+        ("ema", "ema"),
+        ("numbered", "1"),
+    ],
 )
 def test_checkpoints(name, key):
     ours = keras_bn.from_torch(_model(), _Inside()[name], key=key)

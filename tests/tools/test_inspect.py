@@ -1,6 +1,7 @@
 """`inspect`: each finding where it is due, and not elsewhere."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -51,7 +52,9 @@ FINDINGS = [
     ("never updated", _model, [("never-updated", "error")]),
     (
         "never updated, of its own",
-        lambda: _model(moving_mean_initializer=keras.initializers.Constant(3.0)),
+        lambda: _model(
+            moving_mean_initializer=keras.initializers.Constant(0.1), dtype="float64"
+        ),
         [("never-updated", "error")],
     ),
     ("not known", lambda: _model(moving_mean_initializer="random_normal"), []),
@@ -100,12 +103,20 @@ def test_facts_of_a_layer():
         np.testing.assert_allclose(spread, expected, rtol=1e-6)
     model = keras.Sequential(
         [
-            keras.Input((4,)),
+            keras.Input((4, 4)),
             L.BatchNormalization(renorm=True, scale=False, trainable=False),
+            Norm(axis=(1, 2), epsilon=np.float32(0.25)),
         ]
     )
-    (row,) = keras_bn.inspect(model).layers
+    variance = np.linspace(-1, 2, 16)
+    model.layers[1].moving_variance.assign(variance.reshape(1, 4, 4))
+    report = keras_bn.inspect(model)
+    row, other = report.layers
     assert (row.kind, row.updates, row.gamma) == ("keras renorm frozen", 0, None)
+    assert (other.kind, other.axis, other.channels) == ("keras_bn", [1, 2], 16)
+    stddev = np.sqrt(np.maximum(variance, 0))
+    assert other.stddev == pytest.approx((0, np.median(stddev), 2**0.5))
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["epsilon"] == 0.25
 
 
 def test_distance_is_as_defined():
@@ -151,6 +162,37 @@ def test_data_show_the_distance_and_what_it_does_to_outputs():
     assert shifted.output_change == pytest.approx(change, rel=1e-4)
 
 
+def test_the_change_is_that_of_all_outputs():
+    inputs = keras.Input((2,))
+    outputs = {"normal": Norm()(inputs), "others": [inputs, 0.0 * inputs]}
+    model, x = keras.Model(inputs, outputs), images(8, 2) * 3
+    before, after = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3), x / 1.001**0.5)
+    size = (after**2).sum() + (x**2).sum()
+    change = ((before - after) ** 2).sum() / size
+    assert keras_bn.inspect(model, x).output_change == pytest.approx(change**0.5)
+    nothing = keras.Model(inputs, 0.0 * Norm()(inputs))
+    assert keras_bn.inspect(nothing, x).output_change == 0
+
+
+@ON_TORCH
+def test_progress_is_by_layers_and_batches(monkeypatch):
+    module = sys.modules["keras_bn.tools.inspect"]
+    said = []
+
+    class Noted(module.Progress):
+        def __init__(self, what, total):
+            said.append((what, total))
+            super().__init__(what, total)
+
+        def advance(self):
+            said.append("more")
+
+    monkeypatch.setattr(module, "Progress", Noted)
+    layers = [keras.Input((4,)), Norm(), L.Dense(2), Norm(trainable=False)]
+    keras_bn.inspect(keras.Sequential(layers, name="net"), images(9, 4), batch_size=3)
+    assert said == [("inspecting net", 6), *["more"] * 6]
+
+
 class Raising(L.Layer):
     """Adds 1, unless it is told that nothing is trained."""
 
@@ -187,6 +229,16 @@ def test_what_is_written_into_a_graph_has():
     norm = np.linalg.norm(numpy(model(x)) - inference) / np.linalg.norm(inference)
     assert change == pytest.approx(norm, rel=1e-5)
     assert weights_of(model) != before  # as the finding says
+
+
+@ON_TORCH
+def test_batches_have_128_samples():
+    model, x = _trained(_model()), images(129, 4) + 3
+    default, told, other = (
+        keras_bn.inspect(model, x, **how).output_change
+        for how in ({}, {"batch_size": 128}, {"batch_size": 129})
+    )
+    assert default == told != other
 
 
 @ON_TORCH
@@ -270,10 +322,16 @@ def test_frozen_statistics_are_named_and_let_the_bias_matter():
 
 
 @ON_TORCH
-@pytest.mark.parametrize("steps", [1, 2])
-def test_updates_are_counted_by_accumulation(steps):
-    norm = keras_bn.BatchNormalization(accumulation_steps=steps)
-    model = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(1)])
+@pytest.mark.parametrize(
+    ("norm", "steps"),
+    [
+        (lambda: Norm(), 1),
+        (lambda: Norm(accumulation_steps=2), 2),
+        (L.BatchNormalization, 1),
+    ],
+)
+def test_updates_are_counted_by_accumulation(norm, steps):
+    model = keras.Sequential([keras.Input((3,)), norm(), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
     model.compile(optimizer, "mse")
     x = images(24, 3)
@@ -301,6 +359,7 @@ def test_weights_that_are_not_finite_still_print_plot_and_are_json(
     assert report.severity == "error"
     assert report.findings[0].verdict.startswith("gamma and moving_variance not finite")
     assert "not-finite" in str(report)
+    assert np.isfinite(report.layers[0].stddev).all() == (count == 1)
     json.dumps(report.to_dict(), allow_nan=False)
     report.plot(tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 1000

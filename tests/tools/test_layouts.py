@@ -6,12 +6,20 @@ import pytest
 from keras.src.applications import resnet
 
 import keras_bn
-from cases_tools import images, numpy, weights_of
+from cases_tools import images, numpy, randomize, weights_of
 from keras_bn.tools._foreign.layouts import squeezed
 from slow import slow
 
 torch = pytest.importorskip("torch")  # `make BACKENDS=jax` leaves it out
 L, nn = keras.layers, torch.nn
+
+
+class _ToEnd(nn.Module):
+    """Swaps the channels' axis and the last."""
+
+    def forward(self, x):
+        return x.transpose(1, -1)
+
 
 LINE, IMAGE, BODY = (9, 4), (7, 6, 4), (5, 4, 5, 4)
 
@@ -50,6 +58,12 @@ LINEAR = {
         lambda: nn.Conv2d(4, 12, (3, 2), groups=4),
         IMAGE,
     ),
+    "dense there": (
+        lambda: L.Conv1D(3, 1),
+        lambda: nn.Sequential(_ToEnd(), nn.Linear(4, 3), _ToEnd()),
+        LINE,
+    ),
+    "dense here": (lambda: L.Dense(3), lambda: nn.Conv1d(4, 3, 1), LINE),
     "transposed1d": (
         lambda: L.Conv1DTranspose(3, 3, strides=2),
         lambda: nn.ConvTranspose1d(4, 3, 3, stride=2),
@@ -104,7 +118,8 @@ ON_TORCH = slow("shapes that JAX compiles op by op", but_on="torch")
 )
 def test_kernels(case):
     layer, module, shape = LINEAR[case]
-    model = keras.Sequential([keras.Input(shape), layer(), L.BatchNormalization()])
+    layers = [layer(), L.BatchNormalization()]
+    model = randomize(keras.Sequential([keras.Input(shape), *layers]))
     rank, channels = len(shape) - 1, model.output_shape[-1]
     theirs = trained(nn.Sequential(module(), norm_of(channels, rank)))
     before = weights_of(model)
@@ -112,6 +127,11 @@ def test_kernels(case):
     x = images(2, *shape)
     np.testing.assert_allclose(numpy(ours(x)), outputs(theirs, x), atol=1e-5)
     assert weights_of(model) == before
+    state = theirs.state_dict()
+    back = keras_bn.to_torch(ours, theirs, layers="all")
+    assert {name: torch.equal(one, state[name]) for name, one in back.items()} == (
+        dict.fromkeys(state, True)
+    )
 
 
 @ON_TORCH
@@ -184,17 +204,19 @@ def test_a_flattened_image_among_other_values():
 
 @ON_TORCH
 def test_a_pooled_image_has_one_order():
-    layers = [L.GlobalAveragePooling2D(), L.BatchNormalization()]
-    model = keras.Sequential([keras.Input((3, 2, 4)), *layers])
+    layers = [L.GlobalAveragePooling2D(keepdims=True), L.Flatten()]
+    model = keras.Sequential([keras.Input((3, 2, 4)), *layers, L.BatchNormalization()])
     keras_bn.from_torch(model, norm_of(4))
 
 
 @ON_TORCH
 def test_weights_of_other_layers_are_not_left_in_silence():
     layers = [L.Dense(4), L.LayerNormalization(name="ln"), L.BatchNormalization()]
+    layers.append(L.Dense(4, name="lora"))
     model = keras.Sequential([keras.Input((4,)), *layers])
+    layers[-1].enable_lora(2)  # its kernel is a sum
     theirs = trained(nn.Sequential(nn.Linear(4, 4), norm_of(4)))
-    with pytest.raises(ValueError, match=r"{'ln': 'LayerNormalization'}"):
+    with pytest.raises(ValueError, match=r"{'ln': 'LayerNormalization', 'lora'"):
         keras_bn.from_torch(model, theirs, layers="all")
 
 

@@ -1,69 +1,14 @@
-"""Which layer is which: by names, tables of names, sizes or order, or an error."""
+"""Which layer is which: by names, sizes or order, or an error."""
 
-import random
 import re
 
 import pytest
 
-from cases_names import PAIRS
+from cases_names import items
 from keras_bn.tools._foreign.matching import match
-from keras_bn.tools._foreign.pairs import Item, refusal
+from keras_bn.tools._foreign.pairs import Item
 
 pytestmark = pytest.mark.once
-
-
-def items(names, size=8):
-    """Norms, of one size unless a name says another: `"bn:16"`."""
-    parts = [one.partition(":") for one in names]
-    return [Item(name, "norm", (int(text or size),)) for name, _, text in parts]
-
-
-def pairs_of(text):
-    rows = []
-    for line in text.strip().split("\n"):
-        prefix, layer, size = line.split()
-        sizes = tuple(int(n) for n in size.split("x"))
-        rows.append((prefix, layer, "linear" if len(sizes) > 1 else "norm", sizes))
-    return rows
-
-
-@pytest.mark.parametrize("listed", ["as defined", "by the alphabet", "shuffled"])
-@pytest.mark.parametrize("title", PAIRS)
-def test_names_of_libraries(title, listed):
-    rows = pairs_of(PAIRS[title])
-    theirs = [Item(prefix, kind, size) for prefix, _, kind, size in rows]
-    ours = [Item(layer, kind, size) for _, layer, kind, size in rows]
-    if listed == "by the alphabet":
-        theirs.sort()
-    elif listed == "shuffled":
-        random.Random(0).shuffle(theirs)
-        random.Random(1).shuffle(ours)
-    matching = match(ours, theirs, None, True, {})
-    expected = {layer: prefix for prefix, layer, *_ in rows if layer}
-    assert matching.mapping == expected
-    assert {pair.by for pair in matching.pairs} != {"order"}
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        "",
-        "module.",
-        "model.",
-        "net.module.",
-        "_orig_mod.",
-        "a.b.c.",
-        "model._orig_mod.",
-    ],
-)
-def test_prefixes_are_taken_off(before):
-    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
-    theirs = [Item(before + prefix, kind, size) for prefix, _, kind, size in rows]
-    ours = [Item(f"model/resnet50/{layer}", *rest) for _, layer, *rest in rows]
-    expected = {
-        f"model/resnet50/{layer}": before + prefix for prefix, layer, *_ in rows
-    }
-    assert match(ours, theirs, None, True, {}).mapping == expected
 
 
 def test_a_compiled_part_is_the_part():
@@ -175,57 +120,68 @@ def test_the_error_shows_the_candidates():
     with pytest.raises(ValueError, match=r"3 layers, .* 3 prefixes") as caught:
         match(ours, theirs, None, True, {})
     text = str(caught.value)
-    assert "one (norm of size 4): ['x', 'y']" in text
+    assert "\nCandidates of equal size:\n  one (norm of size 4): ['x', 'y']" in text
     assert "nothing says the order of ['one', 'two'] or of ['x', 'y']" in text
     # But the rest can be told, once a part of it is said.
-    matching = match(ours, theirs, {"two": "x"}, True, {})
+    given = {"two": "x"}
+    matching = match(ours, theirs, given, True, {})
+    assert given == {"two": "x"}  # the user's own
     assert matching.mapping == {"one": "y", "two": "x", "three": "z.0"}
     assert [pair.by for pair in matching.pairs] == ["size", "mapping", "size"]
 
 
-def test_a_doubt_is_told_once_and_twelve_at_most():
-    text = refusal([], [], ["a", "a", *map(str, range(20))])
-    doubts = [line for line in text.splitlines() if line.startswith("- ")]
-    assert doubts == ["- a", *(f"- {number}" for number in range(11))]
+@pytest.mark.parametrize(
+    ("mine", "other", "enough"),
+    [(8, 8, True), (9, 9, False), (12, 2, True), (2, 12, True)],
+)
+def test_less_than_a_quarter_is_no_match(mine, other, enough):
+    """Of the side that has less."""
+    ours = items(["stem", "neck", *(f"own{i}" for i in range(mine - 2))])
+    theirs = items(["x.stem", "x.neck", *(f"y.other{i}" for i in range(other - 2))])
+    if not enough:
+        with pytest.raises(ValueError, match="`mapping` must be given"):
+            match(ours, theirs, None, False, {})
+        return
+    matching = match(ours, theirs, None, False, {})
+    assert matching.mapping == {"stem": "x.stem", "neck": "x.neck"}
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_deeper_network_is_refused(strict):
-    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
-    ours = [Item(layer, *rest) for _, layer, *rest in rows]
-    theirs = [Item(prefix, *rest) for prefix, _, *rest in rows]
-    more = items(["layer1.2.bn1:64", "layer1.2.bn2:64", "layer1.2.bn3:256"])
+def test_the_doubt_of_what_fits_most_comes_first():
+    ours = items(["a:5", "b:5", "c:5"])
+    theirs = items(["y.a", "y.b", "x.a", "x.b", "x.c"])
+    with pytest.raises(ValueError, match=r"'x.a' a norm of size 8\n.*'y.a' a norm of"):
+        match(ours, theirs, None, False, {})
+
+
+def test_a_name_that_all_others_begin_with_is_no_equal_name():
     with pytest.raises(ValueError, match="`mapping` must be given"):
-        match(ours, [*theirs, *more], None, strict, {})
+        match(items(["a", "a/b"]), items(["x", "x.c"]), None, False, {})
 
 
-def test_a_head_for_other_classes_is_left_out():
-    rows = pairs_of(PAIRS["torchvision ResNet, keras.applications"])
-    ours = [Item(layer, *rest) for _, layer, *rest in rows]
-    theirs = [Item(prefix, *rest) for prefix, _, *rest in rows]
-    theirs[-1] = Item("fc", "linear", (10, 2048))
-    matching = match(ours, theirs, None, False, {})
-    assert (matching.unmatched, matching.unused) == (["predictions"], ["fc"])
-    with pytest.raises(ValueError, match="'fc' a linear of size 10x2048"):
+@pytest.mark.parametrize(("equal", "told"), [("a b", False), ("a b c", True)])
+def test_more_than_half_of_the_names_are_a_doubt(equal, told):
+    ours = items(["a", "b", "c", "d"])
+    theirs = items([*equal.split(), "x", "y"][:4])
+    with pytest.raises(ValueError, match="`mapping` must be given") as caught:
         match(ours, theirs, None, True, {})
+    assert ("by name: only some names match" in str(caught.value)) == told
 
 
-def test_not_strict_takes_what_has_a_name():
-    ours = items(["net/conv1_bn", "net/conv2_block1_1_bn", "decoder/bn:3"])
-    theirs = items(["model.bn1", "model.layer1.0.bn1", "neck.norm:5"])
-    with pytest.raises(ValueError, match="`strict=False` leaves out"):
-        match(ours, theirs, None, True, {})
-    matching = match(ours, theirs, None, False, {})
-    assert matching.mapping == {
-        "net/conv1_bn": "model.bn1",
-        "net/conv2_block1_1_bn": "model.layer1.0.bn1",
-    }
-    assert (matching.unmatched, matching.unused) == (["decoder/bn"], ["neck.norm"])
-    text = str(matching)
-    assert text.startswith("2 layers matched, 1 layers get nothing, 1 prefixes are not")
-    assert "torchvision -> keras" in text
-    rows = [line.split() for line in text.splitlines()]
-    assert ["net/conv1_bn", "model.bn1", "8"] in [row[:3] for row in rows]
+def test_kernels_alone_are_no_match_where_norms_are_left():
+    kernel = Item("conv", "linear", (3, 4))
+    ours, theirs = [*items(["a_bn"]), kernel], [*items(["other"]), kernel]
+    with pytest.raises(ValueError, match="`mapping` must be given"):
+        match(ours, theirs, None, False, {})
+    matching = match(ours, theirs, {"a_bn": "other"}, False, {})
+    assert matching.mapping == {"a_bn": "other", "conv": "conv"}
+
+
+def test_of_a_kind_that_is_mapped_more_may_be_left():
+    kernels = [Item(name, "linear", (3, 4)) for name in ("conv", "x", "y")]
+    ours, theirs = [*items(["a_bn"]), kernels[0]], [*items(["a.bn"]), *kernels[1:]]
+    matching = match(ours, theirs, {"conv": "x"}, True, {})
+    assert matching.mapping == {"a_bn": "a.bn", "conv": "x"}
+    assert matching.unused == ["y"]
 
 
 def test_two_models_in_one_state_are_ambiguous():
@@ -234,6 +190,15 @@ def test_two_models_in_one_state_are_ambiguous():
         ValueError, match=r"2 ways.*\n  stem_bn: student.stem.bn, teach"
     ):
         match(items(["stem_bn"]), theirs, None, False, {})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("twice", ["a/bn a_bn", "a.bn a._orig_mod.bn"])
+def test_names_that_look_the_same_on_one_side_are_no_names(strict, turned, twice):
+    sides = items(twice.split()), items(["a_bn"])
+    with pytest.raises(ValueError, match="`mapping` must be given"):
+        match(*(sides[::-1] if turned else sides), None, strict, {})
 
 
 @pytest.mark.parametrize(
@@ -257,6 +222,8 @@ def test_a_size_that_is_not_there_is_said():
     message = r"sizes .*'norm of size 8', 'norm of size 5'\].*'b', a .* 6, nor 1 others"
     with pytest.raises(ValueError, match=message):
         match(ours, theirs, None, True, {})
+    with pytest.raises(ValueError, match=r"helps 'b', a norm of size 6 \(`strict=Fa"):
+        match(ours[:2], theirs, None, True, {})
     kernels = [Item("conv", "linear", (8, 4))]
     with pytest.raises(
         ValueError, match=r"`layers` must be 'all'.*'conv' in `mapping`"
@@ -278,19 +245,3 @@ def test_names_that_say_other_than_the_order_are_a_doubt():
         match(items([first, second]), items([second, third]), None, True, before)
     matching = match(items([first, second]), items(["f.2", "f.10"]), None, True, before)
     assert matching.mapping == {first: "f.2", second: "f.10"}
-
-
-def test_not_strict_takes_a_head_that_fits():
-    ours, theirs = items(["stem", "neck", "fc"]), items(["stem", "neck", "fc"])
-    matching = match(ours, theirs, None, False, {})
-    assert matching.mapping == {"stem": "stem", "neck": "neck", "fc": "fc"}
-    theirs = items(["stem", "neck", "fc:5"])
-    matching = match(ours, theirs, None, False, {})
-    assert matching.mapping == {"stem": "stem", "neck": "neck"}
-
-
-@pytest.mark.parametrize("name", ["predictions", "logits"])
-def test_the_last_layer_may_be_called_otherwise(name):
-    ours, theirs = items(["stem", name, "one"]), items(["stem", "fc", "one"])
-    matching = match(ours, theirs, None, True, {})
-    assert matching.mapping == {"stem": "stem", name: "fc", "one": "one"}

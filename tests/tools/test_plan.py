@@ -9,10 +9,10 @@ import pytest
 from keras import ops
 
 import keras_bn
-from cases_tools import images, layers_in, numpy, randomize
+from cases_tools import images, layers_in, numpy, randomize, weights_of
 from slow import slow
 
-L = keras.layers
+L, _Norm = keras.layers, keras_bn.BatchNormalization
 # Next to nothing is run.
 pytestmark = [
     pytest.mark.usefixtures("zero_kernels"),
@@ -102,6 +102,10 @@ def _norm(x, axis=-1):
     return keras_bn.BatchNormalization(axis)(x)
 
 
+def _shift(x):
+    return keras_bn.BatchNormalization(beta_initializer="ones")(x)
+
+
 def _dense(x, units=3):
     return L.Dense(units)(x)
 
@@ -157,6 +161,10 @@ IN_THE_WAY = [
         "changes the dtype",
     ),
     (
+        _of(lambda x: _norm(_dense(x), -2), batch_shape=(2, 4)),
+        "normalizes each sample of the batch by itself",
+    ),
+    (
         _of(lambda x: _norm(L.Concatenate(0)([_dense(x), _dense(x)])), SOME),
         "joins batches",
     ),
@@ -165,12 +173,31 @@ IN_THE_WAY = [
         "joins axes of unknown size",
     ),
     (
-        _of(lambda x: _norm(L.TimeDistributed(L.Dense(3))(x), 1), LINE),
+        _of(lambda x: _norm(L.TimeDistributed(L.Dense(3))(x), 1), (2, 4)),
         "does the same to each step, which it scales apart",
     ),
     (
         _of(lambda x: _dense(L.TimeDistributed(L.ReLU())(_norm(x))), LINE),
         "(ReLU) is in the way",
+    ),
+    (
+        _of(lambda x: L.Conv1D(3, 2, padding="causal")(_shift(x)), LINE),
+        "pads with zeros (padding='causal')",
+    ),
+    (
+        _of(
+            lambda x: L.DepthwiseConv2D(2, strides=2, dilation_rate=2, padding="same")(
+                _shift(x)
+            ),
+            (6, 6, 4),
+        ),
+        "pads with zeros (padding='same')",
+    ),
+    (_of(lambda x: L.Embedding(9, 3)(_norm(x)), SOME), "takes indices"),
+    pytest.param(
+        _of(lambda x: _norm(L.LayerNormalization(rms_scaling=True)(x)), SOME),
+        "has no offset (rms_scaling=True)",
+        marks=pytest.mark.filterwarnings("ignore:You passed `rms_scaling"),
     ),
 ]
 
@@ -179,7 +206,7 @@ IN_THE_WAY = [
     ("build", "reason"),
     [
         *IN_THE_WAY,
-        (_diamond, "is used by 'batch_normalization' and 'add'"),
+        (_diamond, "what 'dense' gives is used by 'batch_normalization' and 'add'"),
         (_output, "the model's output"),
         (_twice, "called 2 times"),
         (_shared_dense, "'dense' is called 2 times"),
@@ -224,6 +251,51 @@ def test_overflow_stays():
     model.layers[1].gamma.assign(np.full(4, 9.0))
     _, report = keras_bn.fold(model, explain=True)
     assert "do not fit float16" in report.left[0].reason
+
+
+def test_none_of_several_layers_changes_where_one_would_overflow():
+    inputs, half = keras.Input((4,), dtype="float16"), {"dtype": "float16"}
+    every = [L.Dense(4, **half)(inputs) for _ in range(2)]
+    y = keras_bn.BatchNormalization(**half)(L.Concatenate(**half)(every))
+    model = randomize(keras.Model(inputs, y))
+    kernels = [one.kernel for one in model.layers if hasattr(one, "kernel")]
+    kernels[1].assign(np.full((4, 4), 6e4))
+    model.layers[-1].gamma.assign(np.full(8, 9.0))
+    folded, report = keras_bn.fold(model, explain=True)
+    assert "do not fit float16" in report.left[0].reason
+    assert weights_of(folded) == weights_of(model)
+
+
+@pytest.mark.parametrize(
+    ("layers", "into"),
+    [
+        (lambda: [L.Dense(3, name="one"), _Norm(), L.Dense(3, name="two")], ["one"]),
+        (lambda: [L.ReLU(), _Norm(), _Norm(), L.Dense(3, name="two")], ["two"] * 2),
+    ],
+    ids=["before rather than after", "no norm where there is a linear layer"],
+)
+def test_into_which_layer_a_norm_goes(layers, into):
+    _, report = keras_bn.fold(
+        keras.Sequential([keras.Input((4,)), *layers()]), explain=True
+    )
+    assert [row.into for row in report.rows] == into
+
+
+def test_a_norm_that_took_another_in_goes_with_it():
+    model = keras.Sequential(
+        [
+            *(keras.Input((6, 4)), L.ReLU(), _Norm(name="one"), _Norm(name="other")),
+            *(L.MaxPooling1D(2), L.Dense(3, name="dense")),
+        ]
+    )
+    randomize(model)
+    # Only together have they a scale that is not negative.
+    for name in ("one", "other"):
+        model.get_layer(name).gamma.assign([-1.0, 2.0, -0.5, -3.0])
+    folded, report = keras_bn.fold(model, explain=True)
+    assert [row.into for row in report.rows] == ["dense", "one"]
+    x = images(3, 6, 4)
+    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), atol=1e-5)
 
 
 PADS = {

@@ -23,6 +23,7 @@ def test_long_work_on_a_terminal_shows_how_far_it_is(monkeypatch, capsys):
     _work(monkeypatch, terminal=True, patience=0.0)
     shown = capsys.readouterr()
     assert "copying net" in shown.err
+    assert "100%" in shown.err
     assert shown.out == ""
 
 
@@ -34,6 +35,9 @@ def test_two_seconds_are_waited(monkeypatch, capsys, seconds, shown):
         monkeypatch.setattr(progress.time, "monotonic", lambda: 7.0 + seconds)
         bar.advance()
         assert (bar._bar is not None) == shown
+        if shown:
+            (task,) = bar._bar.tasks
+            assert (task.completed, task.total) == (1, 4)
     capsys.readouterr()
 
 

@@ -101,10 +101,20 @@ def test_fold_agrees_with_what_is_trained(case):
 WHOLE_STEPS = {
     "conv": (lambda: [L.Conv2D(6, 3, groups=2), Norm(), L.ReLU()], (0, 1, 2)),
     "conv, one step": (lambda: [L.Conv2D(6, 3), Norm()], None),
-    "both sides": (lambda: [Norm(), L.Conv2D(6, 3), Norm()], (0, 1, 2)),
+    "both sides": (lambda: [Norm(), L.Conv2D(6, 3, groups=2), Norm()], (0, 1, 2)),
+    "turned": (
+        lambda: [
+            *(L.Conv2D(6, 3), L.Permute((3, 1, 2)), Norm(axis=1)),
+            *(L.Permute((2, 1, 3)), Norm(axis=2)),
+        ],
+        (0, 1, 2),
+    ),
     "depthwise": (lambda: [L.DepthwiseConv2D(3, depth_multiplier=2), Norm()], (0, 1)),
     "transpose": (lambda: [L.Conv2DTranspose(5, 3), Norm()], (0, 1, 3)),
-    "flatten, one step": (lambda: [Norm(), L.Flatten(), L.Dense(3)], None),
+    "flatten, one step": (
+        lambda: [Norm(axis=(1, 3)), L.Permute((3, 1, 2)), L.Flatten(), L.Dense(3)],
+        None,
+    ),
 }
 
 
@@ -146,6 +156,7 @@ def test_values_and_gradients_are_those_of_the_papers(kind, per_channel, frozen)
     norm = Norm(dtype="float64", freeze_statistics=frozen)
     layers = [norm, linear] if kind == "dense after" else [linear, norm]
     model = randomize(keras.Sequential([keras.Input(shape, dtype="float64"), *layers]))
+    norm.gamma.assign(numpy(norm.gamma) * (-1) ** np.arange(norm.gamma.shape[0]))
     w = oracle_quantized.Weights(
         numpy(linear.kernel).reshape(-1, 4),
         *(numpy(one) for one in (linear.bias, norm.gamma, norm.beta)),
@@ -261,42 +272,87 @@ def test_agrees_with_torch_ao(case, per_channel, frozen):
     )
 
 
-def test_how_replicas_ranges_are_brought_together():
+def test_what_a_range_is_kept_in():
     layer = FakeQuantize()
     layer.build((None, 2))
+    names = [weight.name for weight in layer.weights]
+    assert names == ["minimum", "maximum", "observed"]
+    # How those of replicas are brought together.
     assert [weight.aggregation for weight in layer.weights] == ["mean"] * 3
 
 
-def test_activations_are_rounded_to_a_moving_range():
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [
+        ("float32", 1e-5),
+        ("float64", 1e-12),
+        pytest.param("bfloat16", 2.0**-8, marks=OP_BY_OP),
+    ],
+)
+def test_activations_are_rounded_to_a_moving_range(dtype, rtol):
     layer = FakeQuantize(momentum=0.9)
-    batches = [images(5, 3, seed=seed) * (seed + 1) for seed in range(3)]
-    np.testing.assert_array_equal(numpy(layer(batches[0])), batches[0])  # no range yet
-    low, high = batches[0].min(), batches[0].max()
-    for number, x in enumerate(batches):
+    batches = [
+        frameworks.tensor(images(5, 3, seed=seed) * (seed + 1) / 10, dtype)
+        for seed in range(3)
+    ]
+    values = [numpy(x) for x in batches]
+    np.testing.assert_array_equal(numpy(layer(batches[0])), values[0])  # no range yet
+    low, high = values[0].min(), values[0].max()
+    for number, (x, value) in enumerate(zip(batches, values, strict=True)):
         kept = 0.9 if number else 0.0
-        low = kept * low + (1 - kept) * x.min()
-        high = kept * high + (1 - kept) * x.max()
-        expected = oracle_quantized.rounded_activations(x, low, high)
-        received = numpy(layer(x, training=True))
-        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
-    x = np.linspace(-9, 9, 3000, dtype="float32").reshape(-1, 3)
+        low = kept * low + (1 - kept) * value.min()
+        high = kept * high + (1 - kept) * value.max()
+        y = layer(x, training=True)
+        assert keras.backend.standardize_dtype(y.dtype) == dtype
+        bounds = numpy(layer.minimum), numpy(layer.maximum)
+        np.testing.assert_allclose(bounds, (low, high), rtol=1e-6)
+        expected = oracle_quantized.rounded_activations(value, *bounds)
+        np.testing.assert_allclose(numpy(y), expected, rtol=rtol, atol=1e-6 * rtol)
+    x = np.linspace(-1, 1, 3000, dtype="float32").reshape(-1, 3)
     x[0] = 0
     levels = numpy(layer(x))
     assert not levels[0].any()
-    assert len(np.unique(levels.round(4))) == 256
+    assert len(np.unique(levels.round(5))) == 256
 
 
-def test_the_gradient_of_an_activation_stops_where_it_is_clipped():
+@OP_BY_OP
+def test_0_is_within_a_range():
+    for sign in (1, -1):
+        layer = FakeQuantize()
+        x = np.abs(images(5, 3)) / 10 + 0.1
+        layer(sign * x, training=True)
+        bounds = sorted(float(sign * numpy(one)) for one in layer.weights[:2])
+        np.testing.assert_allclose(bounds, (0, x.max()), rtol=1e-6)
+
+
+def test_whole_numbers_stay_as_they_are():
     layer = FakeQuantize()
     layer(np.array([[-1.0, 3.0]], "float32"), training=True)
-    x = np.array([[-1.5, -0.7, 0.0, 2.9, 3.2]], "float32")
+    before = weights_of(layer)
+    x = np.arange(600, dtype="int32").reshape(2, 300)
+    np.testing.assert_array_equal(numpy(layer(x, training=True)), x)
+    assert weights_of(layer) == before
+
+
+@pytest.mark.parametrize(
+    ("x", "training", "expected"),
+    [
+        ([-1.5, -1.0, -0.7, 0.0, 2.9, 3.0, 3.2], False, [0, 1, 1, 1, 1, 1, 0]),
+        # The range that this batch sets is no function of it.
+        pytest.param([-1.0, -0.7, 0.0, 3.0], True, [1, 1, 1, 1], marks=OP_BY_OP),
+    ],
+)
+def test_the_gradient_of_an_activation_stops_where_it_is_clipped(x, training, expected):
+    layer = FakeQuantize()
+    layer(np.array([[-1.0, 3.0]], "float32"), training=True)
     state = [v.value for v in layer.variables]
     _, _, (slope,) = frameworks.gradients(
-        lambda x: layer.stateless_call([], state, x),
-        [frameworks.tensor(x)],
-        frameworks.tensor(np.ones_like(x)),
+        lambda x: layer.stateless_call([], state, x, training=training),
+        [frameworks.tensor(np.array([x], "float32"))],
+        frameworks.tensor(np.ones((1, len(x)), "float32")),
     )
-    np.testing.assert_array_equal(slope, [[0, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(slope, [expected])
 
 
 @pytest.mark.parametrize(
@@ -341,14 +397,16 @@ def test_a_range_stays_where_statistics_do():
     ],
 )
 def test_a_channel_without_scale_can_learn(per_channel):
-    norm = Norm(gamma_initializer="zeros")
+    norm = Norm()
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), norm])
-    model.layers[0].kernel.assign(images(4, 3))
+    # A scale of 0 in two channels, a kernel of 0 in the third.
+    model.layers[0].kernel.assign(images(4, 3) * [1, 1, 0])
+    norm.gamma.assign([0, 0, 1])
     trained = keras_bn.quantize_aware(model, per_channel=per_channel)
     y, _, slopes = _gradients(trained, images(8, 4), images(8, 3, seed=1))
     assert np.isfinite(y).all()
     assert all(np.isfinite(slope).all() for slope in slopes.values())
-    assert np.abs(slopes["gamma"]).min() > 0
+    assert np.abs(slopes["gamma"][:2]).min() > 0
 
 
 def _network():
@@ -457,6 +515,7 @@ def test_both_phases_train_and_fold():
     # What differs is the rounding of activations, and the clipping of the largest.
     expected = _run(frozen, x)
     assert np.abs(_run(folded, x) - expected).mean() < 0.02 * np.abs(expected).max()
+    assert not _parts(folded, (QuantizedLinear, FakeQuantize))
 
 
 @GRAPHS
@@ -478,16 +537,43 @@ def test_the_norm_alone_sets_the_frozen_phase_apart():
 )
 def test_half_precision_rounds_weights_in_full(policy):
     keras.config.set_dtype_policy(policy)
-    model = keras.Sequential([keras.Input((4,)), L.Dense(3), Norm(), L.ReLU()])
-    trained = keras_bn.quantize_aware(randomize(model))
-    x = images(8, 4)
+    # Whose statistics are of half precision too, under a policy of that.
+    dense, norm = L.Dense(6), L.BatchNormalization()
+    model = keras.Sequential([keras.Input((40,)), dense, norm, L.ReLU()])
+    randomize(model)
+    trained = keras_bn.quantize_aware(model, per_channel=False, activations=False)
+    kernel = trained.layers[0].quantized_kernels()["kernel"]
+    scale = numpy(norm.gamma) / np.sqrt(numpy(norm.moving_variance) + norm.epsilon)
+    expected = oracle_quantized.rounded_weights(numpy(dense.kernel) * scale, False)
+    np.testing.assert_allclose(numpy(kernel), expected / scale, rtol=1e-5, atol=1e-7)
+    x = images(8, 40)
+    assert np.abs(numpy(trained(x)) - numpy(model(x))).max() < 0.1
     y = trained(x, training=True)
     assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
-    steps = numpy(trained.layers[0].quantized_kernels()["kernel"])
-    steps = steps / np.abs(steps).max(0) * 127
-    tolerance = 1e-4 if policy == "mixed_bfloat16" else 0.1
-    assert np.abs(steps - np.rint(steps)).max() < tolerance
-    assert np.abs(numpy(trained(x)) - numpy(model(x))).max() < 0.1
+
+
+@OP_BY_OP
+def test_half_precision_rounds_weights_in_full_within_a_call():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layers = [L.Dense(1, name="linear"), L.ReLU(), Norm()]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    # In steps of 1, which in half precision were as near to 100.
+    layers[0].kernel.assign([[127.0], [99.3]])
+    trained = keras_bn.quantize_aware(model, activations=False)
+    x = np.array([[0.0, 1.0]], "float32")
+    for call in (trained.layers[0], trained):
+        assert numpy(call(x)) == 99
+
+
+@OP_BY_OP
+def test_a_range_sees_inputs_before_half_precision_does():
+    keras.config.set_dtype_policy("float16")
+    inputs = keras.Input((1,), dtype="float32")
+    trained = keras_bn.quantize_aware(keras.Model(inputs, Norm()(L.Dense(1)(inputs))))
+    trained(np.array([[2049.0], [1.0]], "float32"), training=True)
+    # Of float16, 2049 is 2048.
+    (first,) = (one for one in _parts(trained, FakeQuantize) if "inputs" in one.name)
+    assert numpy(first.maximum) == 2049
 
 
 @GRAPHS
@@ -501,12 +587,68 @@ def test_attributes_hold_the_layers_that_are_called():
     assert {id(one) for one in trained.parts} <= {id(one) for one in trained.layers}
 
 
-def test_a_range_keeps_its_digits_under_a_policy_of_half():
-    layer = FakeQuantize(momentum=0.5, dtype="mixed_bfloat16")
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("bfloat16", marks=OP_BY_OP)]
+)
+def test_a_range_keeps_its_digits_under_a_policy_of_half(policy):
+    layer = FakeQuantize(momentum=0.5, dtype=policy)
     for largest in (257.0, 1.0, 1.0):
         layer(np.array([[largest]], "float32"), training=True)
     # Of bfloat16, 257 is 256.
     assert numpy(layer.maximum) == ((257 + 1) / 2 + 1) / 2
+
+
+@GRAPHS
+def test_ranges_are_of_the_dtype_of_the_weights():
+    policy = {"dtype": "float64"}
+    layers = [L.Dense(3, **policy), Norm(**policy), L.Activation("tanh", **policy)]
+    model = keras.Sequential([keras.Input((4,), **policy), *layers])
+    ranges = _parts(keras_bn.quantize_aware(model), FakeQuantize)
+    assert len(ranges) == 3
+    assert {v.dtype for one in ranges for v in one.weights} == {"float64"}
+
+
+@GRAPHS
+def test_a_call_makes_no_weights_that_wait():
+    trained = keras_bn.quantize_aware(_sequential(Norm()))
+    made = []
+
+    def initializer(shape, dtype):
+        made.append(shape)
+        return np.zeros(shape, dtype)
+
+    with keras.StatelessScope(initialize_variables=False):
+        waiting = keras.Variable(initializer, (5,), "float32")
+    made.clear()
+    trained.layers[0](images(2, 4))
+    assert made == []
+    assert waiting.shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "layer", [pytest.param(Norm, marks=OP_BY_OP), L.BatchNormalization]
+)
+def test_no_gradient_goes_by_the_statistics_of_an_earlier_call(layer):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), layer(momentum=0.1)])
+    block = keras_bn.quantize_aware(randomize(model), activations=False).layers[0]
+    state = [v.value for v in block.non_trainable_variables]
+    weights = [v.value for v in block.trainable_variables]
+    x, dy = frameworks.tensor(images(8, 4)), frameworks.tensor(images(8, 3, seed=1))
+
+    def call(*weights, state=state):
+        return block.stateless_call(list(weights), state, x, training=True)
+
+    def again(*weights):
+        _, moved = call(*weights)
+        return call(*weights, state=moved)
+
+    _, moved, _ = frameworks.gradients(call, weights, dy)
+    _, _, expected = frameworks.gradients(
+        lambda *weights: call(*weights, state=moved), weights, dy
+    )
+    _, _, received = frameworks.gradients(again, weights, dy)
+    for slope, known in zip(received, expected, strict=True):
+        np.testing.assert_allclose(slope, known, rtol=1e-4, atol=1e-5)
 
 
 @GRAPHS
@@ -563,7 +705,7 @@ def test_masks_pass():
     )
     x = images(5, 6, 4)
     x[:, 3:] = 0
-    trained = keras_bn.quantize_aware(model, activations=False)
+    trained = keras_bn.quantize_aware(model)
     y = numpy(trained(x, training=True))
     assert np.abs(y - numpy(model(x, training=True))).max() < 0.05
     (norm,), (theirs,) = _parts(trained, Norm), _parts(model, Norm)
@@ -656,7 +798,7 @@ def _sequential(*layers):
         ),
         (
             lambda: _sequential(Norm()),
-            {"momentum": 1.5},
+            {"momentum": 1.5, "activations": False},
             ValueError,
             "`momentum` must be a number in",
         ),

@@ -46,7 +46,9 @@ CASES = [
     Case("prime", lambda: Norm(), (3, 2, 7), "group", {}, 1),
     Case("48 channels", lambda: Norm(), (2, 48), "group", {}, 24),
     Case("128 channels", lambda: Norm(), (2, 128), "group", {}, 32),
-    Case("given", lambda: Norm(), (3, 12), "group", {"groups": 4}, 4),
+    Case("99 channels", lambda: Norm(), (2, 99), "group", {}, 11),
+    Case("two channels", lambda: Norm(), (3, 2), "group", {}, 1),
+    Case("given", lambda: Norm(), (3, 12), "group", {"groups": np.int64(4)}, 4),
     Case("instance", lambda: Norm(), (3, 4), "group", {"groups": -1}, 4),
     Case("Keras's", lambda: L.BatchNormalization(), (3, 2, 12), "group", {}, 6),
     Case("first", lambda: Norm(axis=1), (12, 3, 2), "group", {}, 6),
@@ -106,7 +108,8 @@ def test_the_norm_of_a_sample(case):
 def _network():
     inputs = keras.Input((4, 4, 3), name="image")
     shared = Norm(name="shared", momentum=0.7, activation="relu", renorm=True)
-    x = shared(L.Conv2D(8, 3, padding="same")(shared(L.Conv2D(8, 1)(inputs))))
+    x = shared(L.Conv2D(8, 1)(inputs))
+    x = shared(L.Conv2D(8, 3, padding="same")(x), residual=x)
     inner = keras.Sequential(
         [L.Conv2D(8, 1), L.BatchNormalization(trainable=False, name="frozen")]
     )
@@ -136,7 +139,8 @@ def test_a_network_keeps_all_but_its_statistics(tmp_path):
     assert [type(one) for one in (shared, frozen, half)] == [GROUP, GROUP, LAYER]
     assert (shared.groups, frozen.trainable) == (4, False)
     assert half.dtype_policy.name == "mixed_bfloat16"
-    assert len([one for one in new.layers if one.name == "shared_activation"]) == 1
+    followers = [one.name for one in new.layers if one.name.startswith("shared_")]
+    assert sorted(followers) == ["shared_activation", "shared_add"]
     flags = [weight.trainable for weight in shared.weights]
     assert flags == [True, False]
     slots = zip(model.optimizer.variables, new.optimizer.variables, strict=True)
@@ -159,6 +163,24 @@ def _masked():
 def _masked_behind_a_copy():
     copy = keras_bn.convert(_masked(), to="layer")
     return keras.Model(copy.input, Norm(name="next")(copy.output))
+
+
+@ON_TORCH
+def test_gamma_and_beta_that_one_side_has_not():
+    model = keras.Sequential([keras.Input((3, 4)), Norm(scale=False)])
+    layer = keras_bn.convert(model, to="layer", scale=True, center=False).layers[0]
+    np.testing.assert_array_equal(numpy(layer.gamma), np.ones(4))
+    assert layer.beta is None
+
+
+@ON_TORCH
+def test_statistics_that_have_not_moved_are_not_missed():
+    norm = Norm(moving_mean_initializer=keras.initializers.Constant(2.0))
+    model = keras.Sequential([keras.Input((3, 4)), norm])
+    keras_bn.convert(model, to="layer")  # warnings are errors here
+    norm.moving_mean.assign(np.zeros(4))
+    with pytest.raises(UserWarning, match=r"of 1 layers of model .* are dropped"):
+        keras_bn.convert(model, to="layer")
 
 
 @ON_TORCH

@@ -64,12 +64,15 @@ def test_outputs_agree_and_the_way_back_gives_the_same_bits():
 def test_norms_alone_and_the_unbiased_variance():
     model = _model()
     module = Net()
+    given = module.state_dict()
+    before = dict(given)
     state = keras_bn.to_torch(
         model,
-        module.state_dict(),
+        given,
         count={"bn": 6, "flat_bn": 2},
         flatten="channels_last",
     )
+    assert all(given[name] is one for name, one in before.items())
     assert torch.equal(state["conv.weight"], module.conv.weight)
     variance = numpy(model.get_layer("bn").moving_variance)
     np.testing.assert_allclose(state["bn.running_var"], variance * 6 / 5, rtol=1e-6)
@@ -83,7 +86,8 @@ def test_norms_alone_and_the_unbiased_variance():
 def test_without_a_state_names_are_paths():
     inner = keras.Sequential([keras.Input((3,)), L.BatchNormalization(name="bn")])
     inner.name = "inner"
-    model = keras.Sequential([keras.Input((3,)), inner, L.Dense(2, name="d")])
+    dense = L.Dense(2, dtype="bfloat16", name="d")
+    model = keras.Sequential([keras.Input((3,)), inner, dense])
     state = keras_bn.to_torch(model, epsilon=1e-3, layers="all")
     ends = ("weight", "bias", "running_mean", "running_var")
     names = [f"inner.bn.{end}" for end in ends]
@@ -118,13 +122,28 @@ def test_what_a_layer_lacks_is_neutral_there():
 
 @ON_TORCH
 def test_types_are_kept():
-    state = {name: one.half() for name, one in nn.BatchNorm1d(3).state_dict().items()}
-    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(epsilon=1e-5)])
-    given = keras_bn.to_torch(model, state)
+    module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)).half()
+    state = module.state_dict()
+    norm = L.BatchNormalization(epsilon=1e-5, dtype="float16")
+    layers = [L.Dense(3, use_bias=False, dtype="bfloat16"), norm]
+    model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
+    given = keras_bn.to_torch(model, state, layers="all")
+    del given["1.num_batches_tracked"]
     assert {one.dtype for one in given.values()} == {torch.float16}
     arrays = {name: one.numpy().astype("float64") for name, one in state.items()}
-    given = keras_bn.to_torch(model, arrays)
+    given = keras_bn.to_torch(model, arrays, count=4)
     assert {one.dtype for one in given.values()} == {np.dtype("float64")}
+    variance = numpy(norm.moving_variance) * 4 / 3
+    np.testing.assert_allclose(given["1.running_var"], variance, rtol=1e-12)
+
+
+@ON_TORCH
+def test_pairs_that_rest_on_the_order_alone_are_told_of():
+    layers = [L.BatchNormalization(epsilon=1e-5, name=name) for name in ("a", "b")]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    with pytest.raises(UserWarning, match="2 layers were paired by their order, 'a'"):
+        keras_bn.to_torch(model, module)
 
 
 @ON_TORCH
@@ -150,7 +169,13 @@ def test_an_epsilon_that_nobody_gave_is_said_to_be_the_other_library_s():
         ({}, {}, {"flatten": None}, "`flatten` must say"),
         ({}, {}, {"count": 1}, "`count` must be a whole number above 1"),
         ({}, {}, {"epsilon": "a"}, "`epsilon` must be a finite number.*epsilon='a'"),
-        ({}, {}, {"mapping": {"bn": "flat_bn"}}, "of shape|No `mapping` helps"),
+        ({}, {}, {"mapping": {"bn": "flat_bn"}}, "No `mapping` helps"),
+        (
+            {},
+            {},
+            {"mapping": {"bn": "flat_bn", "flat_bn": "bn"}, "layers": "norms"},
+            r"'flat_bn.weight' of shape \(4,\), as layer 'bn' .* shape \(16,\)",
+        ),
     ],
 )
 def test_bad_input(model, module, arguments, message):
@@ -164,4 +189,10 @@ def test_the_state_of_another_epsilon_is_refused():
         ValueError, match=r"`epsilon` must be that of the layers, 0.001"
     ):
         keras_bn.to_torch(_model(epsilon=1e-3), Net().state_dict(), **ALL)
-    keras_bn.to_torch(_model(epsilon=1e-3), Net().state_dict(), epsilon=1e-3, **ALL)
+    rounded = float(np.float32(1e-3))
+    keras_bn.to_torch(_model(epsilon=1e-3), Net().state_dict(), epsilon=rounded, **ALL)
+    with pytest.raises(ValueError, match=r"that of the layers, 1e-09"):
+        keras_bn.to_torch(_model(epsilon=1e-9), Net().state_dict(), epsilon=2e-9, **ALL)
+    keras_bn.from_torch(
+        _model(epsilon=float(np.float32(1e-5))), Net().state_dict(), **ALL
+    )

@@ -25,12 +25,11 @@ Fill = Callable[[Layer, Layer], None]
 @contextmanager
 def classes_known(model: Any) -> Iterator[None]:
     """Lets configs name the classes in `model`."""
-    classes = {base_class(layer) for _, layer in sublayers(model)} | {base_class(model)}
+    classes = {base_class(layer) for _, layer in [("", model), *sublayers(model)]}
     names = {
-        cls.__name__: cls
+        keras.saving.get_registered_name(cls): cls
         for cls in classes
         if not cls.__module__.startswith("keras.")
-        and ">" not in keras.saving.get_registered_name(cls)
     }
     with keras.saving.custom_object_scope(names):
         yield
@@ -56,14 +55,13 @@ def config_of(layer: Layer) -> tuple[dict[str, Any], dict[str, Any]]:
     These (functions, initializers, regularizers, constraints) may have no config, or
     one that makes something else; `with_own` puts the objects themselves in.
     """
-    state = {k: v for k, v in vars(layer).items() if k not in ("build", "quantize")}
     own = {
         name: value
-        for name, value in state.items()
-        if isinstance(value, OWN) and not _module(value).startswith("keras.")
+        for name, value in vars(layer).items()
+        if isinstance(value, OWN) and not str(value.__module__).startswith("keras.")
     }
     twin = keras.layers.Layer.__new__(type(layer))
-    vars(twin).update(state)
+    vars(twin).update(vars(layer))
     for name, value in own.items():
         is_function = isinstance(value, types.FunctionType)
         vars(twin)[name] = keras.activations.linear if is_function else None
@@ -79,19 +77,13 @@ def with_own(layer: Layer, own: dict[str, Any]) -> Layer:
     return layer
 
 
-def _module(value: Any) -> str:
-    return str(getattr(value, "__module__", None) or type(value).__module__)
-
-
 def take_over(old: Layer, new: Layer, fill: Fill) -> None:
-    """Gives `new`, which stands where `old` stood, its flags and its state."""
+    """Gives `new`, which stands where `old` stood, its path and its state."""
     if old.built and not new.built:
         with _cheap_weights(new):
             new.build_from_config(old.get_build_config())
-    _name_alike(old, new)
-    if new.trainable != old.trainable:
-        new.trainable = old.trainable
     if new.built:  # a wrapper may keep the unbuilt layer that it made its own from
+        _name_alike(old, new)
         fill(old, new)
 
 
@@ -103,13 +95,19 @@ def called(layer: Layer, args: Any, kwargs: Any) -> Any:
         return layer(*args, **kwargs)
 
 
+_MAY_BE_NEW = ("gamma_initializer", "beta_initializer")
+
+
 @contextmanager
 def _cheap_weights(layer: Layer) -> Iterator[None]:
-    """Zeros, for random numbers that would be written over at once."""
+    """Zeros, for random numbers that would be written over at once.
+
+    But for gamma and beta, which the layer that stood there may not have had.
+    """
     saved = []
     for one in (layer, *(inner for _, inner in sublayers(layer))):
         for name, value in vars(one).items():
-            if isinstance(value, keras.Initializer) and hasattr(value, "seed"):
+            if isinstance(value, keras.Initializer) and name not in _MAY_BE_NEW:
                 saved.append((vars(one), name, value))
                 vars(one)[name] = keras.initializers.Zeros()
     try:
@@ -122,8 +120,6 @@ def _cheap_weights(layer: Layer) -> Iterator[None]:
 def _name_alike(old: Layer, new: Layer) -> None:
     """The path by which `old` is known, and its weights, for `new`."""
     before, after = new.path, old.path
-    if before is None or after is None or before == after:
-        return
     for one in (*new.variables, new, *(inner for _, inner in sublayers(new))):
         if one.path is not None and f"{one.path}/".startswith(f"{before}/"):
             set_path(one, after + one.path[len(before) :])
@@ -136,7 +132,7 @@ def carry_leaf(old: Layer, new: Layer) -> None:
         target.trainable = source.trainable
 
 
-def carry_compile(model: Any, copy: Any, slots: bool = True) -> None:
+def carry_compile(model: Any, copy: Any, *, slots: bool) -> None:
     """Compiles `copy` as `model` was; with `slots`, carries the optimizer's state.
 
     What cannot be carried (a loss that does not serialize) is left, with a warning.
@@ -154,9 +150,11 @@ def carry_compile(model: Any, copy: Any, slots: bool = True) -> None:
             stacklevel=3,
         )
         return
-    old, new = getattr(model, "optimizer", None), getattr(copy, "optimizer", None)
-    if slots and old is not None and old.built and new is not None:
-        _carry_slots(model, copy, old, new)
+    # There is none where a model is to be evaluated, or compiles in its own way.
+    optimizer = getattr(copy, "optimizer", None)
+    if slots and optimizer is not None and model.optimizer.built:
+        optimizer.build(copy.trainable_variables)
+        _carry_slots(model, copy)
 
 
 def _compile_alike(model: Any, copy: Any) -> None:
@@ -165,8 +163,6 @@ def _compile_alike(model: Any, copy: Any) -> None:
         copy.compile_from_config(model.get_compile_config())
         return
     copy.compile(**_again(arguments))
-    if copy.built:
-        copy.optimizer.build(copy.trainable_variables)
 
 
 def _again(value: Any) -> Any:
@@ -185,14 +181,15 @@ def _again(value: Any) -> Any:
     return keras.saving.deserialize_keras_object(saved, safe_mode=False)
 
 
-def _carry_slots(model: Any, copy: Any, old: Any, new: Any) -> None:
+def _trained(model: Any) -> Any:
+    """What an optimizer's state is of, to compare: weights, and slots for them."""
     # Paths hold names that Keras makes up anew, so it is what they end in that counts.
-    names = [
-        [(v.name, tuple(v.shape)) for v in one.trainable_variables]
-        for one in (model, copy)
-    ]
-    shapes = [[tuple(v.shape) for v in one.variables] for one in (old, new)]
-    if names[0] != names[1] or shapes[0] != shapes[1]:
+    weights = [(v.name, v.shape) for v in model.trainable_variables]
+    return weights, [v.shape for v in model.optimizer.variables]
+
+
+def _carry_slots(model: Any, copy: Any) -> None:
+    if _trained(model) != _trained(copy):
         warnings.warn(
             f"The optimizer of model '{model.name}' starts anew: the new model has "
             "other trainable weights.",
@@ -200,5 +197,6 @@ def _carry_slots(model: Any, copy: Any, old: Any, new: Any) -> None:
             stacklevel=4,
         )
         return
-    for source, target in zip(old.variables, new.variables, strict=True):
+    old, new = model.optimizer.variables, copy.optimizer.variables
+    for source, target in zip(old, new, strict=True):
         assign_copy(target, source)

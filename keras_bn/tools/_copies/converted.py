@@ -50,12 +50,13 @@ def converted(layer: Layer, target: type, overrides: dict[str, Any]) -> Replacem
     """The layer of class `target` that does what `layer` does."""
     config, own = config_of(layer)
     config |= overrides
-    then: tuple[Layer, ...] = ()
     accepted = arguments_of(target) | {"name", "trainable", "dtype"}
-    if "activation" not in accepted and config.pop("activation", None) is not None:
+    then: tuple[Layer, ...] = ()
+    if "activation" not in accepted:
+        config.pop("activation", None)
         then = following(layer)
     defaults = inspect.signature(type(layer).__init__).parameters
-    for name in sorted(set(config) - accepted):
+    for name in [one for one in config if one not in accepted]:
         if config[name] != defaults[name].default:
             raise ValueError(
                 f"Layer '{layer.name}' cannot be converted: "
@@ -134,15 +135,13 @@ def activation_layer(layer: Layer, activation: Any) -> Layer:
 
 
 def _single_axis(layer: Layer) -> int:
-    axis = layer.axis
-    if isinstance(axis, int):
-        return axis
-    if len(axis) != 1:
+    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    if len(axes) != 1:
         raise ValueError(
             f"Layer '{layer.name}' cannot be converted: Keras's BatchNormalization "
-            f"normalizes along one axis. Received: axis={axis}"
+            f"normalizes along one axis. Received: axis={layer.axis}"
         )
-    return int(axis[0])
+    return axes[0]
 
 
 def _check_numbers(layer: Layer, config: dict[str, Any]) -> None:
@@ -168,11 +167,13 @@ def copy_batch_norm(old: Layer, new: Layer) -> None:
 
     A layer for several domains gets them for each.
     """
+    alike = new.trainable == old.trainable  # or an override has said it of all weights
     for name in WEIGHTS:
         source, target = getattr(old, name, None), getattr(new, name, None)
         if source is not None and target is not None:
             target.assign(np.array(np.broadcast_to(array(source), target.shape)))
-            target.trainable = source.trainable
+            if alike:
+                target.trainable = source.trainable
     if new.renorm and not old.renorm:
         set_renorm_statistics(new)
     carry_weights(old, new)

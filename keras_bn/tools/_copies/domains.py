@@ -5,12 +5,13 @@ and only the calls of batch norms are others.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_bn._keras import call_of, layer_of, run_graph
+from keras_bn._keras import call_of, run_graph
 from keras_bn.tools._copies.carry import Fill
 from keras_bn.tools._copies.rebuild import rebuild
 from keras_bn.tools._graphs.walk import (
@@ -67,7 +68,7 @@ def _copy(model: Any) -> Any:
     return rebuild(model, lambda layer: None, lambda old, new: None)
 
 
-class _Calls:
+class _Calls(ABC):
     """A model's graphs called anew, with others for the layers that `replaces` names.
 
     Args:
@@ -107,11 +108,12 @@ class _Calls:
         """Freezes the graphs that were; their flag spreads to all that is in them."""
         for old, new in self._graphs:
             if not old.trainable:
-                flags = [(layer, layer.trainable) for _, layer in sublayers(new)]
+                # Outer layers first, whose flags spread, and weights last.
+                inside = [*(layer for _, layer in sublayers(new)), *new.variables]
+                flags = [one.trainable for one in inside]
                 new.trainable = False
-                for layer, trainable in flags:
-                    if layer.trainable != trainable:
-                        layer.trainable = trainable
+                for one, trainable in zip(inside, flags, strict=True):
+                    one.trainable = trainable
 
     def _layer(self, layer: Layer) -> Layer:
         """What stands in the place of `layer`, one for all its calls."""
@@ -144,16 +146,16 @@ class _Calls:
         self._graphs.append((model, cls(inputs, outputs, name=model.name)))
         return self._graphs[-1][1]
 
+    @abstractmethod
     def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
         """The outputs, and the inputs as the new model takes them."""
-        raise NotImplementedError
 
 
 class _Adding(_Calls):
     """With an input more, of the domain."""
 
     def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
-        names = [layer_of(one).name for one in graph.inputs]
+        names = [one.name for one in graph.inputs]
         if INPUT in names:
             raise ValueError(
                 f"Argument `model` must not have an input named '{INPUT}': that is the "
@@ -183,8 +185,8 @@ class _Removing(_Calls):
     def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
         def call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             if self._replaces(layer):
-                kwargs.pop("domain", None)
-                return self._layer(layer)(*args[:1], **kwargs)
+                del kwargs["domain"]  # given as such, whatever the caller wrote
+                return self._layer(layer)(*args, **kwargs)
             if self._changes(layer):
                 given, *rest = args
                 new = self._layer(layer)
@@ -227,7 +229,7 @@ def _only(structure: Structure, kept: list[bool]) -> Structure:
 def _sources(outputs: Structure) -> set[int]:
     """The ids of the tensors that `outputs` depend on."""
     seen: set[int] = set()
-    pending = list(keras.tree.flatten(outputs))
+    pending = keras.tree.flatten(outputs)
     while pending:
         tensor = pending.pop()
         if id(tensor) not in seen:

@@ -9,7 +9,7 @@ import keras
 from keras_bn._keras import replace_tracked
 from keras_bn.tools._graphs.walk import Layer, has_graph
 
-Place = tuple[str | int, ...]
+Place = tuple[str, *tuple[str | int, ...]]
 """An attribute's name, then keys into the lists, tuples and dictionaries in it."""
 
 
@@ -18,8 +18,10 @@ def held(layer: Layer) -> Iterator[tuple[Place, Layer]]:
 
     Instance attributes only: properties such as `input` raise or compute.
     """
-    for name in sorted(set(dir(layer)) - set(dir(type(layer))) - _of_keras()):
-        yield from _in((name,), getattr(layer, name))
+    others = {*dir(type(layer)), *_of_keras()}
+    for name in dir(layer):  # sorted, so that a saved file is the same every time
+        if name not in others:
+            yield from _in((name,), getattr(layer, name))
 
 
 @functools.cache
@@ -31,19 +33,21 @@ def _of_keras() -> set[str]:
 def held_at_any_depth(layer: Layer) -> Iterator[tuple[tuple[Place, ...], Layer]]:
     """`held`, and what is held by these, but for what is inside a model's graph."""
     pending: list[tuple[tuple[Place, ...], Layer]] = [((), layer)]
-    seen = {id(layer)}
+    seen: set[int] = set()
     while pending:
         way, owner = pending.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
         for place, inner in held(owner):
             yield (*way, place), inner
-            if id(inner) not in seen and not has_graph(inner):
-                seen.add(id(inner))
+            if not has_graph(inner):
                 pending.append(((*way, place), inner))
 
 
 def put(owner: Layer, place: Place, layer: Layer) -> None:
     """Puts `layer` into the place in `owner` where another layer is."""
-    name, keys = str(place[0]), place[1:]
+    name, keys = place[0], place[1:]
     held = getattr(owner, name)
     # An attribute set anew leaves the old layer tracked, and the order changed.
     old = _at(held, keys)
@@ -55,7 +59,7 @@ def put(owner: Layer, place: Place, layer: Layer) -> None:
 
 def shown(place: Place) -> str:
     """`place` as it is written in Python."""
-    return str(place[0]) + "".join(f"[{key!r}]" for key in place[1:])
+    return place[0] + "".join(f"[{key!r}]" for key in place[1:])
 
 
 def _in(place: Place, value: Any) -> Iterator[tuple[Place, Layer]]:
@@ -69,18 +73,18 @@ def _in(place: Place, value: Any) -> Iterator[tuple[Place, Layer]]:
             yield from _in((*place, index), inner)
 
 
-def _at(value: Any, keys: Place) -> Any:
+def _at(value: Any, keys: tuple[str | int, ...]) -> Any:
     for key in keys:
         value = value[key]
     return value
 
 
-def _with(value: Any, keys: Place, layer: Layer) -> Any:
+def _with(value: Any, keys: tuple[str | int, ...], layer: Layer) -> Any:
     """`value` with `layer` at `keys`: itself, or another where it is a tuple."""
     if not keys:
         return layer
-    key, *rest = keys
-    inner = _with(value[key], tuple(rest), layer)
+    key = keys[0]
+    inner = _with(value[key], keys[1:], layer)
     if isinstance(value, tuple):
         items = [inner if i == key else one for i, one in enumerate(value)]
         # TensorFlow puts the tuples that it tracks into one of its own, by its type.

@@ -7,10 +7,9 @@ is given a class of its own, derived from it, whose config says what was put whe
 
 import contextlib
 import functools
-import json
 import types
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
 import keras
@@ -28,6 +27,7 @@ from keras_bn.tools._graphs.walk import (
 PACKAGE, NAME = "keras_bn", "Lasting"
 
 
+@keras.saving.register_keras_serializable(PACKAGE, NAME)
 class Lasting:
     """Before a layer's class: its config holds the layers that were put into it."""
 
@@ -76,24 +76,22 @@ def make_lasting(layer: Layer, placed: Container[int]) -> None:
     ids = {id(one) for one in inside.values() if id(one) in placed}
     ids |= {id(inside[way]) for way in before if way in inside}
     _warn_of_hidden(layer, placed, inside.values())
-    made = _made_anew(layer) if ids else None
-    if made is None:
+    if not ids:
         return
-    anew = dict(held_at_any_depth(made))
-    if not anew.keys() >= {way for way, one in inside.items() if id(one) in ids}:
-        anew = _held_once_built(made, layer)
+    new = {way: one for way, one in inside.items() if id(one) in ids}
+    # Its own class does, unless something would be lost.
+    object.__setattr__(layer, "__class__", base_class(layer))
+    anew = _held_anew(layer, new)
+    if anew is None:
+        return
     places: dict[int, list[Any]] = {}
     lost: set[int] = set()
-    for way, one in inside.items():
-        if id(one) not in ids:
-            continue
+    for way, one in new.items():
         places.setdefault(id(one), []).append([list(place) for place in way])
         if way not in anew or _description(anew[way]) != _description(one):
             lost.add(id(one))
     if lost:
         _of_lasting_class(layer, [ways for i, ways in places.items() if i in lost])
-    else:
-        object.__setattr__(layer, "__class__", base_class(layer))
 
 
 def save_as_graph(model: Any) -> None:
@@ -153,32 +151,27 @@ def _warn_of_hidden(
         )
 
 
-def _made_anew(layer: Layer) -> Layer | None:
-    """The layer that its own class makes of its config; None where it has none."""
-    cls = type(layer)
-    object.__setattr__(layer, "__class__", base_class(layer))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of lambdas: this is no file
-            return keras.saving.deserialize_keras_object(
+def _held_anew(layer: Layer, ways: Collection[Any]) -> dict[Any, Layer] | None:
+    """What the layer that its class makes of its config holds, at any depth.
+
+    None where it makes none: nothing of it can be saved, whatever is in it. A layer
+    that is to hold something in more `ways` is built, which may make layers.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of lambdas: this is no file
+        try:
+            made = keras.saving.deserialize_keras_object(
                 _described(layer), safe_mode=False
             )
-    except Exception:
-        return None  # nothing of it can be saved, with other layers or without
-    finally:
-        object.__setattr__(layer, "__class__", cls)
-
-
-def _held_once_built(made: Layer, like: Layer) -> dict[Any, Layer]:
-    """What `made` holds at any depth after its `build`, which may make layers."""
-    # Should it fail, what it holds counts as lost, which costs a longer config.
-    with (
-        contextlib.suppress(Exception),
-        warnings.catch_warnings(),
-        keras.StatelessScope(initialize_variables=False),
-    ):
-        warnings.simplefilter("ignore")
-        made.build_from_config(like.get_build_config())
+        except Exception:
+            return None
+        if not dict(held_at_any_depth(made)).keys() >= set(ways):
+            # Should it fail, what it holds counts as lost, which costs a longer config.
+            with (
+                contextlib.suppress(Exception),
+                keras.StatelessScope(initialize_variables=False),
+            ):
+                made.build_from_config(layer.get_build_config())
     return dict(held_at_any_depth(made))
 
 
@@ -223,7 +216,6 @@ def _once_built(layer: Layer, then: Callable[[], None]) -> None:
     @functools.wraps(build)
     def build_and_put(*args: Any, **kwargs: Any) -> None:
         build(*args, **kwargs)
-        object.__setattr__(layer, "build", build)
         then()
 
     object.__setattr__(layer, "build", build_and_put)
@@ -235,13 +227,9 @@ def _lasting_class(cls: type) -> type:
         name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")
     }
     made = types.new_class(cls.__name__, (Lasting, cls), {}, lambda ns: ns.update(body))
-    # One name for them all: what to make stands in the config.
-    for one in (made, Lasting):
-        keras.saving.register_keras_serializable(PACKAGE, NAME)(one)
-    return made
-
-
-keras.saving.register_keras_serializable(PACKAGE, NAME)(Lasting)
+    # One name for them all: what to make stands in the config, and each reads any.
+    known = keras.saving.register_keras_serializable(PACKAGE, NAME)
+    return known(made)  # type: ignore[no-any-return]
 
 
 def _own_config(layer: Layer) -> dict[str, Any]:
@@ -283,15 +271,13 @@ def _description(layer: Layer) -> Any:
             c for c in children(layer) if not isinstance(c, keras.layers.InputLayer)
         ]
         return [_description(one) for one in inner]
-    return json.dumps(_nameless(keras.saving.serialize_keras_object(layer)))
+    return _nameless(keras.saving.serialize_keras_object(layer))
 
 
 def _nameless(config: Any) -> Any:
     ignored = ("name", "build_config", "compile_config", "shared_object_id")
     if isinstance(config, dict):
         return {k: _nameless(v) for k, v in config.items() if k not in ignored}
-    if isinstance(config, (list, tuple)):
-        return [_nameless(one) for one in config]
     return config
 
 

@@ -12,11 +12,9 @@ from keras_bn.tools._copies.lasting import make_lasting, save_as_graph
 from keras_bn.tools._copies.values import NotCopied, Values
 from keras_bn.tools._graphs.walk import (
     Layer,
-    children,
     graph_in,
     has_graph,
     is_functional,
-    is_sequential,
     nodes,
     sublayers,
 )
@@ -116,25 +114,25 @@ class _Copier:
         for old, new in pairs:
             if id(old) in self._replaced:
                 take_over(old, new, fill)
-            elif new.built:
+        for _, new in pairs:
+            if new.built:  # with the weights in it, which have their names by now
                 _keras.finish_copy(new)
         placed = {id(one) for one in self._replaced.values() if one is not None}
         if placed:
             # What holds another was noted before it.
-            for old, new in reversed(pairs):
+            for _, new in reversed(pairs):
                 if has_graph(new):
                     if any(id(one) in placed for _, one in sublayers(new)):
                         placed.add(id(new))
                         save_as_graph(new)
-                elif id(old) not in self._replaced and children(new):
+                else:
                     make_lasting(new, placed)
 
     def _same(self, old: Layer, chosen: Replacement) -> None:
         is_layer = isinstance(old, keras.layers.Layer)
         new = (keras.layers.Layer if is_layer else keras.Operation).__new__(type(old))
         self._copies[id(old)] = (old, chosen._replace(layer=new))
-        self._values.remember(old, new)
-        if is_sequential(old) and graph_in(old) is not None:
+        if graph_in(old) is not None:  # of a Sequential; a graph itself has been noted
             self.copy(graph_in(old))
         of_graph = self._graph(old) if is_functional(old) else {}
         loose, self._values.loose = self._values.loose, has_graph(old)
@@ -153,7 +151,7 @@ class _Copier:
             compiled = _keras.OF_COMPILE
             left_out |= set(compiled)
             state.update((n, self._bare[n]) for n in compiled if n in self._bare)
-        for name, value in list(vars(old).items()):
+        for name, value in vars(old).items():
             if name in left_out:
                 continue
             try:
@@ -207,7 +205,7 @@ class _Copier:
         residual = None if add is None else kwargs.pop("residual", None)
         changed = any(id(one) in self._other for one in new.values())
         if layer is None:
-            outputs = args[0] if args else next(iter(kwargs.values()))
+            outputs = new[id(given[0])]  # a mask comes after the inputs
         elif id(old) in self._replaced or changed:
             self._give_masks(given)
             outputs = called(layer, args, kwargs)
@@ -240,7 +238,7 @@ class _Copier:
     def _standing(self, old: Layer) -> list[Layer]:
         """The layers in the place of `old`: one, but where it is in a graph."""
         first, then, _ = self.copy(old)
-        if then and id(old) not in self._followers:
+        if id(old) not in self._followers:
             self._followers[id(old)] = [_made(one) for one in then]
         every = [first, *self._followers.get(id(old), ())]
         return [one for one in every if one is not None]

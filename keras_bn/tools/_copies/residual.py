@@ -23,7 +23,7 @@ def with_sums(model: Any) -> Any:
     """
     called = {
         id(node.operation)
-        for _, graph in graphs(model)
+        for graph in graphs(model)
         for node in nodes(graph)
         if computes_plainly(node.operation) and called_with(node, "residual")
     }

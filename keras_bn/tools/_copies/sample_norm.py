@@ -1,8 +1,8 @@
 """A norm of each sample alone in the place of batch norm: group or layer norm."""
 
 import inspect
-import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,13 +10,7 @@ import numpy as np
 
 from keras_bn._keras import attached_mask, calls_of
 from keras_bn.ops._settings import positive_epsilon, positive_integer
-from keras_bn.tools._graphs.walk import (
-    STATISTICS,
-    Layer,
-    array,
-    float64,
-    is_plain_batch_norm,
-)
+from keras_bn.tools._graphs.walk import Layer, array, at_initial_values
 
 SAMPLE_NORMS = {
     "group": keras.layers.GroupNormalization,
@@ -27,58 +21,59 @@ GROUPS = 32
 
 
 def check_groups(overrides: dict[str, Any]) -> None:
-    """Checks the epsilon and the groups, which Keras does not, or not up to 3.14."""
+    """Checks the epsilon and the groups, which Keras does not, or not up to 3.14.
+
+    Puts an integer of Python's in the place of another, which Keras would not take.
+    """
     if "epsilon" in overrides:  # above 0: one value alone has no variance
         positive_epsilon(overrides["epsilon"])
     if overrides.get("groups") not in (None, -1):
-        positive_integer("groups", overrides["groups"])
+        overrides["groups"] = positive_integer("groups", overrides["groups"])
 
 
 def sample_norm(layer: Layer, to: str, overrides: dict[str, Any]) -> Layer:
     """The group or layer norm in the place of `layer`, a built batch norm."""
-    shape = tuple(layer.get_build_config()["input_shape"])
-    axes = _axes(layer.axis, len(shape))
+    axes, rank = _axes(layer), len(_shape(layer))
     if _has_no_positions(layer):
         # Of one position, a group of one channel would leave beta, one of two signs.
-        to, axes = "layer", tuple(range(1, len(shape)))
+        to, axes = "layer", [*range(1, rank)]
     if to == "group":
         _check_masks(layer)
         overrides = {**overrides, "groups": _groups(layer, axes, overrides)}
     else:
-        _check_axes(layer, axes, len(shape))
-        overrides = {k: value for k, value in overrides.items() if k != "groups"}
+        _check_axes(layer, axes, rank)
     target = SAMPLE_NORMS[to]
     config = {**layer.get_config(), **overrides}
-    accepted = {*inspect.signature(target.__init__).parameters} - {"self", "kwargs"}
-    accepted |= {"name", "trainable", "dtype"}
-    config["axis"] = axes[0] if len(axes) == 1 else list(axes)
+    taken = inspect.signature(target.__init__).parameters
+    accepted = {*taken, "name", "trainable", "dtype"}
+    config["axis"] = axes[0] if len(axes) == 1 else axes
     return target.from_config({k: v for k, v in config.items() if k in accepted})
 
 
-def _axes(axis: Any, rank: int) -> tuple[int, ...]:
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
-    return tuple(sorted(one % rank for one in given))
+def _shape(layer: Layer) -> Sequence[int | None]:
+    return layer.get_build_config()["input_shape"]  # type: ignore[no-any-return]
+
+
+def _axes(layer: Layer) -> list[int]:
+    """The axes of the features in their order, from 0."""
+    given = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    return sorted(one % len(_shape(layer)) for one in given)
 
 
 def _has_no_positions(layer: Layer) -> bool:
-    shape = tuple(layer.get_build_config()["input_shape"])
-    return _positions(shape, _axes(layer.axis, len(shape))) == 1
+    """Whether a sample is known to have one position only."""
+    axes = _axes(layer)
+    return all(n == 1 for i, n in enumerate(_shape(layer)) if i and i not in axes)
 
 
-def _positions(shape: tuple[int | None, ...], axes: tuple[int, ...]) -> int | None:
-    """How many positions a sample has, None where it is not known."""
-    sizes = [n for i, n in enumerate(shape) if i and i not in axes]
-    return None if None in sizes else math.prod(n for n in sizes if n is not None)
-
-
-def _groups(layer: Layer, axes: tuple[int, ...], overrides: dict[str, Any]) -> int:
+def _groups(layer: Layer, axes: list[int], overrides: dict[str, Any]) -> int:
     if len(axes) > 1 or axes[0] == 0:
         raise ValueError(
             f"Layer '{layer.name}' cannot be converted: Keras's GroupNormalization "
             "makes groups along one axis, which is not the first. Received: axis="
             f"{layer.axis}"
         )
-    channels = int(layer.moving_mean.shape[0])
+    channels: int = layer.moving_mean.shape[0]
     given = overrides.get("groups")
     if given is None:
         # Groups of one channel are instance norm, the worst of all sizes in the paper.
@@ -90,15 +85,14 @@ def _groups(layer: Layer, axes: tuple[int, ...], overrides: dict[str, Any]) -> i
             f"gets a number that does. Received: groups={given}, layer '{layer.name}' "
             f"with {channels} channels"
         )
-    return int(given)
+    return given  # type: ignore[no-any-return]
 
 
-def _check_axes(layer: Layer, axes: tuple[int, ...], rank: int) -> None:
+def _check_axes(layer: Layer, axes: list[int], rank: int) -> None:
     """Refuses axes that Keras's layer norm confuses with the last ones (on torch)."""
     try:
-        keras.ops.layer_normalization(
-            np.zeros(range(2, rank + 2), "float32"), axis=list(axes)
-        )
+        # Along axes of sizes that are all different.
+        keras.ops.layer_normalization(np.zeros(range(rank), "float32"), axis=axes)
     except Exception as error:
         raise ValueError(
             f"Layer '{layer.name}' cannot be converted: on this backend, the "
@@ -125,24 +119,22 @@ def _check_masks(layer: Layer) -> None:
 
 def copy_parameters(old: Layer, new: Layer) -> None:
     """Gives `new` gamma and beta of `old`, a batch norm, and their flags."""
+    alike = new.trainable == old.trainable  # or an override has said it of all weights
     for name in ("gamma", "beta"):
         source, target = getattr(old, name, None), getattr(new, name, None)
         if source is not None and target is not None:
             # Those of several axes have the inputs' rank in a batch norm.
             target.assign(array(source).reshape(target.shape))
-            target.trainable = source.trainable
+            if alike:
+                target.trainable = source.trainable
 
 
 def warn_of_unread_groups(
-    model: Any, norms: dict[str, Layer], overrides: dict[str, Any]
+    model: Any, replaced: dict[str, Layer], overrides: dict[str, Any]
 ) -> None:
     """Says so where `groups` are asked for, and layer norm has none."""
     groups = overrides.get("groups")
-    without = [
-        path
-        for path, layer in norms.items()
-        if is_plain_batch_norm(layer) and _has_no_positions(layer)
-    ]
+    without = [path for path, layer in replaced.items() if _has_no_positions(layer)]
     if without and groups not in (None, 1):  # one group is what layer norm is there
         warnings.warn(
             f"Argument `groups` is not read for {len(without)} layers of model "
@@ -153,13 +145,9 @@ def warn_of_unread_groups(
         )
 
 
-def warn_of_dropped(model: Any, norms: dict[str, Layer], target: type) -> None:
+def warn_of_dropped(model: Any, replaced: dict[str, Layer], target: type) -> None:
     """Says so where moving statistics go that are not those they began with."""
-    dropped = [
-        path
-        for path, layer in norms.items()
-        if is_plain_batch_norm(layer) and _moved(layer)
-    ]
+    dropped = [path for path, layer in replaced.items() if not at_initial_values(layer)]
     if dropped:
         warnings.warn(
             f"The moving statistics of {len(dropped)} layers of model '{model.name}' "
@@ -168,10 +156,3 @@ def warn_of_dropped(model: Any, norms: dict[str, Layer], target: type) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _moved(layer: Layer) -> bool:
-    return any(
-        np.any(float64(getattr(layer, name)) != start)
-        for name, start in zip(STATISTICS, (0, 1), strict=True)
-    )

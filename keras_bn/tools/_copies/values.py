@@ -152,6 +152,9 @@ class Values:
         self._trackers.append(new)
         return self._attributes(new, old)
 
+    def _array(self, old: Any) -> Any:
+        return self.remember(old, old.copy())
+
     def _partial(self, old: Any) -> Any:
         parts = [self.of(one) for one in (old.func, old.args, old.keywords)]
         return self.remember(old, partial(parts[0], *parts[1], **parts[2]))
@@ -174,9 +177,9 @@ class Values:
         inside = [*(old.__closure__ or ()), old.__defaults__, old.__kwdefaults__]
         if not any(map(self._holds_own, inside)):
             return old
-        cells = (
-            None if old.__closure__ is None else tuple(map(self._cell, old.__closure__))
-        )
+        cells = tuple(map(self._cell, old.__closure__ or ()))
+        if id(old) in self._memo:  # by a cell of its own: it calls itself
+            return self._memo[id(old)][1]
         new = types.FunctionType(
             old.__code__, old.__globals__, old.__name__, None, cells
         )
@@ -197,7 +200,11 @@ class Values:
         return new
 
     def _weak(self, old: weakref.ref[Any]) -> Any:
-        return weakref.ref(self.of(old())) if self.own(old()) else old
+        there = old()
+        if not self._holds_own(there):
+            return old
+        of_method = isinstance(old, weakref.WeakMethod)
+        return (weakref.WeakMethod if of_method else weakref.ref)(self.of(there))
 
     def _object(self, old: Any) -> Any:
         """Shared, but where something of a model is in it."""
@@ -249,7 +256,7 @@ _COPIES: tuple[tuple[Any, Callable[[Values, Any], Any]], ...] = (
     (tuple, Values._tuple),
     (set, Values._set),
     (deque, Values._deque),
-    (np.ndarray, lambda values, old: values.remember(old, old.copy())),
+    (np.ndarray, Values._array),
     (types.FunctionType, Values._function),
     (types.MethodType, Values._method),
     (partial, Values._partial),

@@ -53,20 +53,20 @@ def affine_of(layer: Layer, rank: int) -> Affine:
         offset = -float64(layer.moving_mean) * scale
         if layer.beta is not None:
             offset = offset + float64(layer.beta)
-    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+    if not np.isfinite(offset).all():  # nor is it where the scale is not
         raise Inexact("its weights or statistics are not finite")
     return Affine(*(laid_out(one, layer.axis, rank) for one in (scale, offset)))
 
 
 def laid_out(values: Any, axis: Any, rank: int) -> Any:
     """Weights of a layer, one value per channel, in the layout of a sample."""
-    axes = [axis] if isinstance(axis, int) else list(axis)
+    axes = [axis] if isinstance(axis, int) else axis
     if 0 in (one % (rank + 1) for one in axes):
         raise Inexact("it normalizes each sample of the batch by itself")
     if values.ndim == rank + 1:  # several feature axes: the input's rank, batch of 1
         return values[0]
     shape = [1] * (rank + 1)
-    shape[axes[0]] = -1
+    shape[axes[0]] = values.size
     return values.reshape(shape)[0]
 
 
@@ -77,10 +77,10 @@ def channel_vector(values: np.ndarray, axis: int, size: int) -> np.ndarray:
         Inexact: They also differ along another axis.
     """
     rows = np.moveaxis(values, axis, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    if np.any(rows != rows[:1]):
+    first = rows[(0,) * (rows.ndim - 1)]
+    if np.any(rows != first):
         raise Inexact("it scales positions of one channel differently")
-    return np.broadcast_to(rows[0], (size,)).copy()
+    return np.broadcast_to(first, (size,)).copy()
 
 
 def before(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affine:
@@ -148,16 +148,25 @@ def _moved(
 def _rescaled(
     affine: Affine, layer: Layer, inputs: Shape, outputs: Shape, back: bool
 ) -> Affine:
-    rank = len(inputs)
-    factor, shift = (
-        np.reshape(one, (1,) * (rank - np.ndim(one)) + np.shape(one))
-        for one in (float64(layer.scale), float64(layer.offset))
-    )
+    factor, shift = (constant(one, len(inputs)) for one in (layer.scale, layer.offset))
+    if factor.size > 1 and keras.config.image_data_format() == "channels_first":
+        raise Inexact(f"'{layer.name}' has a scale of channels, which come first")
     return across_line(affine, factor, shift, back, layer.name)
 
 
+def constant(value: Any, rank: int) -> np.ndarray:
+    """A factor or summand of a whole batch, as one of a sample with `rank` axes."""
+    values = float64(value)
+    if values.ndim <= rank:
+        return values
+    if values.shape[0] > 1:
+        raise Inexact("an operation differs from sample to sample of the batch")
+    sample: np.ndarray = values[0]
+    return sample
+
+
 def across_line(
-    affine: Affine, factor: np.ndarray, shift: np.ndarray, back: bool, name: str
+    affine: Affine, factor: Any, shift: Any, back: bool, name: str
 ) -> Affine:
     """`affine` on the other side of `factor * x + shift`.
 
@@ -220,23 +229,28 @@ def _reshaped(
     # Flatten puts the channels last before it flattens.
     turned = flattens and layer.data_format == "channels_first"
     source = (*inputs[1:], inputs[0]) if turned else inputs
+    if back:
+        affine = reshaped(affine, outputs, source, layer.name)
+        return affine.apply(lambda one: np.moveaxis(one, -1, 0)) if turned else affine
+    if turned:
+        affine = affine.apply(lambda one: np.moveaxis(one, 0, -1))
+    return reshaped(affine, source, outputs, layer.name)
+
+
+def reshaped(affine: Affine, old: Any, new: Any, name: str) -> Affine:
+    """`affine` of samples of the shape `old`, once they are reshaped to `new`."""
 
     def change(one: np.ndarray) -> np.ndarray:
-        if back:
-            one = _reshape(one, outputs, source, layer)
-            return np.moveaxis(one, -1, 0) if turned else one
-        one = np.moveaxis(one, 0, -1) if turned else one
-        return _reshape(one, source, outputs, layer)
+        if one.size == 1:
+            return one.reshape((1,) * len(new))
+        # Of channels that stay last no other size counts, not that of the batch either.
+        if one.size == one.shape[-1] and new[-1:] == old[-1:]:
+            return one.reshape((1,) * (len(new) - 1) + one.shape[-1:])
+        if None in (*old, *new) or math.prod(old) != math.prod(new):
+            raise Inexact(f"'{name}' reshapes axes of unknown size")
+        return np.broadcast_to(one, old).reshape(new)
 
     return affine.apply(change)
-
-
-def _reshape(one: np.ndarray, old: Shape, new: Shape, layer: Layer) -> np.ndarray:
-    if one.size == one.shape[-1] and old[-1] == new[-1]:
-        return one.reshape([1] * (len(new) - 1) + [-1])
-    if None in old or None in new:
-        raise Inexact(f"'{layer.name}' reshapes axes of unknown size")
-    return np.broadcast_to(one, old).reshape(new)  # type: ignore[arg-type]
 
 
 _LAYERS = keras.layers

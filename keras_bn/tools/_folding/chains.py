@@ -1,5 +1,6 @@
 """Where rounding to eight bits goes: chains of layers, and ends of groups of them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ class Chains(ChainPlan):
         """
         real = super()._affine_of(layer, rank, node)
         shape = layer.moving_variance.shape
-        values = np.linspace(1.0, 1.5, int(np.prod(shape))).reshape(shape)
+        values = np.linspace(1.0, 1.5, math.prod(shape)).reshape(shape)
         distinct = affines.laid_out(values, layer.axis, rank)
         return Affine(np.where(real.scale < 0, -distinct, distinct), distinct)
 
@@ -141,44 +142,39 @@ def _held(every: list[Graph]) -> set[int]:
 
 
 def _chain(graph: Graph, node: Any, norms: list[Any]) -> list[Any]:
-    """The calls from the first to the last norm around `node`; all have one user."""
-    wanted = {id(norm) for norm in norms}
-    before, one = [], node
-    reached: list[Any] = [node]
-    while (one := graph.producers.get(id(one.input_tensors[0]))) is not None:
-        before.append(one)
-        if id(one) in wanted:
-            reached = [*reversed(before), node]
-            wanted.discard(id(one))
-    one = node
-    pending: list[Any] = []
-    while wanted:
-        one = graph.users[id(one.outputs[0])][0]
-        pending.append(one)
-        if id(one) in wanted:
-            wanted.discard(id(one))
-            reached, pending = [*reached, *pending], []
-    return reached
+    """The calls from the first to the last of these; all have one user."""
+    before = [*_before(graph, node)]
+    calls = [*reversed(before), node, *_after(graph, node)]
+    ours = {id(one) for one in (node, *norms)}
+    places = [place for place, one in enumerate(calls) if id(one) in ours]
+    return calls[places[0] : places[-1] + 1]
+
+
+def _before(graph: Graph, node: Any) -> Iterator[Any]:
+    """The calls that lead to a call by their first inputs, the last one first."""
+    while id(node.input_tensors[0]) in graph.producers:
+        node = graph.producers[id(node.input_tensors[0])]
+        yield node
+
+
+def _after(graph: Graph, node: Any) -> Iterator[Any]:
+    """The calls that follow a call, as long as each is the only user of another."""
+    while len(users := graph.users[id(node.outputs[0])]) == 1:
+        (node,) = users
+        yield node
 
 
 def ends(plan: Chains) -> set[int]:
     """The operations, by id, after which a deployed graph rounds activations.
 
-    Those that compute something, but for what the next one is fused into: batch norm
-    into the linear layer, and ReLU into whatever is before it. A chain ends where its
-    last layer does.
+    Those that compute something, but for what the next one is fused into: ReLU into
+    whatever is before it. Batch norm is fused too: of a chain the last layer counts.
     """
-    inside = {
-        id(one)
-        for chain in plan.chains.values()
-        for one in chain.layers[:-1]
-        if len(chain.nodes) > 1
-    }
     return {
         id(node.operation)
         for graph in plan.every
         for node in graph.nodes
-        if id(node.operation) not in inside | plan.held and _rounds(plan, graph, node)
+        if id(node.operation) not in plan.held and _rounds(plan, graph, node)
     }
 
 
@@ -199,18 +195,17 @@ def _goes_to_relu(plan: Chains, graph: Graph, tensor: Any) -> bool:
     if users:
         return _is_relu(users[0].operation)
     place = [id(one) for one in graph.model.outputs].index(id(tensor))
-    calls = list(_calls(plan, graph))
-    return bool(calls) and all(
-        _goes_to_relu(plan, outer, node.outputs[place]) for outer, node in calls
-    )
+    calls = [*_calls(plan, graph)]
+    if not calls:
+        return False
+    return all(_goes_to_relu(plan, outer, node.outputs[place]) for outer, node in calls)
 
 
 def _calls(plan: Chains, graph: Graph) -> Iterator[tuple[Graph, Any]]:
     """The calls of an inner model in outer ones."""
     for outer in plan.every:
         for node in outer.nodes:
-            inner = node.operation
-            if graph.model in (inner, graph_in(inner)):
+            if graph_in(node.operation) is graph.model:
                 yield outer, node
 
 
@@ -232,18 +227,18 @@ _AVERAGES = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalAveragePooling3D,
 )
-_MOVING_OPERATIONS = frozenset(
-    (
-        *("Cast", "ExpandDims", "Flip", "GetItem", "Moveaxis", "Reshape", "Squeeze"),
-        *("Swapaxes", "Transpose"),
-    )
+_MOVING_OPERATIONS = (
+    *("Cast", "ExpandDims", "Flip", "GetItem", "Moveaxis", "Reshape", "Squeeze"),
+    *("Swapaxes", "Transpose"),
 )
 
 
 def _moves(operation: Any) -> bool:
     """Whether it hands rounded values on as they are."""
     if isinstance(operation, keras.Layer):
-        return affines.is_passable(operation) and type(operation) not in _AVERAGES
+        blends = getattr(operation, "interpolation", "nearest") != "nearest"
+        averages = blends or type(operation) in _AVERAGES
+        return affines.is_passable(operation) and not averages
     return type(operation).__name__ in _MOVING_OPERATIONS
 
 
@@ -255,7 +250,7 @@ def reads_inputs(plan: Chains, chain: Chain) -> bool:
 def _is_raw(plan: Chains, graph: Graph, tensor: Any) -> bool:
     while id(tensor) in graph.producers:
         node = graph.producers[id(tensor)]
-        if has_graph(node.operation) or not _moves(node.operation):
+        if not _moves(node.operation):
             return False
         tensor = node.input_tensors[0]
     if graph is plan.every[0]:

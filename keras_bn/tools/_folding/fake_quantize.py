@@ -17,7 +17,7 @@ LEVELS = 255
 """Steps between the smallest and the largest number that an activation may have."""
 
 
-def fake_quantize_weights(weights: Any, axes: tuple[int, ...]) -> Any:
+def fake_quantize_weights(weights: Any, axes: tuple[int, ...] | None) -> Any:
     """`weights` rounded to 255 levels, symmetric around 0.
 
         step = max(abs(weights)) / 127
@@ -28,7 +28,7 @@ def fake_quantize_weights(weights: Any, axes: tuple[int, ...]) -> Any:
 
     Args:
         weights: Float tensor.
-        axes: The axes that share a step.
+        axes: The axes that share a step; None for all.
 
     Returns:
         Tensor of the shape and dtype of `weights`.
@@ -53,8 +53,8 @@ def fake_quantize_activations(x: Any, minimum: Any, maximum: Any) -> Any:
 
     Args:
         x: Float tensor.
-        minimum: Scalar tensor, at most 0.
-        maximum: Scalar tensor, at least 0.
+        minimum: Scalar tensor of the dtype of `x`, at most 0.
+        maximum: Scalar tensor of the dtype of `x`, at least 0.
 
     Returns:
         Tensor of the shape and dtype of `x`; `x` itself where the range is empty.
@@ -63,13 +63,12 @@ def fake_quantize_activations(x: Any, minimum: Any, maximum: Any) -> Any:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.1.
     """
     fixed = ops.stop_gradient(x)
-    width = ops.cast(maximum - minimum, x.dtype)
+    width = maximum - minimum
     step = ops.where(width > 0, width / LEVELS, ops.ones_like(width))
-    zero = ops.round(-ops.cast(minimum, x.dtype) / step)
+    zero = ops.round(-minimum / step)
     whole = ops.round(fixed / step)
-    # Where x is NaN, so is y: the comparison is written to pass it on.
     clipped = ops.clip(whole, -zero, LEVELS - zero)
-    passed = ops.where((whole < -zero) | (whole > LEVELS - zero), fixed, x)
+    passed = ops.where(clipped == whole, x, fixed)
     return ops.where(width > 0, passed + (clipped * step - fixed), x)
 
 
@@ -97,7 +96,6 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
         """Creates the range, and whether there is one yet."""
         for name in ("minimum", "maximum", "observed"):
             weight = self.add_weight(
-                shape=(),
                 name=name,
                 initializer="zeros",
                 dtype=statistics_dtype(self.variable_dtype),
@@ -121,15 +119,14 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Rounds `inputs`; see the class."""
-        dtype = backend.standardize_dtype(inputs.dtype)
+        dtype = inputs.dtype
         if not backend.is_float_dtype(dtype):
             return inputs  # whole numbers have their levels already
         x = ops.cast(inputs, statistics_dtype(dtype))
         if training and self.trainable:
             self._observe(x)
-        return ops.cast(
-            fake_quantize_activations(x, self.minimum.value, self.maximum.value), dtype
-        )
+        bounds = (ops.cast(one.value, x.dtype) for one in (self.minimum, self.maximum))
+        return ops.cast(fake_quantize_activations(x, *bounds), dtype)
 
     def _observe(self, x: Any) -> None:
         if updates_stopped() or recomputing(x, self.minimum.value):
@@ -137,17 +134,10 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
         fixed = ops.stop_gradient(x)
         bounds = (ops.min(fixed, initial=0.0), ops.max(fixed, initial=0.0))
         usable = ops.isfinite(bounds[0]) & ops.isfinite(bounds[1])
-        first = self.observed.value == 0
+        first = usable & (self.observed.value == 0)
         for weight, bound in zip((self.minimum, self.maximum), bounds, strict=True):
-            bound = ops.cast(bound, weight.dtype)
             kept = ops.where(first, bound, weight.value)
-            weight.assign(
-                ops.where(
-                    usable,
-                    moving_average(kept, bound, self.momentum),
-                    weight.value,
-                )
-            )
+            weight.assign(moving_average(kept, bound, self.momentum, usable))
         self.observed.assign(
             ops.where(usable, ops.ones_like(self.observed.value), self.observed.value)
         )

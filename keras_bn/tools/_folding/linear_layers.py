@@ -3,7 +3,8 @@
 Pure arithmetic in float64 NumPy; one class a family of layers, one row a layer class.
 """
 
-from typing import NamedTuple, Protocol
+import math
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -168,7 +169,7 @@ def read_weights(layer: Layer) -> Weights:
 def no_weights(layer: Layer) -> Weights:
     """Zeros of the shapes of the weights of `layer`, which take no memory."""
     kernels = {
-        name: np.broadcast_to(0.0, tuple(getattr(layer, name).shape))
+        name: np.broadcast_to(0.0, getattr(layer, name).shape)
         for name in FAMILIES[type(layer)].kernels
     }
     return Weights(kernels, np.broadcast_to(0.0, (_outputs(layer),)))
@@ -182,11 +183,10 @@ def axes_of_one_channel(layer: Layer, name: str) -> tuple[int, ...]:
 
 
 def _outputs(layer: Layer) -> int:
-    if hasattr(layer, "units"):
-        return int(layer.units)
-    if hasattr(layer, "filters"):
-        return int(layer.filters)
-    return int(np.prod(layer.kernel.shape[-2:]))  # depthwise
+    family = FAMILIES[type(layer)]
+    last = family.kernels[-1]
+    shape: Any = getattr(layer, last).shape
+    return math.prod(shape[axis] for axis in family.channel_axes(last))
 
 
 def fold_after(
@@ -210,7 +210,7 @@ def fold_before(
     weights: Weights,
     scale: np.ndarray,
     offset: np.ndarray,
-    inputs: Shape = (),
+    inputs: Shape,
 ) -> Weights:
     """The weights with which `layer` computes `layer(scale * x + offset)`.
 
@@ -219,7 +219,7 @@ def fold_before(
         weights: Its weights.
         scale: One number per input channel.
         offset: One number per input channel.
-        inputs: The shape of x, where it is known.
+        inputs: The shape of x.
 
     Raises:
         Inexact: No weights do: the layer pads with zeros, which are not shifted.
@@ -242,7 +242,7 @@ def pads(layer: Layer, inputs: Shape) -> bool:
     rates = zip(layer.kernel_size, layer.dilation_rate, strict=True)
     spans = [(size - 1) * rate + 1 for size, rate in rates]
     first = layer.data_format == "channels_first"
-    spatial = (inputs[2:] if first else inputs[1:-1]) or (None,) * len(spans)
+    spatial = inputs[2:] if first else inputs[1:-1]
     if padding == "causal":
         return any(span > 1 for span in spans)
     return any(

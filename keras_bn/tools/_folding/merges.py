@@ -6,7 +6,6 @@ import numpy as np
 
 from keras_bn.tools._folding.affines import Affine, Inexact
 from keras_bn.tools._folding.operations import kind
-from keras_bn.tools._graphs.walk import called_in_training
 
 
 class Split(NamedTuple):
@@ -37,8 +36,6 @@ def split(affine: Affine, node: Any) -> Split:
     """
     which, count = kind(node.operation), len(node.input_tensors)
     zero = np.zeros((1,) * affine.scale.ndim)
-    if called_in_training(node):
-        raise Inexact(f"'{node.operation.name}' ({which}) is in the way")
     if which in _CONCATENATIONS:
         return Split(_pieces(affine, node), zero, [])
     if which in _SUMS:
@@ -58,26 +55,23 @@ def split(affine: Affine, node: Any) -> Split:
 
 
 def _axis(node: Any) -> int:
-    axis, rank = node.operation.axis % len(node.outputs[0].shape), 0
-    if axis == rank:
+    """The axis of a concatenation, the batch left out."""
+    axis: int = node.operation.axis % len(node.outputs[0].shape)
+    if axis == 0:
         raise Inexact(f"'{node.operation.name}' joins batches")
-    return int(axis) - 1
+    return axis - 1
 
 
 def _pieces(affine: Affine, node: Any) -> list[Affine]:
-    place, start, pieces = _axis(node), 0, []
-    for tensor in node.input_tensors:
-        size = tensor.shape[1 + place]
-        part = affine.apply(lambda one: one)
-        if any(one.shape[place] > 1 for one in affine):
-            stop = start + size
-            index = (slice(None),) * place + (slice(start, stop),)
-            part = Affine(
-                *(one[index] if one.shape[place] > 1 else one for one in affine)
-            )
-            start = stop
-        pieces.append(part)
-    return pieces
+    place = _axis(node)
+    sizes = [tensor.shape[1 + place] for tensor in node.input_tensors]
+
+    def cut(values: np.ndarray) -> list[np.ndarray]:
+        if values.shape[place] == 1:
+            return [values] * len(sizes)
+        return np.split(values, np.cumsum(sizes[:-1]), place)
+
+    return [Affine(*pair) for pair in zip(*map(cut, affine), strict=True)]
 
 
 def joined(affine: Affine, node: Any, tensor: Any) -> Affine:
@@ -87,7 +81,7 @@ def joined(affine: Affine, node: Any, tensor: Any) -> Affine:
         Inexact: The call is no concatenation of axes of known sizes.
     """
     operation = node.operation
-    if kind(operation) not in _CONCATENATIONS or called_in_training(node):
+    if kind(operation) not in _CONCATENATIONS:
         raise Inexact(f"'{operation.name}' ({type(operation).__name__}) is in the way")
     place = _axis(node)
     sizes = [one.shape[1 + place] for one in node.input_tensors]

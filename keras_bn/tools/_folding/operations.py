@@ -1,6 +1,5 @@
 """How scale and offset pass operations of `keras.ops` in a graph."""
 
-import math
 from typing import Any
 
 import keras
@@ -8,10 +7,8 @@ import numpy as np
 
 from keras_bn._keras import kind as kind
 from keras_bn.tools._folding import affines
-from keras_bn.tools._folding.affines import Affine, Inexact, across_line
+from keras_bn.tools._folding.affines import Affine, Inexact, across_line, constant
 from keras_bn.tools._graphs.walk import called_in_training, float64, given_to
-
-Shape = tuple[int | None, ...]
 
 
 def passed(affine: Affine, node: Any, back: bool) -> Affine:
@@ -26,18 +23,22 @@ def passed(affine: Affine, node: Any, back: bool) -> Affine:
         Inexact: There is none.
     """
     operation = node.operation
-    if isinstance(operation, keras.layers.TimeDistributed):
-        return _step_by_step(affine, node, back)
-    shapes = (node.input_tensors[0].shape, node.outputs[0].shape)
-    if affines.is_passable(operation) and not called_in_training(node):
-        step = affines.before if back else affines.after
-        return step(affine, operation, *shapes)
-    rule = _RULES.get(kind(operation))
-    if rule is None or len(node.input_tensors) > 1 or len(node.outputs) > 1:
+    rule = _RULES.get(kind(operation)) if len(node.input_tensors) == 1 else None
+    if type(operation) is keras.layers.TimeDistributed:
+        rule = _step_by_step
+    elif affines.is_passable(operation):
+        rule = _layer
+    if rule is None or called_in_training(node):
         name = type(operation).__name__
         raise Inexact(f"'{operation.name}' ({name}) is in the way")
     result: Affine = rule(affine, node, back)
     return result
+
+
+def _layer(affine: Affine, node: Any, back: bool) -> Affine:
+    shapes = (node.input_tensors[0].shape, node.outputs[0].shape)
+    step = affines.before if back else affines.after
+    return step(affine, node.operation, *shapes)
 
 
 def one_step(affine: Affine, name: str) -> Affine:
@@ -59,38 +60,32 @@ def _step_by_step(affine: Affine, node: Any, back: bool) -> Affine:
     return result.apply(lambda one: one[np.newaxis])
 
 
-def _constant(value: Any, rank: int) -> np.ndarray:
-    """A factor or summand in the layout of a sample."""
-    value = float64(value)
-    value = value.reshape((1,) * (rank + 1 - value.ndim) + value.shape)
-    if value.shape[0] > 1:
-        raise Inexact("an operation differs from sample to sample of the batch")
-    sample: np.ndarray = value[0]
-    return sample
-
-
 def _line(affine: Affine, node: Any, back: bool) -> Affine:
     """`factor * x + shift`, with constants."""
-    tensor = node.input_tensors[0]
+    tensor, which = node.input_tensors[0], kind(node.operation)
     if tensor.shape != node.outputs[0].shape:
         raise Inexact(f"'{node.operation.name}' changes the shape")
-    which, rank = kind(node.operation), len(tensor.shape) - 1
     arguments = [*node.arguments.args, *node.arguments.kwargs.values()]
-    values = [one for one in arguments if one is not tensor]
-    constant = _constant(values[0], rank) if values else np.zeros((1,) * rank)
     first = arguments[0] is tensor
-    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
-    if which in ("ops.Divide", "ops.TrueDivide") and not (first and np.all(constant)):
+    (value,) = (one for one in arguments if one is not tensor)
+    given = constant(value, len(tensor.shape) - 1)
+    factor: Any = 1.0
+    shift: Any = 0.0
+    if which == "ops.Multiply":
+        factor = given
+    elif which == "ops.Add":
+        shift = given
+    elif which == "ops.Subtract":
+        factor, shift = (1.0, -given) if first else (-1.0, given)
+    elif first and np.all(given):
+        factor = 1.0 / given
+    else:
         raise Inexact(f"'{node.operation.name}' ({which}) is in the way")
-    factor, shift = {  # type: ignore[no-untyped-call]
-        "ops.Multiply": lambda: (constant, zero),
-        "ops.Divide": lambda: (1 / constant, zero),
-        "ops.TrueDivide": lambda: (1 / constant, zero),
-        "ops.Negative": lambda: (-one, zero),
-        "ops.Add": lambda: (one, constant),
-        "ops.Subtract": lambda: (one, -constant) if first else (-one, constant),
-    }[which]()
     return across_line(affine, factor, shift, back, node.operation.name)
+
+
+def _negated(affine: Affine, node: Any, back: bool) -> Affine:
+    return affine._replace(offset=-affine.offset)
 
 
 def _same(affine: Affine, node: Any, back: bool) -> Affine:
@@ -99,46 +94,35 @@ def _same(affine: Affine, node: Any, back: bool) -> Affine:
     return affine
 
 
-def _order(node: Any) -> list[int]:
+def _order(node: Any) -> tuple[int, ...]:
     """Which axis of the input each axis of the output is."""
-    operation, rank = node.operation, len(node.input_tensors[0].shape)
-    axes = list(range(rank))
+    operation = node.operation
+    numbered = np.empty(range(len(node.input_tensors[0].shape)))  # by the axes' sizes
     if kind(operation) == "ops.Transpose":
-        return [axis % rank for axis in operation.axes or reversed(axes)]
+        return np.transpose(numbered, operation.axes).shape
     if kind(operation) == "ops.Swapaxes":
-        one, other = operation.axis1, operation.axis2
-        axes[one], axes[other] = axes[other], axes[one]
-        return axes
-    moved = np.moveaxis(np.empty(axes), operation.source, operation.destination)
-    return list(moved.shape)
+        return np.swapaxes(numbered, operation.axis1, operation.axis2).shape
+    return np.moveaxis(numbered, operation.source, operation.destination).shape
 
 
 def _transposed(affine: Affine, node: Any, back: bool) -> Affine:
     order = _order(node)
     if order[0] != 0:
         raise Inexact(f"'{node.operation.name}' moves the batch")
-    order = [axis - 1 for axis in order[1:]]
-    return affine.apply(lambda one: one.transpose(np.argsort(order) if back else order))
+    axes = [axis - 1 for axis in order[1:]]
+    return affine.apply(lambda one: one.transpose(np.argsort(axes) if back else axes))
 
 
 def _reshaped(affine: Affine, node: Any, back: bool) -> Affine:
     shapes = (node.input_tensors[0].shape[1:], node.outputs[0].shape[1:])
     old, new = reversed(shapes) if back else shapes
-
-    def change(one: np.ndarray) -> np.ndarray:
-        if one.size == one.shape[-1] and old[-1:] == new[-1:] != (None,):
-            return one.reshape([1] * (len(new) - 1) + [-1])
-        if None in old or None in new or math.prod(old) != math.prod(new):
-            raise Inexact(f"'{node.operation.name}' reshapes axes of unknown size")
-        return np.broadcast_to(one, old).reshape(new)
-
-    return affine.apply(change)
+    return affines.reshaped(affine, old, new, node.operation.name)
 
 
 def _reduced(affine: Affine, node: Any, back: bool) -> Affine:
     operation, rank = node.operation, len(node.input_tensors[0].shape)
     axes = range(rank) if operation.axis is None else np.ravel(operation.axis)
-    places = tuple(sorted(int(axis) % rank - 1 for axis in axes))
+    places = tuple(axis % rank - 1 for axis in axes)
     if -1 in places:
         raise Inexact(f"'{operation.name}' goes over the batch")
     if getattr(operation, "initial", None) is not None:
@@ -170,12 +154,11 @@ def _padded(affine: Affine, node: Any, back: bool) -> Affine:
     operation = node.operation
     if operation.mode == "constant":
         fill = [one for one in given_to(node)[1:] if one is not None]
-        if np.any(affine.offset) or any(np.any(float64(one)) for one in fill):
+        if np.any(affine.offset) or any(float64(one).any() for one in fill):
             raise Inexact(
                 f"'{operation.name}' pads with a constant, which it would shift"
             )
-    rank, width = len(node.input_tensors[0].shape), operation.pad_width
-    widths = list(width) * rank if len(width) == 1 else list(width)
+    widths = operation.pad_width  # one pair, if all axes are padded alike
     if any(widths[0]):
         raise Inexact(f"'{operation.name}' pads the batch")
     if any(
@@ -193,12 +176,12 @@ _RULES: dict[str, Any] = {
             "ops.Add",
             "ops.Divide",
             "ops.Multiply",
-            "ops.Negative",
             "ops.Subtract",
             "ops.TrueDivide",
         ),
         _line,
     ),
+    "ops.Negative": _negated,
     **dict.fromkeys(("ops.Cast", "ops.StopGradient"), _same),
     **dict.fromkeys(("ops.Moveaxis", "ops.Swapaxes", "ops.Transpose"), _transposed),
     **dict.fromkeys(("ops.ExpandDims", "ops.Reshape", "ops.Squeeze"), _reshaped),

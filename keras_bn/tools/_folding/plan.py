@@ -79,7 +79,7 @@ class Plan:
         ]
         rows: dict[int, tuple[str | None, str]] = {}
         for last_resort in (False, True):
-            count = -1
+            count = None
             while count != len(pending):
                 count = len(pending)
                 left = []
@@ -101,13 +101,13 @@ class Plan:
             affine = self._affine_of(layer, len(node.outputs[0].shape) - 1, node)
         except Inexact as error:
             return None, str(error)
-        reasons = []
+        reasons: list[Inexact] = []
         for direction in (self._back, self._ahead):
             try:
                 takes = direction(graph, node, affine, last_resort)
                 self._take(graph, node, takes)
             except Inexact as error:
-                reasons.append(str(error))
+                reasons.append(error)
                 continue
             return ", ".join(self._paths[id(take.layer)] for take in takes), ""
         return None, "before: {}; after: {}".format(*reasons)
@@ -212,7 +212,7 @@ class Plan:
 
     def _users(self, graph: Graph, tensor: Any) -> list[Any]:
         """The calls that `tensor` goes to, if it goes nowhere else."""
-        users = list({id(one): one for one in graph.users[graph.key(tensor)]}.values())
+        users = [*{id(one): one for one in graph.users[graph.key(tensor)]}.values()]
         if users and graph.key(tensor) in graph.outputs:
             raise Inexact(graph.used_by(tensor))
         return users
@@ -244,21 +244,18 @@ class Plan:
             steps = every[id(take.layer)] = [*every.get(id(take.layer), []), take]
             check_fits(take.layer, folded_weights(take.layer, steps))
         activation = activation_of(_called(node))
-        if activation is not None and self._can_activate(graph, node, takes):
+        if activation is not None and self._can_activate(graph, node, takes[0]):
             self.activations[id(takes[0].layer)] = activation
             activation = None
         self.steps = every
         self.removed[id(node.operation)] = activation
 
-    def _can_activate(self, graph: Graph, node: Any, takes: list[Take]) -> bool:
-        """Whether one layer took the norm in, and nothing stands between them."""
-        take = takes[0]
-        if len(takes) > 1 or not take.after or not hasattr(take.layer, "activation"):
-            return False
+    def _can_activate(self, graph: Graph, node: Any, take: Take) -> bool:
+        """Whether nothing stands between a norm and a layer that takes activations."""
         source = graph.producer(node.input_tensors[0])
-        while source is not take.node and id(source.operation) in self.removed:
+        while id(source.operation) in self.removed:
             source = graph.producer(source.input_tensors[0])
-        return source is take.node
+        return source is take.node and hasattr(take.layer, "activation")
 
 
 def _called(node: Any) -> Any:

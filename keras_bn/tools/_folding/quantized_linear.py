@@ -1,7 +1,6 @@
 """A linear layer whose weights are rounded as they will be once folded."""
 
 import functools
-import inspect
 import operator
 from typing import Any
 
@@ -15,7 +14,12 @@ from keras_bn.tools._copies.rebuild import Replacement, rebuild
 from keras_bn.tools._folding import affines, linear_layers
 from keras_bn.tools._folding.affines import Affine
 from keras_bn.tools._folding.fake_quantize import FakeQuantize, fake_quantize_weights
-from keras_bn.tools._graphs.walk import Layer, array, is_batch_norm, sublayers
+from keras_bn.tools._graphs.walk import (
+    Layer,
+    assign_copy,
+    is_batch_norm,
+    sublayers,
+)
 
 Shape = tuple[int | None, ...]
 
@@ -48,16 +52,13 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         [Krishnamoorthi, 2018](https://arxiv.org/abs/1806.08342), section 3.2.2.
     """
 
-    def __init__(
-        self, layers: list[Layer], per_channel: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, layers: list[Layer], per_channel: bool, **kwargs: Any) -> None:
         self.position = [linear_layers.is_linear(one) for one in layers].index(True)
         # Nothing here is computed in half precision but by the layers themselves.
         kwargs["dtype"] = layers[self.position].variable_dtype
         super().__init__(autocast=False, **kwargs)
         self.layers = layers
         self.per_channel = per_channel
-        self.supports_masking = True
         self._sources: tuple[tuple[int, str, np.ndarray], ...] = ()
 
     @property
@@ -67,11 +68,11 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
 
     def build(self, input_shape: Shape) -> None:
         """Builds the layers, and finds which scale each weight has."""
-        shapes = [tuple(input_shape)]
+        shapes = [input_shape]
         for layer in self.layers:
             if not layer.built:
                 layer.build(shapes[-1])
-            shapes.append(tuple(layer.compute_output_shape(shapes[-1])))
+            shapes.append(layer.compute_output_shape(shapes[-1]))
         # By position: tools may put another layer in a norm's place.
         self._sources = tuple(
             (place, *self._source(place, shapes))
@@ -89,13 +90,12 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
             norm.axis,
             len(shapes[place]) - 1,
         )
-        affine = Affine(one, np.zeros_like(one))
+        affine = Affine(one, one)  # no offset is read
         back = place > position
         between = range(place - 1, position, -1) if back else range(place + 1, position)
         for other in between:
-            if not is_batch_norm(self.layers[other]):
-                step = affines.before if back else affines.after
-                affine = step(affine, self.layers[other], *shapes[other : other + 2])
+            step = affines.before if back else affines.after
+            affine = step(affine, self.layers[other], *shapes[other : other + 2])
         shape = shapes[position + 1] if back else shapes[position]
         axis = linear_layers.channel_axis(linear, len(shape) - 1)
         vector = affines.channel_vector(affine.scale, axis, shape[1:][axis])  # type: ignore[arg-type]
@@ -130,17 +130,12 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         return layer_call
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Runs the layers; see the class."""
+        """Runs the layers, which Keras hands `training` on to; see the class."""
         x = inputs
         # Before a norm in front of it moves the average that this is to follow.
         kernels = self.quantized_kernels()
         for layer in self.layers:
-            if layer is self.linear:
-                x = self._run_linear(x, kernels)
-            elif "training" in inspect.signature(layer.call).parameters:
-                x = layer(x, training=training)
-            else:
-                x = layer(x)
+            x = self._run_linear(x, kernels) if layer is self.linear else layer(x)
         return x
 
     def _run_linear(self, x: Any, kernels: dict[str, Any]) -> Any:
@@ -158,29 +153,30 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         return y
 
     def quantized_kernels(self) -> dict[str, Any]:
-        """The kernels that the linear layer is run with, by name."""
+        """The kernels that the linear layer is run with, by name, before any cast."""
         return {
             name: self._quantized(name, getattr(self.linear, name).value)
             for name in linear_layers.FAMILIES[type(self.linear)].kernels
         }
 
     def _quantized(self, name: str, kernel: Any) -> Any:
-        axes = linear_layers.axes_of_one_channel(self.linear, name)
-        axes = axes if self.per_channel else tuple(range(len(kernel.shape)))
+        axes = None
+        if self.per_channel:
+            axes = linear_layers.axes_of_one_channel(self.linear, name)
         wide = ops.cast(kernel, statistics_dtype(kernel.dtype))
         scales = [
-            ops.cast(ops.take(_scale(self.layers[place]), channel), wide.dtype)
+            ops.take(_scale(self.layers[place], wide.dtype), channel)
             for place, which, channel in self._sources
             if which == name
         ]
         if not scales:
-            return ops.cast(fake_quantize_weights(wide, axes), kernel.dtype)
+            return fake_quantize_weights(wide, axes)
         scale = functools.reduce(operator.mul, scales)
         lost = ops.abs(scale) < NEGLIGIBLE
         divisor = ops.where(lost, ops.ones_like(scale), scale)
         rounded = fake_quantize_weights(wide * scale, axes) / divisor
         # A weight that will be 0 is left as it is: gamma must be able to grow again.
-        return ops.cast(ops.where(lost, wide, rounded), kernel.dtype)
+        return ops.where(lost, wide, rounded)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, layers serialized."""
@@ -199,12 +195,12 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         return cls(**{**config, "layers": layers})
 
 
-def _scale(norm: Layer) -> Any:
+def _scale(norm: Layer, dtype: Any) -> Any:
     """`gamma / sqrt(moving_variance + epsilon)`, flat; no gradient for the variance."""
-    variance = ops.stop_gradient(norm.moving_variance.value)
+    variance = ops.cast(ops.stop_gradient(norm.moving_variance.value), dtype)
     scale = 1 / ops.sqrt(variance + norm.epsilon)
     if norm.gamma is not None:
-        scale = scale * ops.cast(norm.gamma.value, scale.dtype)
+        scale = ops.multiply(scale, norm.gamma.value)  # of any dtype
     return ops.reshape(scale, (-1,))
 
 
@@ -226,16 +222,15 @@ def without_rounding(model: Any) -> Any:
             return Replacement(None)
         if not isinstance(layer, QuantizedLinear):
             return None
-        copies = [made_like(one) for one in _without_range(layer)]
-        parts[id(layer)] = copies
-        return Replacement(copies[0], tuple(copies[1:]))
+        copies = parts[id(layer)] = [made_like(one) for one in _without_range(layer)]
+        return Replacement(copies[0], (*copies[1:],))
 
     def fill(old: Layer, new: Layer) -> None:
         for source, target in zip(_without_range(old), parts[id(old)], strict=True):
             fill_part(source, target)
         (linear,) = (one for one in parts[id(old)] if linear_layers.is_linear(one))
         for name, kernel in old.quantized_kernels().items():
-            getattr(linear, name).assign(array(kernel))
+            assign_copy(getattr(linear, name), kernel)
 
     return rebuild(model, replace, fill)
 
@@ -249,7 +244,7 @@ def fill_part(source: Layer, target: Layer) -> None:
     names = (*linear_layers.FAMILIES[type(source)].kernels, "bias")
     for name in names:
         if getattr(source, name) is not None:
-            getattr(target, name).assign(array(getattr(source, name)))
+            assign_copy(getattr(target, name), getattr(source, name))
 
 
 def _without_range(block: QuantizedLinear) -> list[Layer]:

@@ -117,7 +117,7 @@ class _Normalizing:
         self, layer: Layer, w: Weights, affine: Affine, outputs: Shape
     ) -> Weights:
         axes = self._axes(layer, len(outputs))
-        others = [i for i in range(len(outputs)) if i not in axes]
+        others = {*range(len(outputs))} - {*axes}
         scale, offset = (
             _without(values[np.newaxis], others, layer) for values in affine
         )
@@ -137,11 +137,11 @@ class _Normalizing:
         new.beta.assign(w.bias)
 
 
-def _without(values: np.ndarray, axes: list[int], layer: Layer) -> np.ndarray:
+def _without(values: np.ndarray, axes: set[int], layer: Layer) -> np.ndarray:
     """`values` without axes on which they may not depend."""
     if any(values.shape[axis] > 1 for axis in axes):
         raise Inexact(f"it scales along axes on which '{layer.name}' has no weights")
-    return values.squeeze(tuple(axes))
+    return values.squeeze((*axes,))
 
 
 class _Einsum:
@@ -162,11 +162,11 @@ class _Einsum:
         self, layer: Layer, values: np.ndarray, places: dict[str, int], kernel: str
     ) -> np.ndarray:
         """`values`, of a tensor's layout, in the layout of the kernel."""
+        given = [letter for letter in places if letter in kernel]
         kept = [letter for letter in kernel if letter in places]
-        others = [i for i in range(values.ndim) if i not in map(places.get, kept)]
+        others = {*range(values.ndim)} - {places[letter] for letter in given}
         values = _without(values, others, layer)
-        order = np.argsort(np.argsort([places[letter] for letter in kept]))
-        values = values.transpose(order)
+        values = values.transpose([given.index(letter) for letter in kept])
         missing = [i for i, letter in enumerate(kernel) if letter not in places]
         return np.expand_dims(values, missing)
 
@@ -200,17 +200,11 @@ class _Einsum:
                     f"'{layer.name}' adds up inputs that no weight multiplies"
                 )
             shifted = w.kernels["kernel"] * self._along(layer, offset, places, kernel)
-            summed = tuple(i for i, c in enumerate(kernel) if c not in outputs)
-            left = [letter for letter in kernel if letter in outputs]
+            left = "".join(letter for letter in outputs if letter in kernel)
+            total = np.einsum(f"{kernel}->{left}", shifted)
             places = self._places(layer, outputs, bias.ndim)
-            shape = [1] * bias.ndim
-            total = shifted.sum(axis=summed)
-            total = total.transpose(np.argsort([places[one] for one in left]))
-            for letter, size in zip(
-                sorted(left, key=lambda one: places[one]), total.shape, strict=True
-            ):
-                shape[places[letter]] = size
-            bias = bias + total.reshape(shape)
+            others = {*range(bias.ndim)} - {places[letter] for letter in left}
+            bias = bias + np.expand_dims(total, (*others,))
         return w.times("kernel", factor, bias)
 
     def config(self, layer: Layer) -> dict[str, Any]:
@@ -221,7 +215,7 @@ class _Einsum:
 
     def fill(self, new: Layer, w: Weights) -> None:
         new.kernel.assign(w.kernels["kernel"])
-        shape = tuple(new.bias.shape)
+        shape = new.bias.shape
         bias = w.bias.reshape(w.bias.shape[w.bias.ndim - len(shape) :])
         new.bias.assign(np.broadcast_to(bias, shape))
 

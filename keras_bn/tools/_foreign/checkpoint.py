@@ -24,7 +24,7 @@ def opened(state_dict: Any, key: str | None = None) -> tuple[dict[str, Any], Any
         state_dict = read(Path(state_dict))
     inner = _inner(state_dict, key)
     if hasattr(inner, "named_modules"):
-        return dict(inner.state_dict()), inner
+        return inner.state_dict(), inner
     return dict(inner), None
 
 
@@ -43,7 +43,7 @@ def torch_weights(state: Mapping[str, Any], module: Any = None) -> Foreign:
             else:
                 norms[prefix] = _renamed(group, ("gamma", "beta"))
                 norms[prefix] |= _renamed(group, ("moving_mean", "moving_variance"))
-        elif len(np.shape(group.get("weight", ()))) > 1:
+        elif np.ndim(group.get("weight", ())) > 1:
             linears[prefix] = _renamed(group, ("kernel", "bias"))
     settings = {name: _settings(one) for name, one in modules.items() if name in norms}
     return Foreign(
@@ -53,7 +53,7 @@ def torch_weights(state: Mapping[str, Any], module: Any = None) -> Foreign:
         linears,
         NAMES,
         settings,
-        left_out=tuple(left_out),
+        left_out=left_out,
     )
 
 

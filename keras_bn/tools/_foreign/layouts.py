@@ -8,11 +8,13 @@
 | dense | out, in | in, out |
 """
 
+import math
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_bn._keras import kind
 from keras_bn.tools._graphs.walk import Layer, float64, graph_in, has_graph, nodes
 
 _L = keras.layers
@@ -37,7 +39,7 @@ def channels_first(kernel: np.ndarray) -> np.ndarray:
 
 def their_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of PyTorch's `weight` for `layer`."""
-    *size, first, second = (int(n) for n in layer.kernel.shape)
+    *size, first, second = layer.kernel.shape
     if isinstance(layer, DEPTHWISE):
         return (first * second, 1, *size)
     return (second, first, *size)
@@ -52,7 +54,7 @@ def squeezed(size: tuple[int, ...]) -> tuple[int, ...]:
 
 def to_ours(layer: Layer, weight: np.ndarray) -> np.ndarray:
     """The kernel of `layer` that does what PyTorch's `weight` does."""
-    *size, first, second = (int(n) for n in layer.kernel.shape)
+    *size, first, second = layer.kernel.shape
     if isinstance(layer, DEPTHWISE):
         kernel = weight.reshape(first, second, *size)
         return np.moveaxis(kernel, (0, 1), (-2, -1))
@@ -92,17 +94,16 @@ def flattened(model: Layer) -> dict[int, tuple[int, ...]]:
 
     It is read from graphs: of a subclassed model nothing is known. An image of one
     position has one order only, and is left out. `MIXED` stands for one that comes
-    among other values, as after a concatenation.
+    among other values, as after a concatenation, or where a shared layer takes others.
     """
-    found: dict[int, tuple[int, ...]] = {}
-    _mark(model, [None], found)
-    return found
+    found: dict[int, tuple[int, ...] | None] = {}
+    if has_graph(model):
+        _mark(model, [], found)
+    return {layer: image for layer, image in found.items() if image is not None}
 
 
 def _mark(layer: Layer, images: list[Any], found: dict[int, Any]) -> list[Any]:
-    """Notes who takes a flattened image; which images the outputs hold, flattened."""
-    if not has_graph(layer):
-        return images
+    """Notes which images layers take; which ones the outputs hold, flattened."""
     graph = graph_in(layer)
     pairs = zip(graph.inputs, images, strict=False)
     known = {id(tensor): image for tensor, image in pairs}
@@ -114,8 +115,9 @@ def _mark(layer: Layer, images: list[Any], found: dict[int, Any]) -> list[Any]:
             after = _mark(one, came, found)
         else:
             after = [_image_after(one, tensors, came, out) for out in outputs]
-            if len(tensors) == 1 and came[0] is not None:
-                found[id(one)] = came[0]
+            # The first tensor is what weights are for: a norm may take a residual, too.
+            if found.setdefault(id(one), came[0]) != came[0]:
+                found[id(one)] = MIXED
         known |= {id(t): image for t, image in zip(outputs, after, strict=False)}
     return [known.get(id(tensor)) for tensor in graph.outputs]
 
@@ -124,22 +126,22 @@ def _image_after(
     layer: Layer, tensors: list[Any], came: list[Any], output: Any
 ) -> tuple[int, ...] | None:
     """The image that `output` holds flattened, or None."""
-    if not tensors:
-        return None
     image_before: tuple[int, ...] | None = came[0]
     shapes = [tensor.shape for tensor in tensors]
-    if isinstance(layer, (_L.Flatten, _L.Reshape)) and len(output.shape) == 2:
+    flattens = isinstance(layer, _L.Flatten)
+    reshapes = isinstance(layer, _L.Reshape) or kind(layer) == "ops.Reshape"
+    if (flattens or reshapes) and len(output.shape) == 2:
         image = shapes[0][1:]
-        if getattr(layer, "data_format", None) == "channels_first":
-            image = (*image[1:], image[0])  # Flatten moves channels to the end
-        elif isinstance(layer, _L.Reshape) and (
-            keras.config.image_data_format() == "channels_first"
-        ):
-            return image_before  # Reshape moves nothing: the order is PyTorch's
-        flat = len(image) < 2 or None in image or np.prod(image[:-1]) == 1
-        return image_before if flat else image
-    if not any(one is not None for one in came) or is_linear(layer):
+        if flattens and layer.data_format == "channels_first":
+            image = (*image[1:], *image[:1])  # it moves channels to the end
+        elif reshapes and keras.config.image_data_format() == "channels_first":
+            return image_before  # it moves nothing: the order is PyTorch's
+        if not image or output.shape[1:] == image[-1:]:  # of one position
+            return image_before
+        known = None not in image and output.shape[1] == math.prod(image)
+        return image if known else MIXED
+    if not any(one is not None for one in came) or isinstance(layer, LINEAR):
         return None
     # Elementwise, of nothing else: activations, dropout, norms, sums of the like.
-    alike = set(shapes) == {tuple(output.shape)} and len(set(came)) == 1
+    alike = set(shapes) == {output.shape} and len(set(came)) == 1
     return image_before if alike else MIXED

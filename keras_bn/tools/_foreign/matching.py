@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from keras_bn.tools._foreign.names import HEADS
 from keras_bn.tools._foreign.naming import by_families
@@ -62,7 +63,7 @@ def match(
         before: For each layer, those that are surely called before it.
         others: Layers of both sides that get nothing, but may speak against an order.
     """
-    given = dict(mapping or {})
+    given: Mapping[str, str] = mapping or {}
     _check_mapping(ours, theirs, given, {one.name for one in others[0]})
     left = [one for one in ours if one.name not in given]
     rest = [one for one in theirs if one.name not in given.values()]
@@ -70,9 +71,9 @@ def match(
     if left:
         kinds = {one.kind for one in left}
         rest = [one for one in rest if one.kind in kinds]
-        known = as_far_as_known(*others, before) | given
+        known = {**as_far_as_known(*others, before), **given}
         found, why = _decide(left, rest, strict, before, known)
-        given |= found
+        given = {**given, **found}
         by |= why
     sizes = {(one.name, one.kind): one.size for one in theirs}
     kinds_of = {one.name: one.kind for one in ours}
@@ -111,7 +112,7 @@ def _decide(
     ways = [(_by_name,), (by_families,)] if strict else [(_by_name, by_families)]
     for these in ways:
         proposals = _proposals(these, views, ours, theirs, strict, doubts)
-        most = max(map(len, proposals), default=0)
+        most = max(map(len, proposals), default=None)
         best = {k: why for k, why in proposals.items() if len(k) == most}
         if len(best) > 1:
             raise ValueError(ambiguous([dict(one) for one in best]))
@@ -138,7 +139,7 @@ def _proposals(
     norms = {one.name for one in ours if one.kind == NORM}
     proposals: dict[frozenset[tuple[str, str]], str] = {}
     for (mine, other), way in product(views, ways):
-        if _shorter((mine, other)) < max(map(len, proposals), default=0):
+        if any(_shorter((mine, other)) < len(one) for one in proposals):
             break  # no more can come of it
         for found, why, aside in way(_kinds(mine), _kinds(other), strict):
             pairs = [(mine[o], other[t]) for o, t in found.items()]
@@ -179,18 +180,18 @@ def _stripped(items: Sequence[Item], strict: bool) -> list[View]:
     for one in items:
         parts = one.name.replace("/~/", "/").split(between)
         names.append([part for part in parts if part not in WRAPPERS] or parts)
-    starts = {tuple(name[:n]) for name in names for n in range(len(name))}
-    if strict:
-        starts = {s for s in starts if all(tuple(n[: len(s)]) == s for n in names)}
+    starts = {tuple(name[:n]): None for name in names for n in range(len(name))}
     views = []
-    for start in sorted(starts, key=lambda s: (len(s), s)):
+    for start in starts:
         inside = [
             (between.join(name[len(start) :]), one)
             for name, one in zip(names, items, strict=True)
             if tuple(name[: len(start)]) == start and len(name) > len(start)
         ]
-        if len(dict(inside)) == len(inside):
-            views.append(dict(inside))
+        view = dict(inside)
+        # No name may stand for two; `strict`, none may be left out.
+        if len(view) == len(items if strict else inside):
+            views.append(view)
     return views
 
 
@@ -199,7 +200,7 @@ def _kinds(view: View) -> dict[str, str]:
 
 
 def _by_name(
-    ours: Mapping[str, str], theirs: Mapping[str, str], strict: bool
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], strict: bool
 ) -> Iterator[tuple[Proposal, str, set[str]]]:
     mine, other = ({_normalized(name): name for name in s} for s in (ours, theirs))
     if len(mine) == len(ours) and len(other) == len(theirs):
@@ -248,7 +249,7 @@ def _is_head(item: Item) -> bool:
 def _agrees(found: Proposal, mine: View, other: View) -> bool:
     return all(
         found[mine[o].name] == other[t].name
-        for by_name, *_ in _by_name(_kinds(mine), _kinds(other), True)
+        for by_name, *_ in _by_name(mine, other, True)
         for o, t in by_name.items()
     )
 

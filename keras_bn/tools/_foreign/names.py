@@ -230,9 +230,10 @@ INCEPTION_V3 = Family(
     (
         *("branch1x1", "branch5x5_1", "branch5x5_2", "branch7x7_1", "branch7x7_2"),
         *("branch7x7_3", "branch3x3", "branch3x3_1", "branch3x3_2", "branch3x3_2a"),
-        *("branch3x3_2b", *(f"branch7x7dbl_{i}" for i in range(1, 6))),
-        *("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3", "branch3x3dbl_3a"),
-        *("branch3x3dbl_3b", *(f"branch7x7x3_{i}" for i in range(1, 5)), "branch_pool"),
+        *("branch3x3_2b", "branch7x7dbl_1", "branch7x7dbl_2", "branch7x7dbl_3"),
+        *("branch7x7dbl_4", "branch7x7dbl_5", "branch3x3dbl_1", "branch3x3dbl_2"),
+        *("branch3x3dbl_3", "branch3x3dbl_3a", "branch3x3dbl_3b", "branch7x7x3_1"),
+        *("branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4", "branch_pool"),
     ),
     {
         # And timm.

@@ -52,7 +52,7 @@ def by_families(
 def _zipped(ours: _Placed, theirs: _Placed, strict: bool) -> dict[str, str]:
     """One to one, block by block; nothing where blocks or roles differ."""
     found: dict[str, str] = {}
-    for kind in dict.fromkeys(place.kind for place, _ in ours.names):
+    for kind in {place.kind for place, _ in ours.names}:
         mine, other = (
             [one for one in side.names if one[0].kind == kind]
             for side in (ours, theirs)
@@ -63,7 +63,6 @@ def _zipped(ours: _Placed, theirs: _Placed, strict: bool) -> dict[str, str]:
         mine, other = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         if not (ours.numbered or theirs.numbered) and _blocks(mine) != _blocks(other):
             return {}
-        # Role 0 is not known.
         if any(a[0].role and b[0].role and a[0].role != b[0].role for a, b in pairs):
             return {}
         found |= {a[1]: b[1] for a, b in pairs}
@@ -77,7 +76,8 @@ def _blocks(names: list[tuple[_Place, str]]) -> list[int]:
 
 def _places(family: Family, naming: str, names: Mapping[str, str]) -> _Placed:
     rows = _rows(family.namings[naming])
-    parts = list(dict.fromkeys(part for part, _, _ in rows))
+    parts = [part for part, _, _ in rows]
+    roles = ("-", *family.roles)  # the first of which is not known
     placed, aside, numbered = [], set(), False
     for name, kind in names.items():
         for part, role, pattern in rows:
@@ -97,8 +97,8 @@ def _places(family: Family, naming: str, names: Mapping[str, str]) -> _Placed:
                 if text is not None and i not in named
             )
             order = tuple(int(n) for n in groups.values() if n is not None)
-            roles = 0 if role == "-" else family.roles.index(role) + 1
-            placed.append((_Place(kind, parts.index(part), block, roles, order), name))
+            where = roles.index(role)
+            placed.append((_Place(kind, parts.index(part), block, where, order), name))
             break
     return _Placed(sorted(placed), aside, numbered)
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, permutations
 from typing import Any
 
-import keras
-
 from keras_bn.tools._foreign.layouts import squeezed
 from keras_bn.tools._foreign.pairs import ORDER
 from keras_bn.tools._graphs.walk import Layer, children, has_graph, is_sequential, nodes
@@ -64,10 +62,8 @@ def as_far_as_known(
 def _in_order(
     names: list[str], prefixes: list[str], before: Mapping[str, frozenset[str]]
 ) -> dict[str, str]:
-    if len(names) > 1:
-        names, prefixes = _called(names, before), _numbered(prefixes)
-    pairs = bool(names and prefixes)
-    return dict(zip(names, prefixes, strict=True)) if pairs else {}
+    called, numbered = _called(names, before), _numbered(prefixes)
+    return dict(zip(called, numbered, strict=True)) if called and numbered else {}
 
 
 def _against(pairs: Mapping[str, str], before: Mapping[str, frozenset[str]]) -> str:
@@ -154,7 +150,7 @@ def _follow(
             inputs = node.arguments.keras_tensors
             came = past.union(*(known.get(id(tensor), past) for tensor in inputs))
             after = _follow(node.operation, came, paths, calls)
-            known |= {id(t): after for t in keras.tree.flatten(node.outputs)}
+            known |= {id(t): after for t in node.outputs}
         outputs = [known.get(id(tensor), past) for tensor in layer.outputs]
         past = frozenset.intersection(*outputs)
     return past

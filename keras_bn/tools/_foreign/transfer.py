@@ -1,5 +1,6 @@
 """Puts the weights of another library's model into a copy of a Keras model."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,11 +107,11 @@ def _weights(
                     f"'{theirs}'. Received: {ARGUMENT[name]}=False"
                 )
             continue
-        shape = tuple(variable.shape)
+        shape = variable.shape
         if value is None:  # affine=False, bias=False
             found[name] = np.full(shape, NEUTRAL[name])
             continue
-        expected = their_shape(layer) if name == "kernel" else (int(np.prod(shape)),)
+        expected = their_shape(layer) if name == "kernel" else (math.prod(shape),)
         if squeezed(value.shape) != squeezed(expected):
             raise ValueError(
                 f"Argument `{foreign.argument}` must have '{theirs}' of shape "
@@ -204,14 +205,7 @@ def unbiased(path: str, count: int | Mapping[str, int] | None) -> float:
             "channel a training batch had, or one for each batch norm layer by its "
             f"path. Received: {n!r} for layer '{path}'"
         )
-    return float(n / (n - 1))
-
-
-def kept_share(momentum: float | None) -> float | None:
-    """`momentum`, checked, where it is the share of the average that is kept."""
-    if momentum is None:
-        return None
-    return _settings.momentum_in_range("momentum", momentum)
+    return n / (n - 1)
 
 
 def _config(
@@ -223,7 +217,7 @@ def _config(
     kept = options.kept if kept is None else kept
     if kept == CUMULATIVE and options.kept is not None:
         kept = options.kept
-    if epsilon is None and not np.isclose(layer.epsilon, EPSILON, atol=0):
+    if epsilon is None and not same_epsilon(layer.epsilon, EPSILON):
         raise ValueError(
             f"Argument `epsilon` must be that of the {foreign.library} layers (the "
             f"weights do not hold it; {EPSILON:g} unless set), for outputs to agree. "
@@ -236,6 +230,11 @@ def _config(
     if kept is None:
         return config
     return {**config, "momentum": _settings.momentum_in_range("momentum", kept)}
+
+
+def same_epsilon(one: float, other: float) -> bool:
+    """Whether these are one number in float32, in which layers add it."""
+    return len(set(np.asarray([one, other], "float32").tolist())) == 1
 
 
 def _epsilon(path: str, layer: Layer, epsilon: Any) -> float:
@@ -273,7 +272,7 @@ def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> 
     left = {
         path: type(layer).__name__
         for path, layer in sublayers(model)
-        if id(layer) not in known and _trained(layer)
+        if id(layer) not in known and trained_variables(layer)
     }
     if left:
         raise ValueError(
@@ -281,8 +280,3 @@ def refuse_others(model: Any, layers: Mapping[str, Layer], options: Options) -> 
             "other than batch norm, convolutions and dense layers (`strict=False` lets "
             f"these keep theirs). Received: layers='all' and {left}"
         )
-
-
-def _trained(layer: Layer) -> bool:
-    """Whether `layer`, without the layers in it, has weights that training changes."""
-    return bool(trained_variables(layer))

@@ -1,6 +1,7 @@
 """The weights of another library's model, and the layers here that may take them."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,13 +53,13 @@ class Foreign:
     names: dict[str, str]
     settings: dict[str, Settings] = field(default_factory=dict)
     flatten: str | None = None
-    left_out: tuple[str, ...] = ()
+    left_out: Sequence[str] = ()
     transposed: bool = True
 
     def items(self) -> list[Item]:
         """What can be matched, norms first."""
         sizes = {p: np.shape(one["moving_mean"]) for p, one in self.norms.items()}
-        norms = [Item(p, NORM, (int(np.prod(size)),)) for p, size in sizes.items()]
+        norms = [Item(p, NORM, (math.prod(size),)) for p, size in sizes.items()]
         return norms + [
             Item(p, LINEAR, tuple(np.shape(one["kernel"])))
             for p, one in self.linears.items()
@@ -78,11 +79,11 @@ class Foreign:
 class Options:
     """What the tools that take weights in have in common; see `from_torch`."""
 
-    mapping: Mapping[str, str] | None = None
+    mapping: Mapping[str, str] | None
+    layers: str
+    strict: bool
     epsilon: float | None = None
     kept: float | None = None
-    layers: str = "norms"
-    strict: bool = True
     count: int | Mapping[str, int] | None = None
     flatten: str | None = None
 
@@ -91,6 +92,8 @@ class Options:
         _settings.boolean("strict", self.strict)
         if self.epsilon is not None:
             _settings.epsilon_of_others(self.epsilon)
+        if self.kept is not None:
+            _settings.momentum_in_range("momentum", self.kept)
         pairs = self.mapping.items() if isinstance(self.mapping, Mapping) else ()
         named = all(isinstance(one, str) for pair in pairs for one in pair)
         if not (self.mapping is None or isinstance(self.mapping, Mapping)) or not named:
@@ -109,7 +112,7 @@ def as_numpy(tensor: Any) -> np.ndarray:
     return np.asarray(tensor, "float64")
 
 
-def takers(model: Any, layers: str, transposed: bool = True) -> dict[str, Layer]:
+def takers(model: Any, layers: str, transposed: bool) -> dict[str, Layer]:
     """The layers of `model` that take weights, by path; maybe transposed ones, too."""
     if layers not in LAYERS:
         raise ValueError(
@@ -142,7 +145,7 @@ def items_of(takers: Mapping[str, Layer]) -> list[Item]:
     return [
         Item(path, LINEAR, their_shape(layer))
         if is_linear(layer)
-        else Item(path, NORM, (int(np.prod(layer.moving_mean.shape)),))
+        else Item(path, NORM, (math.prod(layer.moving_mean.shape),))
         for path, layer in takers.items()
     ]
 
@@ -167,9 +170,9 @@ def matched(model: Any, foreign: Foreign, options: Options) -> Matching:
             )
         return match(ours, theirs, options.mapping, options.strict, before, others)
     except ValueError as error:
-        if not foreign.left_out:
-            raise
-        raise ValueError(
-            f"{error}\nLeft out, since instance normalization is not batch norm: "
-            f"{list(foreign.left_out)}"
-        ) from error
+        if foreign.left_out:
+            raise ValueError(
+                f"{error}\nLeft out, since instance normalization is not batch norm: "
+                f"{list(foreign.left_out)}"
+            ) from error
+        raise

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_bn._keras import marks_of_calls
+from keras_bn._keras import is_used, marks_of_calls
 from keras_bn.tools._folding.affines import Inexact
 from keras_bn.tools._graphs.walk import (
     Layer,
@@ -27,9 +27,9 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
     @property
-    def flat(self) -> list[Any]:
-        """All arguments."""
-        return keras.tree.flatten((self.args, self.kwargs))  # type: ignore[no-any-return]
+    def tensors(self) -> list[Any]:
+        """All tensors among the arguments."""
+        return _tensors_in(self)
 
     def mapped(self, change: Any) -> "Call":
         """With each tensor changed."""
@@ -37,7 +37,7 @@ class Call(NamedTuple):
         def one(value: Any) -> Any:
             return change(value) if isinstance(value, keras.KerasTensor) else value
 
-        return Call(*keras.tree.map_structure(one, (self.args, self.kwargs)))
+        return Call(*keras.tree.map_structure(one, self))
 
     def with_(self, other: "Call", name: str) -> "Call":
         """A call that stands for both: sizes that differ are unknown.
@@ -45,30 +45,33 @@ class Call(NamedTuple):
         Raises:
             Inexact: They differ in more than sizes.
         """
-        same_length = len(self.flat) == len(other.flat)
-        if not same_length or not all(map(_alike, self.flat, other.flat)):
-            raise Inexact(f"'{name}' is called in several ways")
-        others = iter(other.flat)
-
-        def one(value: Any) -> Any:
-            there = next(others)
-            if not isinstance(value, keras.KerasTensor):
-                return value
-            sizes = zip(value.shape, there.shape, strict=True)
-            shape = tuple(a if a == b else None for a, b in sizes)
-            return value if shape == value.shape else _tensor(shape, value.dtype)
-
-        return Call(*keras.tree.map_structure(one, (self.args, self.kwargs)))
+        try:  # which argument is which, too
+            return Call(*keras.tree.map_structure(_both, self, other))
+        except ValueError as error:
+            raise Inexact(f"'{name}' is called in several ways") from error
 
 
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, keras.KerasTensor) and isinstance(other, keras.KerasTensor):
-        return len(one.shape) == len(other.shape) and one.dtype == other.dtype
-    return type(one) is type(other) and bool(one is other or one == other)
+def _both(one: Any, other: Any) -> Any:
+    """What stands for two arguments; a ValueError where nothing can."""
+    if all(isinstance(each, keras.KerasTensor) for each in (one, other)):
+        sizes = zip(one.shape, other.shape, strict=True)
+        shape = tuple(a if a == b else None for a, b in sizes)
+        if one.dtype == other.dtype:
+            return one if shape == one.shape else _tensor(shape, one.dtype)
+    # Of anything but numbers and texts, what is equal may yet be something else.
+    plain = type(one) is type(other) and isinstance(one, (bool, int, float, str))
+    if one is other or (plain and one == other):
+        return one
+    raise ValueError("The arguments differ.")
 
 
 def _tensor(shape: Shape, dtype: str) -> Any:
     return keras.KerasTensor(shape, dtype=dtype)
+
+
+def _tensors_in(structure: Any) -> list[Any]:
+    every = keras.tree.flatten(structure)
+    return [one for one in every if isinstance(one, keras.KerasTensor)]
 
 
 class Followed(NamedTuple):
@@ -104,17 +107,30 @@ def follow(layer: Layer, call: Call) -> Followed:
             something else where its inputs have a mask.
     """
     name = f"'{layer.name}' ({type(layer).__name__})"
-    parameters = inspect.signature(layer.call).parameters
+    signature = inspect.signature(layer.call)
     kwargs = dict(call.kwargs)
-    if "training" in parameters:
+    if "training" in signature.parameters:
         kwargs["training"] = False
     followed = _run(layer, Call(call.args, kwargs), name)
-    if "mask" in parameters and kwargs.get("mask") is None and len(call.args) == 1:
-        masks = keras.tree.map_structure(_mask, call.args[0])
-        masked = _run(layer, Call(call.args, {**kwargs, "mask": masks}), name)
+    masks = _masks(signature, call)
+    if masks:
+        masked = _run(layer, Call(call.args, {**kwargs, **masks}), name)
         if _skeleton(masked.graph) != _skeleton(followed.graph):
             raise Inexact(f"it is called inside {name}, which reads a mask")
     return followed
+
+
+def _masks(signature: inspect.Signature, call: Call) -> dict[str, Any]:
+    """What Keras hands to a call where its tensors have masks, by the arguments."""
+    given = signature.bind(*call.args, **call.kwargs).arguments
+    parts = {name: Call((one,), {}) for name, one in given.items()}
+    tensors = {name: one for name, one in parts.items() if one.tensors}
+    masks = {
+        "mask" if len(tensors) == 1 else f"{name}_mask": one.mapped(_mask).args[0]
+        for name, one in tensors.items()
+    }
+    known = signature.parameters
+    return {n: m for n, m in masks.items() if n in known and given.get(n) is None}
 
 
 def _mask(tensor: Any) -> Any:
@@ -122,23 +138,15 @@ def _mask(tensor: Any) -> Any:
 
 
 def _run(layer: Layer, call: Call, name: str) -> Followed:
-    inputs = [one for one in call.flat if isinstance(one, keras.KerasTensor)]
     try:
-        with (
-            _unnoticed(layer),
-            _Reads() as scope,
-            warnings.catch_warnings(),
-        ):
+        with _unnoticed(layer), _Reads() as scope, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outputs = layer.call(*call.args, **call.kwargs)
             if scope.state_mapping:
                 raise ValueError("it sets variables, or draws random numbers")
-            tensors = [
-                one
-                for one in keras.tree.flatten(outputs)
-                if isinstance(one, keras.KerasTensor)
-            ]
-            return Followed(keras.Function(inputs, tensors), scope.read)
+            inputs = [one for one in call.tensors if is_used(one)]
+            graph = keras.Function(inputs, _tensors_in(outputs))
+            return Followed(graph, scope.read)
     except Exception as error:
         raise Inexact(
             f"it is called inside {name}, whose call cannot be followed: "
@@ -173,11 +181,11 @@ def _unnoticed(layer: Layer) -> Iterator[None]:
 
 def _skeleton(graph: Any) -> list[Any]:
     """Which operation is called on what, masks left out."""
-    place: dict[int, Any] = {id(tensor): i for i, tensor in enumerate(graph.inputs)}
+    place: dict[int, Any] = {}  # of what calls make; inputs are the same objects
     calls: list[Any] = []
     for node in nodes(graph):
         sources = [
-            place.get(id(tensor))
+            place.get(id(tensor), id(tensor))
             for tensor in node.input_tensors
             if tensor.dtype != "bool"
         ]

@@ -11,7 +11,6 @@ class Graph:
     """Who makes and who uses each tensor of one functional graph.
 
     Args:
-        prefix: Of the paths of its layers.
         graph: A functional model, or a `keras.Function`.
         in_training: Whether it is always run in training mode.
         inner: By id of a layer that is called here and nowhere else, the graph that it
@@ -19,18 +18,11 @@ class Graph:
             across the border.
     """
 
-    def __init__(
-        self,
-        prefix: str,
-        graph: Any,
-        in_training: bool,
-        inner: dict[int, Any] | None = None,
-    ) -> None:
-        self.prefix = prefix
+    def __init__(self, graph: Any, in_training: bool, inner: dict[int, Any]) -> None:
         self.model = graph
         self.in_training = in_training
         self._same: dict[int, int] = {}
-        self.nodes = self._with_inner(graph, inner or {})
+        self.nodes = self._with_inner(graph, inner)
         self.outputs = {self.key(tensor) for tensor in graph.outputs}
         self.producers = {
             self.key(tensor): node for node in self.nodes for tensor in node.outputs
@@ -93,28 +85,23 @@ class Graph:
 
 
 def fits(node: Any, graph: Any) -> bool:
-    """Whether the tensors of a call are one by one those of the graph that it runs."""
-    inside = [*graph.inputs, *graph.outputs]
-    outside = [*node.input_tensors, *node.outputs]
-    counts = len(graph.inputs) == len(node.input_tensors)
-    return (
-        counts
-        and len(inside) == len(outside)
-        and len({id(tensor) for tensor in inside}) == len(inside)
-        and all(
-            (one.shape, one.dtype) == (other.shape, other.dtype)
-            for one, other in zip(inside, outside, strict=True)
+    """Whether the tensors of a call are one by one like those of the graph it runs."""
+    inside, outside = (
+        [(one.shape, one.dtype) for one in each]
+        for each in (
+            [*graph.inputs, *graph.outputs],
+            [*node.input_tensors, *node.outputs],
         )
     )
+    return inside == outside
 
 
 def graphs_of(model: Any) -> list[Graph]:
     """The graphs in `model`, and whether one is always run in training mode."""
     every = graphs(model)
     training: set[int] = set()
-    for _, graph in every:  # an outer graph comes before those in it
+    for graph in every:  # an outer graph comes before those in it
         for node in nodes(graph):
             if id(graph) in training or called_in_training(node):
-                inner = node.operation
-                training.add(id(graph_in(inner) or inner))
-    return [Graph(prefix, graph, id(graph) in training) for prefix, graph in every]
+                training.add(id(graph_in(node.operation)))
+    return [Graph(graph, id(graph) in training, {}) for graph in every]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -21,6 +21,14 @@ from keras_bn.tools._graphs.walk import (
     nodes,
     sublayers,
 )
+
+
+class _Run(NamedTuple):
+    """What runs where a layer is called, and whether ever in training mode."""
+
+    layer: Layer
+    graph: Any
+    training: bool
 
 
 class Reached:
@@ -45,9 +53,7 @@ class Reached:
         self.why_not: dict[int, str] = {}
         self._opaque = opaque or {}
         self._inside = inside
-        self._paths = {id(layer): path for path, layer in sublayers(model)}
-        self._training: dict[int, bool] = {}
-        self._graphs: dict[int, tuple[Layer, Any]] = {}
+        self._runs: dict[int, _Run] = {}
         self._calls: dict[int, Call] = {}
         self._unknown: set[int] = set()
         if has_graph(model):
@@ -57,15 +63,15 @@ class Reached:
         self._count(model)
         inner = self._called_once() if inside else {}
         self.graphs = [
-            Graph(self._prefix(layer, model), graph, self._training[id(layer)], inner)
-            for layer, graph in self._graphs.values()
-            if id(layer) not in inner
+            Graph(run.graph, run.training, inner)
+            for run in self._runs.values()
+            if id(run.layer) not in inner
         ]
         self.owners = {
-            id(node.operation): layer
-            for layer, graph in self._graphs.values()
-            if not has_graph(layer)
-            for node in nodes(graph)
+            id(node.operation): run.layer
+            for run in self._runs.values()
+            if not has_graph(run.layer)
+            for node in nodes(run.graph)
         }
 
     def _follow_model(self, model: Any) -> None:
@@ -77,7 +83,7 @@ class Reached:
         shape = (model.get_build_config() or {}).get("input_shape")
 
         def symbol(shape: Any) -> Any:
-            return keras.KerasTensor((None, *shape[1:]), dtype=model.compute_dtype)
+            return keras.KerasTensor((None, *shape[1:]))
 
         try:
             if shape is None:
@@ -94,9 +100,6 @@ class Reached:
                 f"{error}"
             ) from error
 
-    def _prefix(self, layer: Layer, model: Any) -> str:
-        return "" if layer is model else f"{self._paths[id(layer)]}/"
-
     def _enter(self, layer: Layer, call: Call, training: bool) -> None:
         """Goes into what one call runs."""
         if has_graph(layer):
@@ -106,71 +109,64 @@ class Reached:
         elif type(layer) is keras.layers.TimeDistributed:
             # The wrapper's own arguments go to a layer that takes them.
             self._enter(layer.layer, Call(call.mapped(_step).args, {}), training)
-        elif not is_batch_norm(layer) and any(
-            is_batch_norm(one) for _, one in sublayers(layer)
-        ):
+        elif any(is_batch_norm(one) for _, one in sublayers(layer)):
             self._follow(layer, call, training)
 
     def _enter_graph(self, layer: Layer, graph: Any, training: bool) -> None:
-        known = self._graphs.get(id(layer))
-        seen = known is not None and known[1] is graph
-        if seen and (self._training[id(layer)] or not training):
+        known = self._runs.get(id(layer))
+        training = training or (known is not None and known.training)
+        run = self._runs[id(layer)] = _Run(layer, graph, training)
+        if run == known:
             return
-        training = training or self._training.get(id(layer), False)
-        self._training[id(layer)] = training
-        self._graphs[id(layer)] = (layer, graph)
         for node in nodes(graph):
-            if isinstance(node.operation, keras.Layer):
-                kwargs = dict(node.arguments.kwargs)
-                kwargs.pop("training", None)  # what is followed is inference
-                call = Call(node.arguments.args, kwargs)
-                inner = training or called_in_training(node)
-                self._enter(node.operation, call, inner)
+            kwargs = dict(node.arguments.kwargs)
+            kwargs.pop("training", None)  # what is followed is inference
+            call = Call(node.arguments.args, kwargs)
+            self._enter(node.operation, call, training or called_in_training(node))
 
     def _follow(self, layer: Layer, call: Call, training: bool) -> None:
-        call = call.mapped(lambda one: _as_input(layer, one))
+        if id(layer) in self._unknown:
+            return
         try:
-            if id(layer) in self._unknown:
-                return
-            if base_class(layer) in self._opaque:
-                raise Inexact(self._opaque[base_class(layer)])
-            known = self._calls.get(id(layer))
-            if known is not None:
-                call = known.with_(call, layer.name)
-            if call != known:
-                followed, call = _followed(layer, call)
-                self._calls[id(layer)] = call
-                self.read |= followed.read
-                self._enter_graph(layer, followed.graph, training)
-            else:
-                self._enter_graph(layer, self._graphs[id(layer)][1], training)
+            call = call.mapped(lambda one: _as_input(layer, one))
+            self._enter_graph(layer, self._graph_of(layer, call), training)
         except Inexact as error:
-            self._graphs.pop(id(layer), None)
+            self._runs.pop(id(layer), None)
             self._unknown.add(id(layer))
             for _, one in sublayers(layer):
                 self.why_not[id(one)] = str(error)
 
+    def _graph_of(self, layer: Layer, call: Call) -> Any:
+        """What `layer` does in this call, and in all that came before."""
+        if base_class(layer) in self._opaque:
+            raise Inexact(self._opaque[base_class(layer)])
+        known = self._calls.get(id(layer))
+        if known is not None:
+            call = known.with_(call, layer.name)
+            if call == known:
+                return self._runs[id(layer)].graph
+        followed, self._calls[id(layer)] = _followed(layer, call)
+        self.read |= followed.read
+        return followed.graph
+
     def _called_once(self) -> dict[int, Any]:
         """By id of a layer, the graph that it runs, where just one call does."""
-        return {
-            id(node.operation): self._graphs[id(node.operation)][1]
-            for owner, outer in self._graphs.values()
-            for node in nodes(outer)
-            if self.calls[id(node.operation)] == 1
-            and id(node.operation) in self._graphs
-            and self._training[id(owner)] == self._training[id(node.operation)]
-            and fits(node, self._graphs[id(node.operation)][1])
-        }
+        found = {}
+        for outer in self._runs.values():
+            for node in nodes(outer.graph):
+                run = self._runs.get(id(node.operation))
+                if run is None or self.calls[id(node.operation)] > 1:
+                    continue
+                if run.training == outer.training and fits(node, run.graph):
+                    found[id(node.operation)] = run.graph
+        return found
 
     def _count(self, model: Any) -> None:
         """Counts calls, and notes who reads what belongs to another layer."""
-        for _, graph in self._graphs.values():
-            for node in nodes(graph):
-                layer = node.operation
-                self.calls[id(layer)] += 1
-                if isinstance(layer, keras.Layer):
-                    self.calls.update(id(one) for one in self._held_by(layer))
-                    continue
+        for run in self._runs.values():
+            for node in nodes(run.graph):
+                self.calls[id(node.operation)] += 1
+                self.calls.update(id(one) for one in self._held_by(node.operation))
                 given = given_to(node)
                 self.read |= {id(v) for v in given if isinstance(v, keras.Variable)}
         owned = Counter(
@@ -182,7 +178,7 @@ class Reached:
 
     def _held_by(self, layer: Layer) -> Iterator[Layer]:
         """What `layer` calls in ways that are not known."""
-        if id(layer) in self._graphs:
+        if id(layer) in self._runs:
             return
         if type(layer) is keras.layers.TimeDistributed:
             yield layer.layer
@@ -205,15 +201,14 @@ def _followed(layer: Layer, call: Call) -> tuple[Followed, Call]:
 
 
 def _of_any_size(tensor: Any) -> Any:
-    rank = len(tensor.shape)
-    middle = (None,) * (rank - 2)
-    shape = (tensor.shape[0], *middle, tensor.shape[-1]) if rank > 1 else tensor.shape
+    last = len(tensor.shape) - 1
+    shape = (*(None,) * last, *tensor.shape[last:])
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
 def _step(tensor: Any) -> Any:
     """One step of what goes to `TimeDistributed`."""
-    shape = (tensor.shape[0], *tensor.shape[2:])
+    shape = (None, *tensor.shape[2:])
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 

@@ -53,14 +53,13 @@ def computes_plainly(layer: Layer) -> bool:
     """Whether `layer` is a batch norm, and nothing of a subclass runs in its `call`."""
     ours = isinstance(layer, BatchNormalization)
     base = BatchNormalization if ours else keras.layers.BatchNormalization
-    return is_batch_norm(layer) and all(
-        getattr(type(layer), name) is getattr(base, name) for name in _RUN[base]
-    )
+    # Of no other layer are these the same, `call` to begin with.
+    return all(getattr(type(layer), n) is getattr(base, n) for n in _RUN[base])
 
 
 _RUN = {
     BatchNormalization: (
-        *("__call__", "call", "_normalize", "_parameter", "_by_batch"),
+        *("call", "__call__", "_normalize", "_parameter", "_by_batch"),
         *("_fused_activation", "_statistics"),
     ),
     keras.layers.BatchNormalization: RUN_BY_BATCH_NORM,
@@ -71,11 +70,6 @@ _RUN = {
 def is_domain_norm(layer: Layer) -> bool:
     """Whether `layer` keeps statistics for each of several domains."""
     return isinstance(layer, DomainBatchNormalization)
-
-
-def is_convertible(layer: Layer) -> bool:
-    """Whether `convert` can put another in the place of a batch norm."""
-    return is_plain_batch_norm(layer) or is_domain_norm(layer)
 
 
 def is_conditional(layer: Layer) -> bool:
@@ -113,7 +107,7 @@ def activation_of(layer: Layer) -> Any:
 
 def children(layer: Layer) -> list[Layer]:
     """The layers directly inside, in the order that their weights are listed in."""
-    return list(layer.layers) if is_functional(layer) else direct_layers(layer)
+    return layer.layers if is_functional(layer) else direct_layers(layer)
 
 
 def sublayers(model: Layer) -> Iterator[tuple[str, Layer]]:
@@ -188,11 +182,10 @@ def _distinct(found: list[tuple[str, Layer]]) -> dict[str, Layer]:
     return named
 
 
-def graphs(model: Layer) -> list[tuple[str, Any]]:
-    """Each functional graph in `model` and its prefix of paths, outer ones first."""
-    inner = [(f"{p}/", layer) for p, layer in sublayers(model) if has_graph(layer)]
-    every = [(p, graph_in(layer)) for p, layer in [("", model), *inner]]
-    return [(p, graph) for p, graph in every if graph]
+def graphs(model: Layer) -> list[Any]:
+    """Each functional graph in `model`, outer ones first."""
+    every = [model, *(layer for _, layer in sublayers(model))]
+    return [graph for one in every if (graph := graph_in(one)) is not None]
 
 
 def has_graph(layer: Layer) -> bool:
@@ -234,10 +227,8 @@ def given_to(node: Any) -> list[Any]:
 
 def called_in_training(node: Any) -> bool:
     """Whether this call has `training=True` written into it."""
-    arguments = node.arguments
-    return bool(arguments.kwargs.get("training") is True) or any(
-        one is True for one in arguments.args[1:]
-    )
+    # Keras wants it by keyword in a graph.
+    return node.arguments.kwargs.get("training") is True
 
 
 def called_with(node: Any, name: str) -> bool:
@@ -274,6 +265,6 @@ def at_initial_values(layer: Layer) -> bool:
         if not isinstance(initializer, (*fixed, keras.initializers.Constant)):
             return False
         initial = initializer(weight.shape, dtype=weight.dtype)
-        if np.any(float64(weight) != float64(initial)):
+        if keras.ops.any(weight != initial):
             return False
     return True

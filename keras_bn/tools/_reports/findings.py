@@ -1,22 +1,15 @@
 """What `inspect` looks for in a batch norm layer: one function a finding."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import keras
 import numpy as np
 
-from keras_bn.tools._folding import linear_layers
-from keras_bn.tools._folding.affines import Inexact
-from keras_bn.tools._graphs.graph import graphs_of
 from keras_bn.tools._graphs.walk import (
     Layer,
-    activation_of,
     at_initial_values,
-    called_in_training,
     float64,
     infers_by_batch,
-    is_batch_norm,
     normalizes_by_batch,
 )
 from keras_bn.tools._statistics.averaging import remaining
@@ -175,7 +168,7 @@ def _negative_variance(facts: Facts) -> Result:
     bad = variance < 0
     if not bad.any():
         return None
-    nan = bool((variance + facts.layer.epsilon <= 0).any())
+    nan = (variance + facts.layer.epsilon <= 0).any()
     return (
         "error" if nan else "warning",
         f"variance is negative in {_share(bad)}, which no data have"
@@ -254,51 +247,3 @@ _CHECKS: dict[str, Callable[[Facts], Result]] = {
     "always-training": _always_training,
     "batch-inference": _batch_inference,
 }
-
-
-def from_graphs(model: Any) -> tuple[dict[int, str], set[int]]:
-    """By id of a batch norm: the biased layer before it; those always in training."""
-    biases: dict[int, str] = {}
-    training: set[int] = set()
-    for graph in graphs_of(model):
-        for node in graph.nodes:
-            layer = node.operation
-            if not is_batch_norm(layer):
-                continue
-            if graph.in_training or called_in_training(node):
-                training.add(id(layer))
-            linear = _linear_before(graph, node)
-            if linear is None or not linear.use_bias:
-                continue
-            if normalizes_by_batch(layer):
-                biases[id(layer)] = graph.prefix + linear.name
-    return biases, training
-
-
-_LAYERS = keras.layers
-_KEEPS_CHANNELS = (
-    _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.AveragePooling3D,
-    _LAYERS.MaxPooling1D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.MaxPooling3D,
-    _LAYERS.Identity,
-)
-"""A constant added to a channel before these is the same constant after them."""
-
-
-def _linear_before(graph: Any, node: Any) -> Layer | None:
-    """The linear layer whose constants per channel this batch norm removes."""
-    try:
-        source = graph.producer(node.input_tensors[0])
-        while type(source.operation) in _KEEPS_CHANNELS:
-            source = graph.producer(source.input_tensors[0])
-    except Inexact:
-        return None
-    linear, rank = source.operation, len(node.outputs[0].shape)
-    if not linear_layers.is_linear(linear) or activation_of(linear) is not None:
-        return None
-    axis = node.operation.axis
-    channel = 1 + linear_layers.channel_axis(linear, rank - 1)
-    return linear if isinstance(axis, int) and axis % rank == channel else None
