@@ -160,7 +160,7 @@ class Gathering:
         return np.stack(self.rows)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=ON_TORCH)])
 def test_two_processes_are_averaged(monkeypatch, several):
     """By the states that they gather; tests/synchronized has real ones, of four."""
     module = sys.modules["keras_bn.tools.average_statistics"]
