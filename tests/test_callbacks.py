@@ -247,6 +247,7 @@ def test_what_is_no_data_is_said_before_training(callback, data):
         (Recalibrate(X[:, :2]), r"`data` must give batches .*\(None, 4\).*\(32, 2\)"),
         (Monitor(X[:, :2]), r"`data` must give batches .*\(None, 4\).*\(64, 2\)"),
         (Recalibrate(X[:0]), "`data` must have at least one batch"),
+        (Monitor(X[:0]), "`data` must have at least one batch"),
         (Recalibrate(X, steps=3), "`data` must have 3 batches.*Received: 2"),
         (Recalibrate(iter([X]), layer_by_layer=True), "`data` must .*more than once"),
     ],

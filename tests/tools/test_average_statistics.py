@@ -141,6 +141,7 @@ def test_values_in_place_of_models_and_keras_layers():
 @ON_TORCH
 def test_one_process_alone_is_left_as_it_is():
     model = trained(DATA, renorm=True)
+    model.layers[0].moving_stddev.assign([3.0, 4.0])  # which an average would not be
     before = state(model)
     report = keras_bn.average_statistics(model)
     assert report.replicas == 1
@@ -238,8 +239,13 @@ BAD = {
 }
 
 
-@ON_TORCH
-@pytest.mark.parametrize(("replicas", "error", "match"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(
+    ("replicas", "error", "match"),
+    [
+        pytest.param(*case, id=name, marks=() if name == "other shapes" else ON_TORCH)
+        for name, case in BAD.items()
+    ],
+)
 def test_bad_replicas_leave_the_model_as_it_was(replicas, error, match):
     model = trained(DATA[:1], name="norm")
     before = state(model)

@@ -254,7 +254,11 @@ def test_what_remains_of_the_initial_values():
     assert remaining(norm, 4) == pytest.approx(0.5**3 * 0.75)
     assert remaining(norm, 100_000) == 0.0
     assert [remaining(Norm(**one), 1) for one in (PLAIN, DEBIASED)] == [0.0, 0.0]
-    assert remaining(keras.layers.BatchNormalization(momentum=0.5), 3) == 0.125
+    theirs = keras.layers.BatchNormalization(momentum=np.float32(0.5))
+    shares = [remaining(theirs, 3), momentum_now(theirs)]
+    assert [(one, type(one)) for one in shares] == [(0.125, float), (0.5, float)]
+    none = Norm(momentum=lambda step: 0 * step)
+    assert remaining(none, 3) == 0.0
     norm.build((None, 3))
     norm.moving_step.assign(3)
     assert momentum_now(norm) == 0.75
@@ -270,6 +274,7 @@ def test_tools_let_a_layer_infer_by_the_batch():
     """Outputs do not change between the modes; what comes after sees the batch's."""
     norm, after = Norm(inference_statistics="batch"), Norm()
     model = model_of(norm, keras.layers.Dense(3), after)
+    assert keras_bn.inspect(model_of(norm), X[0]).output_change < 1e-6
     report = keras_bn.inspect(model, X[0])
     assert report.layers[0].distance > 0.3  # which nobody minds
     assert not [f for f in report.findings if f.layer == norm.name and f.code == "far"]
