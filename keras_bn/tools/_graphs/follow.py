@@ -192,6 +192,6 @@ def _skeleton(graph: Any) -> list[Any]:
         for i, tensor in enumerate(node.outputs):
             place[id(tensor)] = (len(calls), i)
         is_layer = isinstance(node.operation, keras.Layer)
-        what = id(node.operation) if is_layer else type(node.operation)
+        what = node.operation if is_layer else type(node.operation)
         calls.append((what, sources, called_in_training(node)))
     return calls
