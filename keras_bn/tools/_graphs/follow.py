@@ -185,7 +185,7 @@ def _skeleton(graph: Any) -> list[Any]:
     calls: list[Any] = []
     for node in nodes(graph):
         sources = [
-            place.get(id(tensor), id(tensor))
+            place.get(id(tensor), tensor)
             for tensor in node.input_tensors
             if tensor.dtype != "bool"
         ]
