@@ -23,6 +23,18 @@ def test_a_layer_of_two_models_is_listed_once_by_its_first_path():
     assert list(walk.batch_norms(model)) == ["one/norm"]
 
 
+def test_a_number_tells_layers_of_one_name_apart():
+    model = keras.Model()
+    names = ("norm", "norm", "other")
+    model.norms = [keras_bn.BatchNormalization(name=name) for name in names]
+    for norm in model.norms:
+        norm.build((None, 3))
+    model.built = True
+    found = walk.batch_norms(model)
+    assert list(found) == ["norm#1", "norm#2", "other"]
+    assert list(found.values()) == model.norms
+
+
 class Holds(keras.Model):
     def __init__(self):
         super().__init__()
