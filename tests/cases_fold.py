@@ -379,8 +379,18 @@ BEYOND = [
         ("is in the way",),
     ),
     Fold(
+        "norm of a norm of two axes",
+        lambda: [L.ReLU(), Norm(axis=(1, 2), scale=False), Norm(), L.ReLU()],
+        LINE,
+        0,
+        ("is in the way", "normalizes along several axes"),
+    ),
+    Fold(
         "steps",
-        lambda: [L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(Norm(axis=3))],
+        lambda: [
+            *(L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(L.MaxPooling2D(2))),
+            L.TimeDistributed(Norm(axis=3)),
+        ],
         (2, 4, 4, 3),
         1,
     ),

@@ -20,7 +20,9 @@ class Folded(keras.layers.Layer):  # type: ignore[misc]
         self.supports_masking = True
         self.built = True  # there is nothing to build
 
-    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    def call(
+        self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any
+    ) -> Any:
         """`activation(inputs)`; what else batch norm is called with does not count."""
         return self.activation(inputs)
 
