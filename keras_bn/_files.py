@@ -163,7 +163,7 @@ def write_model(path: Path, force: bool, model: Any) -> None:
 
 def _made_anew(model: Any, loaded: Any) -> list[str]:
     """The batch norm layers of `loaded` that `model` has not got, by their class."""
-    expected = Counter(type(one) for _, one in sublayers(model) if is_batch_norm(one))
+    expected = Counter(type(one) for _, one in sublayers(model))
     found = [(path, one) for path, one in sublayers(loaded) if is_batch_norm(one)]
     more = []
     for path, one in found:

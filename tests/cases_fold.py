@@ -76,6 +76,12 @@ FOLDS = [
     Fold(
         "two axes, flat", lambda: [Norm(axis=(2, 1)), L.Flatten(), L.Dense(3)], LINE, 1
     ),
+    Fold(
+        "one scale for all",
+        lambda: [Norm(axis=1), L.DepthwiseConv2D((1, 3)), Norm(axis=1)],
+        (1, 6, 4),
+        2,
+    ),
     Fold("reshape", lambda: [L.Dense(12), L.Reshape((2, 2, 3)), Norm()], (4,), 1),
     Fold(
         "permute",
@@ -588,6 +594,12 @@ GRAPHS = [
         "difference, one side padded",
         lambda x: Norm()(L.ZeroPadding2D(1)(L.Conv2D(3, 3)(x)) - L.Conv2D(3, 1)(x)),
         IMAGE,
+        1,
+    ),
+    Graph(
+        "residual",
+        lambda x: Norm(activation="relu")(_dense(x, 4), residual=L.ReLU()(x)),
+        (4,),
         1,
     ),
     Graph("by keyword", lambda x: L.ReLU()(Norm()(inputs=_dense(x))), (4,), 1),

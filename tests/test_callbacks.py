@@ -275,6 +275,13 @@ def test_what_may_yet_fit_is_no_error_before_training(callback):
     callback.on_train_begin()
 
 
+def test_a_model_without_batch_norm_is_an_error_before_training():
+    callback = Recalibrate(X)
+    callback.set_model(keras.Sequential([keras.Input((4,)), L.Dense(1)]))
+    with pytest.raises(ValueError, match="must have a batch normalization layer"):
+        callback.on_train_begin()
+
+
 @pytest.mark.parametrize("callback", [Recalibrate(X), Monitor(X), Monitor({"x": X})])
 @pytest.mark.parametrize("norm", [keras_bn.BatchNormalization, L.BatchNormalization])
 def test_a_model_may_be_built_by_its_first_batch(norm, callback):

@@ -212,7 +212,7 @@ def _of_plan(plan: Plan) -> tuple[Replace, Fill]:
 
 def _taking(layer: Layer, activation: Any) -> Layer:
     """A layer like `layer`, with all the weights that an affine needs."""
-    changes = dict(taker(layer).config(layer))
+    changes = taker(layer).config(layer)
     if activation is not None:
         changes["activation"] = activation
     # The kernel that was read has the low-rank update in it.

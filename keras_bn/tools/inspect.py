@@ -159,7 +159,7 @@ def _row(facts: Facts) -> LayerReport:
         facts.path,
         _kind(layer),
         layer.axis if isinstance(layer.axis, int) else list(layer.axis),
-        int(variance.size),
+        variance.size,
         momentum_now(layer),
         float(layer.epsilon),
         layer.trainable,
@@ -188,5 +188,5 @@ def _spread(values: np.ndarray) -> tuple[float, float, float]:
     values = values[np.isfinite(values)]
     if not values.size:
         return (np.nan, np.nan, np.nan)
-    low, middle, high = np.quantile(values, [0, 0.5, 1])
-    return float(low), float(middle), float(high)
+    low, middle, high = np.quantile(values, [0, 0.5, 1]).tolist()
+    return low, middle, high

@@ -231,6 +231,7 @@ APART = {
     "cropped": L.Cropping1D(1),
     "repeated": L.UpSampling1D(2),
     "padded": L.ZeroPadding1D(1),
+    "operation": lambda x: ops.average_pool(x, 2),
 }
 
 

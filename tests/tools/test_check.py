@@ -76,6 +76,13 @@ def test_a_check_allows_what_rounding_makes(dtype, size):
 
 
 @ON_TORCH
+def test_a_check_allows_what_rounding_makes_in_a_graph_without_layers():
+    inputs = keras.Input((4,))
+    one, near = (keras.Model(inputs, inputs * f) for f in (1, 1 + 9e-5))
+    check_outputs(one, near, True)
+
+
+@ON_TORCH
 @pytest.mark.parametrize("dtype", LAST_BIT)
 def test_a_check_allows_ten_times_what_a_last_bit_of_the_inputs_makes(dtype):
     """Where that is more: here the outputs are 0, but for the last bits."""

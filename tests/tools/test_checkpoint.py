@@ -61,6 +61,17 @@ def test_half_precision_is_read(tmp_path):
     assert means(keras_bn.from_torch(model(), path)) == [1, 3, 11]
 
 
+@ON_TORCH
+@by_order
+def test_what_was_on_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    path = tmp_path / "weights.pth"
+    torch.save({k: torch.as_tensor(v) for k, v in STATE.items()}, path)
+    assert means(keras_bn.from_torch(model(), path)) == [1, 3, 11]
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
@@ -78,11 +89,15 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 
 
 @ON_TORCH
-@pytest.mark.parametrize("name", ["none.pth", "text.pth", "text.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["none.pth", "folder.pth", "text.pth", "text.safetensors"]
+)
 def test_no_such_file(tmp_path, name):
+    (tmp_path / "folder.pth").mkdir()
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
-    there = ", which does not exist" * name.startswith("none")
+    why = {"none.pth": ", which does not exist", "folder.pth": ", which is no file"}
+    there = why.get(name, "")
     message = f"`state_dict` must be a .*file.*{name}{there}"
     with pytest.raises(ValueError, match=message):
         keras_bn.from_torch(model(), tmp_path / name)

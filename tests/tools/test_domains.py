@@ -16,6 +16,10 @@ L = keras.layers
 Norm = keras_bn.BatchNormalization
 
 
+class Other(L.BatchNormalization):
+    """Of which no tool knows what it does; it stays."""
+
+
 def sequential():
     inner = keras.Sequential([L.Dense(3), Norm(name="inner")], name="block")
     layers = [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU(), inner]
@@ -30,11 +34,11 @@ def two_inputs():
 
 
 def nested():
-    """A functional block of two inputs that is called twice."""
+    """A functional block of two inputs that is called twice, and a norm that stays."""
     x, y = keras.Input((5, 4)), keras.Input((5, 4))
     block = keras.Model([x, y], Norm(axis=(1, 2))(x) - y, name="block")
     inputs = keras.Input((5, 4))
-    return keras.Model(inputs, block([L.Dense(4)(block([inputs, 2 * inputs])), inputs]))
+    return keras.Model(inputs, block([Other()(block([inputs, 2 * inputs])), inputs]))
 
 
 def residual():
@@ -119,6 +123,23 @@ def test_residuals_become_sums_of_their_own():
         np.testing.assert_allclose(
             numpy(several), numpy(model(x)), rtol=1e-5, atol=1e-5
         )
+
+
+class Doubled(Norm):
+    """Has a residual that no sum of its own would be."""
+
+    def call(self, inputs, residual=None, training=None):
+        return 2 * super().call(inputs, residual=residual, training=training)
+
+
+@ON_TORCH
+def test_residuals_of_a_subclass_are_its_own():
+    inputs = keras.Input((4,))
+    model = randomize(keras.Model(inputs, Doubled()(Norm()(inputs), residual=inputs)))
+    x = images(6, 4)
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    y = ours([x, np.zeros(6, "int32")])
+    np.testing.assert_allclose(numpy(y), numpy(model(x)), rtol=1e-5, atol=1e-5)
 
 
 @ON_TORCH

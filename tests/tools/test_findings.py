@@ -39,6 +39,7 @@ BOUNDS = {
     "very far": ({"distance": 1.0}, {}, [("far", "error")]),
     "far and frozen": ({"distance": 9.0}, {"trainable": False}, [("far", "note")]),
     "far and unused": ({"distance": 9.0}, BATCH, [("batch-inference", "note")]),
+    "not finite": ({"distance": np.inf}, {}, [("not-finite", "error")]),
     "not finite and unused": (
         {"distance": np.inf},
         BATCH,
@@ -61,6 +62,7 @@ BOUNDS = {
         {},
         [("lag", "warning"), ("far", "warning")],
     ),
+    "no lag, just": ({"updates": 1}, {"momentum": 0.05}, []),
     "no step": ({"updates": 0}, {}, []),
     "kept as it is": ({"updates": 298}, {"momentum": 1.0}, []),
     "frozen": ({"updates": 298}, {"trainable": False}, []),
@@ -95,8 +97,13 @@ WEIGHTS = {
         *("moving_variance", 1, -1e-3),
         ("negative-variance", "error", "below -epsilon the output is NaN"),
     ),
-    "tiny variance": ("moving_variance", 2, 0.9e-4, ("collapsed", "note", "2 of 20")),
-    "tiny": ("moving_variance", 3, 0.9e-4, ("collapsed", "warning", "(0.001) in 3 of")),
+    "no variance": ("moving_variance", 2, 0.0, ("collapsed", "note", "2 of 20")),
+    "tiny": (
+        "moving_variance",
+        3,
+        0.98e-4,
+        ("collapsed", "warning", "(0.001) in 3 of"),
+    ),
     "large variance": ("moving_variance", 9, 0.9e6, None),
     "huge": ("moving_variance", 1, 1.1e6, ("exploded", "warning", "1 of 20")),
     **{

@@ -1,5 +1,7 @@
 """`from_haiku`: the average without its pull to zero, and Haiku's names."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -129,6 +131,13 @@ def test_no_layer_is_left_out_unasked(name):
     model = keras.Sequential([keras.Input((4, 3)), *layers])
     with pytest.raises(ValueError, match=r"2 layers, .*'other'.* 1 prefixes"):
         getattr(keras_bn.tools, name)(model, *_up_and_bn(name.partition("_")[2]))
+
+
+@ON_TORCH
+def test_what_is_not_of_flax_without_flax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    with pytest.raises(TypeError, match=r"an nnx module.*variables of type list"):
+        keras_bn.from_flax(_model(), [1, 2])
 
 
 def test_flax_s_variables_may_be_plain_arrays():

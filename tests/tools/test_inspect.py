@@ -1,6 +1,7 @@
 """`inspect`: each finding where it is due, and not elsewhere."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -102,12 +103,20 @@ def test_facts_of_a_layer():
         np.testing.assert_allclose(spread, expected, rtol=1e-6)
     model = keras.Sequential(
         [
-            keras.Input((4,)),
+            keras.Input((4, 4)),
             L.BatchNormalization(renorm=True, scale=False, trainable=False),
+            Norm(axis=(1, 2), epsilon=np.float32(0.25)),
         ]
     )
-    (row,) = keras_bn.inspect(model).layers
+    variance = np.linspace(-1, 2, 16)
+    model.layers[1].moving_variance.assign(variance.reshape(1, 4, 4))
+    report = keras_bn.inspect(model)
+    row, other = report.layers
     assert (row.kind, row.updates, row.gamma) == ("keras renorm frozen", 0, None)
+    assert (other.kind, other.axis, other.channels) == ("keras_bn", [1, 2], 16)
+    stddev = np.sqrt(np.maximum(variance, 0))
+    assert other.stddev == pytest.approx((0, np.median(stddev), 2**0.5))
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["epsilon"] == 0.25
 
 
 def test_distance_is_as_defined():
@@ -151,6 +160,37 @@ def test_data_show_the_distance_and_what_it_does_to_outputs():
         )
     change = np.linalg.norm(training - inference) / np.linalg.norm(inference)
     assert shifted.output_change == pytest.approx(change, rel=1e-4)
+
+
+def test_the_change_is_that_of_all_outputs():
+    inputs = keras.Input((2,))
+    outputs = {"normal": Norm()(inputs), "others": [inputs, 0.0 * inputs]}
+    model, x = keras.Model(inputs, outputs), images(8, 2) * 3
+    before, after = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3), x / 1.001**0.5)
+    size = (after**2).sum() + (x**2).sum()
+    change = ((before - after) ** 2).sum() / size
+    assert keras_bn.inspect(model, x).output_change == pytest.approx(change**0.5)
+    nothing = keras.Model(inputs, 0.0 * Norm()(inputs))
+    assert keras_bn.inspect(nothing, x).output_change == 0
+
+
+@ON_TORCH
+def test_progress_is_by_layers_and_batches(monkeypatch):
+    module = sys.modules["keras_bn.tools.inspect"]
+    said = []
+
+    class Noted(module.Progress):
+        def __init__(self, what, total):
+            said.append((what, total))
+            super().__init__(what, total)
+
+        def advance(self):
+            said.append("more")
+
+    monkeypatch.setattr(module, "Progress", Noted)
+    layers = [keras.Input((4,)), Norm(), L.Dense(2), Norm(trainable=False)]
+    keras_bn.inspect(keras.Sequential(layers, name="net"), images(9, 4), batch_size=3)
+    assert said == [("inspecting net", 6), *["more"] * 6]
 
 
 class Raising(L.Layer):
@@ -319,6 +359,7 @@ def test_weights_that_are_not_finite_still_print_plot_and_are_json(
     assert report.severity == "error"
     assert report.findings[0].verdict.startswith("gamma and moving_variance not finite")
     assert "not-finite" in str(report)
+    assert np.isfinite(report.layers[0].stddev).all() == (count == 1)
     json.dumps(report.to_dict(), allow_nan=False)
     report.plot(tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 1000

@@ -212,9 +212,11 @@ def test_a_pooled_image_has_one_order():
 @ON_TORCH
 def test_weights_of_other_layers_are_not_left_in_silence():
     layers = [L.Dense(4), L.LayerNormalization(name="ln"), L.BatchNormalization()]
+    layers.append(L.Dense(4, name="lora"))
     model = keras.Sequential([keras.Input((4,)), *layers])
+    layers[-1].enable_lora(2)  # its kernel is a sum
     theirs = trained(nn.Sequential(nn.Linear(4, 4), norm_of(4)))
-    with pytest.raises(ValueError, match=r"{'ln': 'LayerNormalization'}"):
+    with pytest.raises(ValueError, match=r"{'ln': 'LayerNormalization', 'lora'"):
         keras_bn.from_torch(model, theirs, layers="all")
 
 

@@ -161,7 +161,7 @@ IN_THE_WAY = [
         "changes the dtype",
     ),
     (
-        _of(lambda x: _norm(_dense(x), 0), batch_shape=(2, 4)),
+        _of(lambda x: _norm(_dense(x), -2), batch_shape=(2, 4)),
         "normalizes each sample of the batch by itself",
     ),
     (
@@ -173,7 +173,7 @@ IN_THE_WAY = [
         "joins axes of unknown size",
     ),
     (
-        _of(lambda x: _norm(L.TimeDistributed(L.Dense(3))(x), 1), LINE),
+        _of(lambda x: _norm(L.TimeDistributed(L.Dense(3))(x), 1), (2, 4)),
         "does the same to each step, which it scales apart",
     ),
     (

@@ -112,7 +112,7 @@ def test_spreads_are_of_the_middle_and_the_ends(axes_of):
     [
         ((0.5, 1.0, 2.0), [0.5, 1, 2]),
         ((0.1, 1.0, 10.0), [0.1, 0.2, 0.5, 1, 2, 5, 10]),
-        ((0.0495, 1.0, 5.0), [0.1, 1]),  # 101 times
+        ((0.0498, 1.0, 5.0), [0.1, 1]),  # 100.4 times
     ],
 )
 def test_decades_have_as_many_ticks_as_there_is_room_for(axes_of, stddev, expected):

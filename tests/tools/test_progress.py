@@ -35,6 +35,9 @@ def test_two_seconds_are_waited(monkeypatch, capsys, seconds, shown):
         monkeypatch.setattr(progress.time, "monotonic", lambda: 7.0 + seconds)
         bar.advance()
         assert (bar._bar is not None) == shown
+        if shown:
+            (task,) = bar._bar.tasks
+            assert (task.completed, task.total) == (1, 4)
     capsys.readouterr()
 
 

@@ -185,8 +185,8 @@ class _Removing(_Calls):
     def _outputs(self, graph: Any) -> tuple[Structure, Structure]:
         def call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             if self._replaces(layer):
-                kwargs.pop("domain", None)
-                return self._layer(layer)(*args[:1], **kwargs)
+                del kwargs["domain"]  # given as such, whatever the caller wrote
+                return self._layer(layer)(*args, **kwargs)
             if self._changes(layer):
                 given, *rest = args
                 new = self._layer(layer)

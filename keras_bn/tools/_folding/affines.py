@@ -53,14 +53,14 @@ def affine_of(layer: Layer, rank: int) -> Affine:
         offset = -float64(layer.moving_mean) * scale
         if layer.beta is not None:
             offset = offset + float64(layer.beta)
-    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+    if not np.isfinite(offset).all():  # nor is it where the scale is not
         raise Inexact("its weights or statistics are not finite")
     return Affine(*(laid_out(one, layer.axis, rank) for one in (scale, offset)))
 
 
 def laid_out(values: Any, axis: Any, rank: int) -> Any:
     """Weights of a layer, one value per channel, in the layout of a sample."""
-    axes = [axis] if isinstance(axis, int) else list(axis)
+    axes = [axis] if isinstance(axis, int) else axis
     if 0 in (one % (rank + 1) for one in axes):
         raise Inexact("it normalizes each sample of the batch by itself")
     if values.ndim == rank + 1:  # several feature axes: the input's rank, batch of 1
@@ -77,10 +77,10 @@ def channel_vector(values: np.ndarray, axis: int, size: int) -> np.ndarray:
         Inexact: They also differ along another axis.
     """
     rows = np.moveaxis(values, axis, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    if np.any(rows != rows[:1]):
+    first = rows[(0,) * (rows.ndim - 1)]
+    if np.any(rows != first):
         raise Inexact("it scales positions of one channel differently")
-    return np.broadcast_to(rows[0], (size,)).copy()
+    return np.broadcast_to(first, (size,)).copy()
 
 
 def before(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affine:

@@ -1,5 +1,6 @@
 """Where rounding to eight bits goes: chains of layers, and ends of groups of them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ class Chains(ChainPlan):
         """
         real = super()._affine_of(layer, rank, node)
         shape = layer.moving_variance.shape
-        values = np.linspace(1.0, 1.5, int(np.prod(shape))).reshape(shape)
+        values = np.linspace(1.0, 1.5, math.prod(shape)).reshape(shape)
         distinct = affines.laid_out(values, layer.axis, rank)
         return Affine(np.where(real.scale < 0, -distinct, distinct), distinct)
 
@@ -142,8 +143,8 @@ def _held(every: list[Graph]) -> set[int]:
 
 def _chain(graph: Graph, node: Any, norms: list[Any]) -> list[Any]:
     """The calls from the first to the last of these; all have one user."""
-    before, after = list(_before(graph, node)), list(_after(graph, node))
-    calls = [*reversed(before), node, *after]
+    before = [*_before(graph, node)]
+    calls = [*reversed(before), node, *_after(graph, node)]
     ours = {id(one) for one in (node, *norms)}
     places = [place for place, one in enumerate(calls) if id(one) in ours]
     return calls[places[0] : places[-1] + 1]
@@ -166,16 +167,14 @@ def _after(graph: Graph, node: Any) -> Iterator[Any]:
 def ends(plan: Chains) -> set[int]:
     """The operations, by id, after which a deployed graph rounds activations.
 
-    Those that compute something, but for what the next one is fused into: batch norm
-    into the linear layer, and ReLU into whatever is before it. A chain ends where its
-    last layer does.
+    Those that compute something, but for what the next one is fused into: ReLU into
+    whatever is before it. Batch norm is fused too: of a chain the last layer counts.
     """
-    inside = {id(one) for chain in plan.chains.values() for one in chain.layers[:-1]}
     return {
         id(node.operation)
         for graph in plan.every
         for node in graph.nodes
-        if id(node.operation) not in inside | plan.held and _rounds(plan, graph, node)
+        if id(node.operation) not in plan.held and _rounds(plan, graph, node)
     }
 
 
@@ -196,10 +195,10 @@ def _goes_to_relu(plan: Chains, graph: Graph, tensor: Any) -> bool:
     if users:
         return _is_relu(users[0].operation)
     place = [id(one) for one in graph.model.outputs].index(id(tensor))
-    calls = list(_calls(plan, graph))
-    return bool(calls) and all(
-        _goes_to_relu(plan, outer, node.outputs[place]) for outer, node in calls
-    )
+    calls = [*_calls(plan, graph)]
+    if not calls:
+        return False
+    return all(_goes_to_relu(plan, outer, node.outputs[place]) for outer, node in calls)
 
 
 def _calls(plan: Chains, graph: Graph) -> Iterator[tuple[Graph, Any]]:

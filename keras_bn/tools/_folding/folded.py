@@ -18,7 +18,6 @@ class Folded(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
         self.supports_masking = True
-        self.built = True  # there is nothing to build
 
     def call(
         self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any

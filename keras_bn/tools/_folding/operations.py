@@ -154,7 +154,7 @@ def _padded(affine: Affine, node: Any, back: bool) -> Affine:
     operation = node.operation
     if operation.mode == "constant":
         fill = [one for one in given_to(node)[1:] if one is not None]
-        if np.any(affine.offset) or any(np.any(float64(one)) for one in fill):
+        if np.any(affine.offset) or any(float64(one).any() for one in fill):
             raise Inexact(
                 f"'{operation.name}' pads with a constant, which it would shift"
             )

@@ -168,7 +168,7 @@ def _negative_variance(facts: Facts) -> Result:
     bad = variance < 0
     if not bad.any():
         return None
-    nan = bool((variance + facts.layer.epsilon <= 0).any())
+    nan = (variance + facts.layer.epsilon <= 0).any()
     return (
         "error" if nan else "warning",
         f"variance is negative in {_share(bad)}, which no data have"

@@ -72,7 +72,7 @@ def _distances(axis: Any, rows: list[Any]) -> None:
 
 def _spreads(axis: Any, spreads: list[Any], label: str) -> None:
     """Median as a point, smallest to largest as a bar, on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     known = [(i, s) for i, s in enumerate(spreads) if s and np.isfinite(s).all()]
     axis.set_ylabel(label, fontsize=9)
@@ -89,7 +89,7 @@ def _spreads(axis: Any, spreads: list[Any], label: str) -> None:
     axis.set_ylim(low.min() / room, high.max() * room)
     wide = high.max() / low.min() > 100
     axis.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
