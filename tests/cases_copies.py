@@ -216,6 +216,16 @@ def _global_layer():
     return _model(_DENSE, _norm(), L.Lambda(lambda x: x + _DENSE.bias))
 
 
+_MODEL = None
+
+
+def _global_model():
+    global _MODEL
+    _MODEL = None
+    _MODEL = _model(_norm(), L.Lambda(lambda x: x + (_MODEL is None)))
+    return _MODEL
+
+
 class Backbone(keras.Model):
     """A functional model of a class with other arguments, as keras-hub's are."""
 
@@ -292,4 +302,5 @@ COPIES = [
         for how in ("generator", "interned")
     ),
     Copy("global", _global_layer, error="uses the global '_DENSE'"),
+    Copy("global model", _global_model, error="uses the global '_MODEL'"),
 ]

@@ -27,13 +27,12 @@ class Block(L.Layer):
         self.norm = L.BatchNormalization(name="attribute")
         self.several = [L.BatchNormalization(name="listed"), L.Dense(units)]
         self.named = {"one": L.BatchNormalization(name="named")}
-        self.named["one"].build((None, units))
         self.pair = (L.Dense(units), L.BatchNormalization(name="paired"))
         self.again = self.norm
         self.inner = keras.Sequential([L.Dense(units), L.BatchNormalization()])
 
     def build(self, shape):
-        for layer in (self.norm, *self.several, *self.pair):
+        for layer in (self.norm, *self.several, self.named["one"], *self.pair):
             layer.build(shape)
         self.inner.build(shape)
 
@@ -96,6 +95,22 @@ class Hidden(Subclassed):
 
     def call(self, x, training=None):
         return self._private(super().call(x, training=training))
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Eager(keras.Model):
+    """Its constructor builds its norm, and its `build` does not."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization(name="eager")
+        self.norm.build((None, 6))
+
+    def build(self, shape):
+        self.built = True
+
+    def call(self, x):
+        return self.norm(x)
 
 
 @keras.saving.register_keras_serializable("test_convert")
@@ -162,6 +177,12 @@ def _subclassed():
     return model
 
 
+def _eager():
+    model = Eager()
+    model.build((None, 6))
+    return model
+
+
 def _private():
     model = Hidden(4)
     model(images(2, 6))
@@ -181,6 +202,7 @@ MODELS = [
     (_time_distributed, (3, 2), 1),
     (_bidirectional, (3, 2), 2),
     (_subclassed, (6,), 1),
+    (_eager, (6,), 1),
     (_private, (6,), 2),
     (_nested_wrapper, (3, 2), 1),
 ]

@@ -175,13 +175,14 @@ class Pair(NamedTuple):
 @ON_TORCH
 def test_an_attribute_is_the_first_of_the_layers_in_the_place_of_one():
     norm = keras_bn.BatchNormalization(activation="relu")
-    model = keras.Model(inputs := keras.Input((4,)), norm(inputs))
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, norm(inputs, residual=inputs))
     model.norm, model.both, model.named = norm, (1, norm), Pair(1, norm)
     theirs = keras_bn.convert(model, to="keras")
-    _, first, activation = theirs.layers
+    _, first, added, activation = theirs.layers
     assert type(first) is L.BatchNormalization
     assert theirs.norm is first
-    assert theirs.both == (1, first, activation)
+    assert theirs.both == (1, first, added, activation)
     assert theirs.named == Pair(1, first)
 
 
@@ -426,6 +427,31 @@ def _with_helper():
     """A model, and an object in it: Keras makes containers of its own of a layer's."""
     model = keras.Sequential([keras.Input((4,)), Hiding("helper")])
     return model, model.layers[0].run
+
+
+@ON_TORCH
+def test_a_variable_is_copied_with_all_that_is_said_of_it():
+    layer = L.Dense(3, kernel_regularizer="l2", kernel_constraint="non_neg")
+    layer.given = keras.Variable(
+        *(np.arange(3), (3,), "int32"),
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+        synchronization="on_read",
+        name="given",
+    )
+    layer.given.overwrite_with_gradient = True
+    model = keras.Sequential([keras.Input((4,)), layer, L.BatchNormalization()])
+    copy = keras_bn.convert(model).layers[0]
+    for name in ("given", "kernel", "bias"):
+        old, new = getattr(layer, name), getattr(copy, name)
+        for said in (
+            *("name", "path", "shape", "dtype", "trainable", "_autocast"),
+            *("aggregation", "synchronization", "overwrite_with_gradient"),
+            *("regularizer", "constraint"),
+        ):
+            assert getattr(new, said) == getattr(old, said), said
+        np.testing.assert_array_equal(numpy(new), numpy(old))
 
 
 @ON_TORCH

@@ -125,6 +125,23 @@ def test_residuals_become_sums_of_their_own():
         )
 
 
+class Doubled(Norm):
+    """Has a residual that no sum of its own would be."""
+
+    def call(self, inputs, residual=None, training=None):
+        return 2 * super().call(inputs, residual=residual, training=training)
+
+
+@ON_TORCH
+def test_residuals_of_a_subclass_are_its_own():
+    inputs = keras.Input((4,))
+    model = randomize(keras.Model(inputs, Doubled()(Norm()(inputs), residual=inputs)))
+    x = images(6, 4)
+    ours = keras_bn.convert(model, to="domain", domains=2)
+    y = ours([x, np.zeros(6, "int32")])
+    np.testing.assert_allclose(numpy(y), numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
 @ON_TORCH
 def test_flags_settings_and_the_loss_are_kept(tmp_path):
     model = sequential()

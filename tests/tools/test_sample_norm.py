@@ -108,7 +108,8 @@ def test_the_norm_of_a_sample(case):
 def _network():
     inputs = keras.Input((4, 4, 3), name="image")
     shared = Norm(name="shared", momentum=0.7, activation="relu", renorm=True)
-    x = shared(L.Conv2D(8, 3, padding="same")(shared(L.Conv2D(8, 1)(inputs))))
+    x = shared(L.Conv2D(8, 1)(inputs))
+    x = shared(L.Conv2D(8, 3, padding="same")(x), residual=x)
     inner = keras.Sequential(
         [L.Conv2D(8, 1), L.BatchNormalization(trainable=False, name="frozen")]
     )
@@ -138,7 +139,8 @@ def test_a_network_keeps_all_but_its_statistics(tmp_path):
     assert [type(one) for one in (shared, frozen, half)] == [GROUP, GROUP, LAYER]
     assert (shared.groups, frozen.trainable) == (4, False)
     assert half.dtype_policy.name == "mixed_bfloat16"
-    assert len([one for one in new.layers if one.name == "shared_activation"]) == 1
+    followers = [one.name for one in new.layers if one.name.startswith("shared_")]
+    assert sorted(followers) == ["shared_activation", "shared_add"]
     flags = [weight.trainable for weight in shared.weights]
     assert flags == [True, False]
     slots = zip(model.optimizer.variables, new.optimizer.variables, strict=True)

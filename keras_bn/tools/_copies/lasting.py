@@ -78,15 +78,15 @@ def make_lasting(layer: Layer, placed: Container[int]) -> None:
     _warn_of_hidden(layer, placed, inside.values())
     if not ids:
         return
-    put = {way: one for way, one in inside.items() if id(one) in ids}
+    new = {way: one for way, one in inside.items() if id(one) in ids}
     # Its own class does, unless something would be lost.
     object.__setattr__(layer, "__class__", base_class(layer))
-    anew = _held_anew(layer, put)
+    anew = _held_anew(layer, new)
     if anew is None:
         return
     places: dict[int, list[Any]] = {}
     lost: set[int] = set()
-    for way, one in put.items():
+    for way, one in new.items():
         places.setdefault(id(one), []).append([list(place) for place in way])
         if way not in anew or _description(anew[way]) != _description(one):
             lost.add(id(one))
