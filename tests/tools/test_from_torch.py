@@ -369,6 +369,7 @@ def test_a_plain_average_there_is_one_here():
             keras_bn.from_torch(model, module)
         ours = keras_bn.from_torch(model, module, momentum=0.3)
         assert [one.momentum for one in ours.layers[::2]] == [0.7, 0.8]
+    assert numpy(ours.layers[0].moving_weight).tolist() == [1, 1, 1]  # all of data
 
 
 def _frozen(epsilon):
