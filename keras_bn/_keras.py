@@ -122,7 +122,7 @@ def convert_arguments(layer: Layer, whether: bool) -> None:
 
 def direct_layers(layer: Layer) -> list[Layer]:
     """The layers in a layer that has no graph, in the order that it was given them."""
-    return list(_of(layer, "_layers")) if isinstance(layer, keras.Layer) else []
+    return _of(layer, "_layers") if isinstance(layer, keras.Layer) else []
 
 
 def own_variables(layer: Layer) -> list[Any]:
@@ -133,7 +133,7 @@ def own_variables(layer: Layer) -> list[Any]:
 
 def trained_variables(layer: Layer) -> list[Any]:
     """Those of `own_variables` that training changes."""
-    return list(_of(layer, "_trainable_variables"))
+    return _of(layer, "_trainable_variables")  # type: ignore[no-any-return]
 
 
 def graph_of_sequential(model: Any) -> Any:
@@ -167,8 +167,10 @@ def layer_of(tensor: Any) -> Layer:
 
 def call_of(tensor: Any) -> Any:
     """The call that has made a symbolic tensor; None where nothing in a graph has."""
-    operation, index, _ = getattr(tensor, "_keras_history", (None, 0, 0))
-    return None if operation is None else calls_of(operation)[index]
+    operation = layer_of(tensor)
+    if operation is None:
+        return None
+    return calls_of(operation)[tensor._keras_history.node_index]
 
 
 def is_used(tensor: Any) -> bool:
@@ -195,8 +197,7 @@ def note_call(layer: Layer, args: Any, kwargs: Any, outputs: Any) -> None:
 
 def run_graph(graph: Any, inputs: Any, call: Any) -> Any:
     """The outputs of a graph on `inputs`, with `call(layer, *args)` for each call."""
-    run = _of(graph, "_run_through_graph")
-    return run(inputs, operation_fn=lambda layer: layer, call_fn=call)
+    return _of(graph, "_run_through_graph")(inputs, call_fn=call)
 
 
 def replace_tracked(owner: Layer, old: Layer, new: Layer) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import keras_bn
 from keras_bn import models
 
 
@@ -157,6 +158,10 @@ def figure_5_parameters():
     return first + head + sum((i * window + 2) * out for i, window, out in convolutions)
 
 
+def _apart(axis, name):
+    return keras_bn.BatchNormalization(axis=axis, name=name)
+
+
 BAD_ARGUMENTS = {
     "resnet_depth": (models.resnet, {"depth": 19}, "`depth` .* 18, 20, .*=19"),
     "resnet_no_depth": (models.resnet, {"depth": "50"}, "Received: depth='50'"),
@@ -170,24 +175,37 @@ BAD_ARGUMENTS = {
         {"fused_sum": True, "norm": None},
         "Received: fused_sum=True, preactivation=False, norm=None",
     ),
+    "resnet_sum_apart": (
+        models.resnet,
+        {"fused_sum": True, "norm": _apart},
+        "`fused_sum` must be .* a norm that takes no `residual`",
+    ),
     "vgg_depth": (models.vgg, {"depth": 12}, "one of 11, 13, 16, 19. Received: dep"),
     "vgg_head": (models.vgg, {"head": "big"}, "`head` must be one of 'imagenet', 'sm"),
     "mlp_depth": (models.mlp, {"depth": 0}, "`depth` .* at least 1. Received: depth=0"),
-    "mlp_width": (models.mlp, {"width": 1.5}, "`width` must be an integer"),
+    "mlp_width": (models.mlp, {"width": 1.5}, "`width` .* of at least 1. Received"),
     "mlp_unknown": (models.mlp, {"input_shape": (None, 3)}, "`input_shape` .*None, 3"),
+    "mlp_negative": (models.mlp, {"input_shape": (-1, 3)}, "sizes of at least 1, wi"),
+    "mlp_nothing": (models.mlp, {"input_shape": ()}, r"`input_shape` must be .*=\(\)"),
+    "mlp_number": (models.mlp, {"input_shape": 28}, "`input_shape` must be .*=28"),
     "plain_depth": (models.plain_cnn, {"depth": 2}, "`depth` .* at least 3"),
     "plain_filters": (models.plain_cnn, {"filters": ()}, "`filters` .* a tuple of one"),
-    "plain_no_filters": (models.plain_cnn, {"filters": (8, 0)}, "`filters` .*=0"),
+    "plain_no_filters": (models.plain_cnn, {"filters": (8, 0)}, "`filters` .* 1. .*=0"),
     "plain_small": (
         models.plain_cnn,
-        {"input_shape": (3, 32, 3)},
-        r"\(height, width, channels\), .* at least 4 .* Received: .*\(3, 32, 3\)",
+        {"input_shape": (7, 32, 3), "filters": (1, 2, 3, 4)},
+        r"\(height, width, channels\), .* at least 8 .* Received: .*\(7, 32, 3\)",
     ),
     "lenet5_small": (models.lenet5, {"input_shape": (32, 15, 1)}, "at least 16"),
     "lenet5_unknown": (models.lenet5, {"input_shape": (None, 32, 1)}, "at least 16"),
     "vgg_small": (models.vgg, {"input_shape": (31, 224, 3)}, "at least 32"),
-    "vgg_unknown": (models.vgg, {"input_shape": (None, None, 3)}, "at least 32"),
-    "resnet_small": (models.resnet, {"input_shape": (31, 32, 3)}, "at least 32"),
+    "vgg_unknown": (models.vgg, {"input_shape": (None, None, 3)}, r"poolings\. Rec"),
+    "resnet_small": (
+        models.resnet,
+        {"input_shape": (31, 32, 3)},
+        "at least 32 for this network's poolings, or None for an unknown height or wi",
+    ),
+    "resnet_part": (models.resnet, {"input_shape": (64, 64.5, 3)}, "`input_shape` .*5"),
     "resnet20_small": (
         models.resnet,
         {"depth": 20, "input_shape": (3, 32, 3)},
@@ -195,10 +213,11 @@ BAD_ARGUMENTS = {
     ),
     "inception_small": (
         models.inception_bn,
-        {"input_shape": (32, 8, 3)},
+        {"input_shape": (32, 31, 3)},
         "at least 32",
     ),
     "rank": (models.resnet, {"input_shape": (224, 224)}, r"Received: .*\(224, 224\)"),
     "not_a_shape": (models.vgg, {"input_shape": 224}, "Received: input_shape=224"),
     "channels": (models.resnet, {"input_shape": (64, 64, None)}, "known number of ch"),
+    "no_channels": (models.resnet, {"input_shape": (64, 64, -1)}, "known number of ch"),
 }

@@ -88,6 +88,7 @@ NEAREST = {
     "keras_bn/models/*": ("tests/models",),
     "keras_bn/ops/processes.py": ("tests/synchronized", "tests/tools"),
     "keras_bn/ops/*": ("tests/ops", "tests/layers", "tests/test_bad_input.py"),
+    "keras_bn/tools/_statistics/*": (*TOOLS, "tests/test_callbacks.py"),
     # Of its own tests, those that import Flax run on JAX.
     "keras_bn/tools/from_flax.py": (
         *("tests/tools/test_from_flax.py", "tests/tools/test_from_haiku.py"),

@@ -30,7 +30,7 @@ def at_least(name: str, value: Any, smallest: int) -> int:
 
 def feature_shape(input_shape: Any) -> tuple[int, ...]:
     """A shape of one dimension or more, of known sizes, as a network that flattens."""
-    shape = _as_tuple(input_shape)
+    shape = _sizes(input_shape)
     if not shape or not all(_is_size(size) for size in shape):
         raise ValueError(
             "Argument `input_shape` must be a tuple of one or more sizes of at least "
@@ -50,8 +50,8 @@ def image_shape(input_shape: Any, *, smallest: int, flattens: bool = False) -> S
     """
     first = keras.config.image_data_format() == "channels_first"
     order = "(channels, height, width)" if first else "(height, width, channels)"
-    shape = _as_tuple(input_shape)
-    sides, channels = (shape[1:], shape[:1]) if first else (shape[:-1], shape[-1:])
+    shape = _sizes(input_shape)
+    sides = shape[1:] if first else shape[:-1]
     if len(shape) != 3 or not all(
         (size is None and not flattens) or (_is_size(size) and size >= smallest)
         for size in sides
@@ -62,7 +62,7 @@ def image_shape(input_shape: Any, *, smallest: int, flattens: bool = False) -> S
             f"least {smallest} for this network's poolings{unknown}. "
             f"Received: input_shape={input_shape!r}"
         )
-    if not _is_size(channels[0]):
+    if not _is_size(shape[0 if first else -1]):
         raise ValueError(
             f"Argument `input_shape` must be {order}, with a known number of channels. "
             f"Received: input_shape={input_shape!r}"
@@ -70,8 +70,8 @@ def image_shape(input_shape: Any, *, smallest: int, flattens: bool = False) -> S
     return shape
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else ()
+def _sizes(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, (tuple, list)) else ()  # type: ignore[return-value]
 
 
 def _is_size(size: Any) -> bool:

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -50,10 +49,11 @@ class Blocks:
         self.kernel_initializer = kernel_initializer
         # Such a norm, keras_bn's own, keeps less for the backward pass than a norm and
         # an activation apart.
-        self.fuses = norm is not None and "activation" in _parameters(norm)
-        self.use_bias = norm is None or not getattr(
-            norm(axis=-1, name="probe"), "center", False
-        )
+        self.fuses = "activation" in _parameters(norm)
+        probe: Any = None if norm is None else self._norm("probe")
+        self.use_bias = not getattr(probe, "center", False)
+        # Whether the norm adds a residual before its activation.
+        self.adds = self.fuses and "residual" in _parameters(probe.call)
 
     def conv(
         self,
@@ -64,20 +64,20 @@ class Blocks:
         *,
         name: str,
         padding: str = "same",
-        activated: bool = True,
     ) -> Any:
         """A square convolution, padded by `size // 2` on each side if "same"."""
         x, make = self._conv(x, filters, size, strides, name, padding)
-        return self.unit(x, make, name=name, activated=activated)
+        return self.unit(x, make, name=name)
 
     def normed_conv(
-        self, x: Any, filters: int, size: int, strides: int = 1, *, name: str
+        self, x: Any, filters: int, size: int, strides: int, *, name: str
     ) -> Any:
         """A convolution and its norm, whose activation comes later: after a sum."""
-        return self.conv(x, filters, size, strides, name=name, activated=False)
+        x = self.bare_conv(x, filters, size, strides, name=name)
+        return self._normalize(x, name)
 
     def bare_conv(
-        self, x: Any, filters: int, size: int, strides: int = 1, *, name: str
+        self, x: Any, filters: int, size: int, strides: int, *, name: str
     ) -> Any:
         """A convolution alone, whose norm and activation come later."""
         x, make = self._conv(x, filters, size, strides, name, "same")
@@ -86,7 +86,7 @@ class Blocks:
     def _conv(
         self, x: Any, filters: int, size: int, strides: int, name: str, padding: str
     ) -> tuple[Any, Callable[..., keras.Layer]]:
-        if strides > 1 and size > 1 and padding == "same":
+        if padding == "same" and 1 not in (size, strides):
             # What Keras pads depends on whether the image's side is even, which moves
             # the grid of a network whose weights come from elsewhere.
             x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
@@ -106,29 +106,12 @@ class Blocks:
         make = partial(layers.Dense, units, kernel_initializer=self.kernel_initializer)
         return self.unit(x, make, name=name)
 
-    def unit(
-        self,
-        x: Any,
-        make: Callable[..., keras.Layer],
-        *,
-        name: str,
-        activated: bool = True,
-    ) -> Any:
+    def unit(self, x: Any, make: Callable[..., keras.Layer], *, name: str) -> Any:
         """The layer `make(use_bias=..., name=...)`, its norm and its activation."""
         if self.placement == "after":
-            x = make(use_bias=True, name=name)(x)
-            return self._normalize(self._activate(x, name) if activated else x, name)
+            return self._normalize(self._activate(make(name=name)(x), name), name)
         x = make(use_bias=self.use_bias, name=name)(x)
-        if activated:
-            return self.norm_and_activation(x, name=name)
-        return self._normalize(x, name)
-
-    @property
-    def adds(self) -> bool:
-        """Whether the norm adds a residual before its activation."""
-        return self.fuses and "residual" in _parameters(
-            self.norm(axis=-1, name="probe").call  # type: ignore[misc]
-        )
+        return self.norm_and_activation(x, name=name)
 
     def norm_and_activation(self, x: Any, *, name: str, **call: Any) -> Any:
         """The norm, then the activation, in one layer where the norm can.
@@ -136,19 +119,20 @@ class Blocks:
         `call` are arguments of the norm's call.
         """
         if self.fuses:
-            return self._normalize(x, name, call, activation=self.activation)
+            return self._norm(name, activation=self.activation)(x, **call)
         return self._activate(self._normalize(x, name), name)
 
     def _activate(self, x: Any, name: str) -> Any:
         return layers.Activation(self.activation, name=f"{name}_activation")(x)
 
-    def _normalize(
-        self, x: Any, name: str, call: Any = MappingProxyType({}), **arguments: Any
-    ) -> Any:
-        if self.norm is None:
-            return x
-        axis = channel_axis() if len(x.shape) == 4 else -1
-        return self.norm(axis=axis, name=f"{name}_norm", **arguments)(x, **call)
+    def _normalize(self, x: Any, name: str) -> Any:
+        return x if self.norm is None else self._norm(name)(x)
+
+    def _norm(self, name: str, **arguments: Any) -> keras.Layer:
+        # Of two axes, those of dense layers, the second one is the last.
+        return self.norm(  # type: ignore[misc]
+            axis=channel_axis(), name=f"{name}_norm", **arguments
+        )
 
 
 def channel_axis() -> int:
@@ -161,10 +145,13 @@ def square_image(side: int, channels: int) -> tuple[int, int, int]:
     return (channels, side, side) if channel_axis() == 1 else (side, side, channels)
 
 
-def max_pool(x: Any, size: int, strides: int, *, name: str) -> Any:
-    """Maxima, of one zero more on each side: for what comes out of a ReLU."""
-    x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
-    return layers.MaxPooling2D(size, strides, name=name)(x)
+def max_pool(x: Any, *, name: str) -> Any:
+    """Maxima of 3x3 at every second pixel, of what comes out of a ReLU.
+
+    There is one zero more on each side.
+    """
+    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(3, 2, name=name)(x)
 
 
 def classifier(x: Any, classes: int, activation: Any) -> Any:
@@ -172,8 +159,8 @@ def classifier(x: Any, classes: int, activation: Any) -> Any:
     return layers.Dense(classes, activation=activation, name="classes")(x)
 
 
-def _parameters(norm: Norm) -> Any:
+def _parameters(function: Any) -> Any:
     try:
-        return inspect.signature(norm).parameters
-    except (TypeError, ValueError):  # Some callables of C have no signature.
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # None; some callables of C have no signature.
         return ()

@@ -103,10 +103,10 @@ def inception_bn(
 
     inputs = keras.Input(shape)
     x = _separable(blocks, inputs, 64, name="conv1")
-    x = max_pool(x, 3, 2, name="pool1")
+    x = max_pool(x, name="pool1")
     x = blocks.conv(x, 64, 1, name="conv2_reduce")
     x = blocks.conv(x, 192, 3, name="conv2")
-    x = max_pool(x, 3, 2, name="pool2")
+    x = max_pool(x, name="pool2")
     for number, module in MODULES.items():
         x = _inception(blocks, x, module, name=f"inception_{number}")
     x = layers.GlobalAveragePooling2D(name="average")(x)
@@ -143,15 +143,15 @@ def _inception(blocks: Blocks, x: Any, module: Module, *, name: str) -> Any:
     y = blocks.conv(y, module.double3, 3, strides, name=f"{name}_double2")
     branches.append(y)
 
-    y = _pool(x, module.pool, strides, name=f"{name}_pool")
     if module.projection:
+        y = _pool(x, module.pool, name=f"{name}_pool")
         y = blocks.conv(y, module.projection, 1, name=f"{name}_projection")
+    else:
+        y = max_pool(x, name=f"{name}_pool")
     branches.append(y)
     return layers.Concatenate(channel_axis(), name=name)(branches)
 
 
-def _pool(x: Any, kind: str, strides: int, *, name: str) -> Any:
-    if strides > 1:
-        return max_pool(x, 3, strides, name=name)
+def _pool(x: Any, kind: str, *, name: str) -> Any:
     pooling = layers.MaxPooling2D if kind == "max" else layers.AveragePooling2D
     return pooling(3, 1, padding="same", name=name)(x)

@@ -173,7 +173,7 @@ def _small_stem(blocks: Blocks, x: Any) -> Any:
 
 def _imagenet_stem(blocks: Blocks, x: Any) -> Any:
     x = blocks.conv(x, 64, 7, 2, name="stem_conv")
-    return max_pool(x, 3, 2, name="stem_pool")
+    return max_pool(x, name="stem_pool")
 
 
 def _version1(
@@ -227,7 +227,8 @@ def _version2(
 
 
 def _changes_shape(x: Any, branch: Branch) -> bool:
-    return _strides(branch) > 1 or x.shape[channel_axis()] != branch[-1].filters
+    # A branch that halves the image has twice the filters.
+    return bool(x.shape[channel_axis()] != branch[-1].filters)
 
 
 def _strides(branch: Branch) -> int:

@@ -231,11 +231,18 @@ def _of_replica(model: Any, layers: dict[str, Layer], one: Any) -> dict[str, Sta
     _require_alike(len(values), len(layers), "batch normalization layers")
     state = {}
     for (path, layer), found in zip(layers.items(), values, strict=True):
-        shapes = {name: tuple(w.shape) for name, w in _weights(layer).items()}
-        received = {name: tuple(np.shape(value)) for name, value in found.items()}
-        _require_alike(received, shapes, f"statistics in layer '{path}'")
-        state[path] = {name: array(value, "float64") for name, value in found.items()}
+        state[path] = _arrays(found)
+        own = _shapes(_arrays(_weights(layer)))
+        _require_alike(_shapes(state[path]), own, f"statistics in layer '{path}'")
     return state
+
+
+def _arrays(weights: dict[str, Any]) -> State:
+    return {name: array(one, "float64") for name, one in weights.items()}
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: one.shape for name, one in state.items()}
 
 
 def _require_alike(received: Any, expected: Any, what: str) -> None:

@@ -8,7 +8,6 @@ from keras_bn.ops.processes import processes
 from keras_bn.tools._graphs.walk import (
     Layer,
     batch_norms,
-    float64,
     is_domain_norm,
     normalizes_by_batch,
     why_not_plainly,
@@ -19,6 +18,7 @@ from keras_bn.tools._statistics.moments import (
     RunningMoments,
     distance,
     set_statistics,
+    statistics_of,
 )
 from keras_bn.tools._statistics.probe import observable, restored_on_failure
 from keras_bn.tools._statistics.run import Run
@@ -193,7 +193,7 @@ def recalibrate(
     check_repeats(model, data, layer_by_layer)
     together = processes(replica_groups) if synchronized else None
     run = Run(model, data, batch_size, steps, verbose, together)
-    old = {path: _statistics(layer) for path, layer in layers.items()}
+    old = {path: statistics_of(layer) for path, layer in layers.items()}
     with restored_on_failure(model):
         if layer_by_layer:
             order = run.order(layers)
@@ -250,8 +250,8 @@ def _estimate(
     for path, layer in layers.items():
         if prior is not None:
             # A sample has as many values a channel as the data's samples have.
-            weight = prior * found[path].count / run.samples
-            found[path].add(weight, *_statistics(layer))
+            weight = float(prior) * found[path].count / run.samples
+            found[path].add(weight, *statistics_of(layer))
     for path, layer in layers.items():
         set_statistics(layer, found[path])
     return counts
@@ -275,10 +275,6 @@ def _require_finite(found: dict[str, Any]) -> None:
             )
 
 
-def _statistics(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-    return float64(layer.moving_mean), float64(layer.moving_variance)
-
-
 def _moved(layer: Layer, old_mean: np.ndarray, old_variance: np.ndarray) -> float:
     """How far the statistics of `layer` are now from the old ones."""
-    return distance(*_statistics(layer), old_mean, old_variance, layer.epsilon)
+    return distance(*statistics_of(layer), old_mean, old_variance, layer.epsilon)

@@ -1,5 +1,7 @@
 """What the builders refuse, and that they say what is allowed."""
 
+import re
+
 import keras
 import pytest
 
@@ -38,8 +40,27 @@ def test_norm(name):
         getattr(models, name)(norm="batch")
 
 
-def test_order_of_the_shape_is_keras_s(monkeypatch):
+@pytest.fixture
+def channels_first(monkeypatch):
     monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
-    message = r"\(channels, height, width\), .* Received: .*\(32, 32, 3\)"
-    with pytest.raises(ValueError, match=message):
-        models.lenet5(input_shape=(32, 32, 3))
+
+
+@pytest.mark.usefixtures("channels_first")
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((32, 32, 3), "a height and width of at least 16 "),
+        ((3, 15, 32), "a height and width of at least 16 "),
+        ((None, 32, 32), "a known number of channels"),
+    ],
+)
+def test_order_of_the_shape_is_keras_s(shape, message):
+    order = r"\(channels, height, width\)"
+    received = re.escape(str(shape))
+    with pytest.raises(ValueError, match=f"{order}, .*{message}.*={received}"):
+        models.lenet5(input_shape=shape)
+
+
+@pytest.mark.usefixtures("channels_first")
+def test_default_shape_is_in_keras_s_order():
+    assert models.mlp(depth=1, width=1).input_shape == (None, 1, 28, 28)

@@ -1,12 +1,14 @@
 """What the networks are like where nothing is said: sizes, functions, names."""
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import keras
 import pytest
 
 from keras_bn import models
+from keras_bn._keras import layer_of
 
 L = keras.layers
 # Nothing has a value here, on any backend.
@@ -22,6 +24,7 @@ class Default(NamedTuple):
     shape: tuple
     classes: int
     activation: str
+    pools: dict
     initializer: str = "HeNormal"
 
     def model(self, **more):
@@ -32,21 +35,35 @@ class Default(NamedTuple):
 
 LARGE, SMALL = (224, 224, 3), (32, 32, 3)
 MLP = Default(
-    *(models.mlp, {}, "mlp", (28, 28, 1), 10, "sigmoid", "GlorotUniform"),
+    *(models.mlp, {}, "mlp", (28, 28, 1), 10, "sigmoid", {}, "GlorotUniform"),
 )
 LENET = Default(
-    *(models.lenet5, {}, "lenet5", (32, 32, 1), 10, "tanh", "GlorotUniform"),
+    *(models.lenet5, {}, "lenet5", (32, 32, 1), 10, "tanh"),
+    *({(L.AveragePooling2D, 2, 2): 2}, "GlorotUniform"),
 )
-PLAIN = Default(models.plain_cnn, {}, "plain_cnn20", SMALL, 10, "relu")
-VGG = Default(models.vgg, {}, "vgg16", LARGE, 1000, "relu")
-INCEPTION = Default(models.inception_bn, {}, "inception_bn", LARGE, 1000, "relu")
-RESNET = Default(models.resnet, {}, "resnet50", LARGE, 1000, "relu")
+PLAIN = Default(models.plain_cnn, {}, "plain_cnn20", SMALL, 10, "relu", {})
+MAXIMA = {(L.MaxPooling2D, 2, 2): 5}
+VGG = Default(models.vgg, {}, "vgg16", LARGE, 1000, "relu", MAXIMA)
+# Figure 5: of ten modules two halve the image, and the last one takes maxima.
+POOLS = {
+    (L.MaxPooling2D, 3, 2): 2 + 2,
+    (L.AveragePooling2D, 3, 1): 7,
+    (L.MaxPooling2D, 3, 1): 1,
+}
+INCEPTION = Default(
+    *(models.inception_bn, {}, "inception_bn", LARGE, 1000, "relu", POOLS),
+)
+RESNET = Default(
+    *(models.resnet, {}, "resnet50", LARGE, 1000, "relu"),
+    {(L.MaxPooling2D, 3, 2): 1},
+)
 V2 = {"depth": 20, "preactivation": True}
+SHORTCUTS = {(L.MaxPooling2D, 1, 2): 2}
 DEFAULTS = [
     *(MLP, LENET, PLAIN, VGG, INCEPTION, RESNET),
-    Default(models.vgg, {"head": "small"}, "vgg16", SMALL, 10, "relu"),
-    Default(models.resnet, {"depth": 20}, "resnet20", SMALL, 10, "relu"),
-    Default(models.resnet, V2, "resnet20v2", SMALL, 10, "relu"),
+    Default(models.vgg, {"head": "small"}, "vgg16", SMALL, 10, "relu", MAXIMA),
+    Default(models.resnet, {"depth": 20}, "resnet20", SMALL, 10, "relu", SHORTCUTS),
+    Default(models.resnet, V2, "resnet20v2", SMALL, 10, "relu", SHORTCUTS),
 ]
 
 
@@ -72,6 +89,17 @@ def test_defaults(case):
     assert functions == expected
     rates = [layer.rate for layer in hidden if isinstance(layer, L.Dropout)]
     assert rates == ([0.5, 0.5] if case is VGG else [])
+    pools = Counter(
+        (type(layer), *{*layer.pool_size}, *{*layer.strides})
+        for layer in hidden
+        if isinstance(layer, (L.MaxPooling2D, L.AveragePooling2D))
+    )
+    assert pools == case.pools
+    # What is padded by a layer of its own is what is subsampled.
+    for layer in hidden:
+        if isinstance(layer, (L.Conv2D, L.SeparableConv2D)):
+            padded = isinstance(layer_of(layer.input), L.ZeroPadding2D)
+            assert padded == (layer.strides[0] > 1 and layer.kernel_size[0] > 1)
     # Layers are called as the figures call them: files and readers go by names.
     assert [one.name for one in hidden if _made_up(one)] == []
 

@@ -10,6 +10,7 @@ import pytest
 import keras_bn
 from cases_models import NETWORKS, PLACED
 from keras_bn._keras import layer_of
+from keras_bn.models._blocks import Blocks
 from slow import slow
 
 # A network of every kind of block; what they are made of, tests/layers tries.
@@ -108,8 +109,12 @@ def test_no_bias_before_beta(case):
 @pytest.mark.once
 @pytest.mark.parametrize(
     "norm",
-    [None, partial(keras.layers.BatchNormalization, center=False)],
-    ids=["no_norm", "no_beta"],
+    [
+        None,
+        partial(KERAS_NORM, center=False),
+        lambda axis, name: keras.layers.UnitNormalization(axis, name=name),
+    ],
+    ids=["no_norm", "no_beta", "never_a_beta"],
 )
 @networks
 def test_a_bias_where_no_beta_follows(case, norm):
@@ -225,6 +230,8 @@ def test_placement_after_the_activation(name):
     norms = [layer for layer in model.layers if isinstance(layer, KERAS_NORM)]
     before = {type(layer_of(norm.input)) for norm in norms}
     assert before == {keras.layers.Activation}
+    # The norm does not subtract what comes before the activation.
+    assert sum(w.name == "bias" for w in model.weights) == len(norms) + 1
 
 
 @pytest.mark.once
@@ -238,6 +245,18 @@ def test_placement_before_the_activation(name):
         keras.layers.SeparableConv2D,
         keras.layers.Dense,
     }
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_stride_takes_every_second_pixel(size):
+    x, blocks = keras.Input((6, 5, 2)), Blocks(None, activation=None)
+    model = keras.Model(
+        x, [blocks.conv(x, 3, size, strides, name=f"by{strides}") for strides in (1, 2)]
+    )
+    model.get_layer("by2").set_weights(model.get_layer("by1").get_weights())
+    every, second = (keras.ops.convert_to_numpy(y) for y in model(images(1, (6, 5, 2))))
+    np.testing.assert_allclose(second, every[:, ::2, ::2], atol=1e-5)
 
 
 @pytest.mark.once

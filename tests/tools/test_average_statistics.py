@@ -82,30 +82,31 @@ def test_where_nobody_has_counted_nothing_changes():
 
 @ON_TORCH
 def test_debiased_averages_by_the_weight_that_batches_have():
-    settings = {"momentum": 0.5, "zero_debias": True}
+    settings = {"momentum": 0.8, "zero_debias": True}
     replicas = [trained(DATA[:n], **settings) for n in (1, 2, 0)]
     found, _ = average(replicas, **settings)
     states = [state(one) for one in replicas]
-    weight = np.array([0.5, 0.75])[:, None]
+    weight = np.array([0.2, 0.36])[:, None]
     means = np.stack([one["moving_mean"] for one in states[:2]])
     mean = (weight * means).sum(0) / weight.sum()
     variances = np.stack([one["moving_variance"] for one in states[:2]])
     variance = (weight * (variances + (means - mean) ** 2)).sum(0) / weight.sum()
     np.testing.assert_allclose(found["moving_mean"], mean, rtol=1e-6)
     np.testing.assert_allclose(found["moving_variance"], variance, rtol=1e-6)
-    np.testing.assert_allclose(found["moving_weight"], 1.25 / 3, rtol=1e-6)
+    np.testing.assert_allclose(found["moving_weight"], 0.56 / 3, rtol=1e-6)
 
 
 @ON_TORCH
 def test_renorm_and_accumulation():
     settings = {"renorm": True, "momentum": 0.0, "renorm_momentum": 0.0}
+    settings["epsilon"] = 10.0
     replicas = [
         trained([*batches, batches[0][:n]], accumulation_steps=2, **settings)
         for n, batches in ((8, DATA[:2]), (4, DATA[1:]))
     ]
     found, _ = average(replicas, accumulation_steps=2, **settings)
     merged = np.stack([DATA[:2], DATA[1:]]).reshape(-1, 2).astype("float64")
-    stddev = np.sqrt(merged.var(0) + 1e-3)
+    stddev = np.sqrt(merged.var(0) + 10.0)
     np.testing.assert_allclose(found["moving_mean"], merged.mean(0), rtol=1e-6)
     for name in ("moving_stddev", "renorm_stddev"):
         np.testing.assert_allclose(found[name], stddev, rtol=1e-6)
@@ -133,11 +134,13 @@ def test_values_in_place_of_models_and_keras_layers():
     np.testing.assert_allclose(state(target)["moving_variance"], [2.0, 4.0])
     keras_bn.average_statistics(target, [model(1.0), model(3.0)])
     np.testing.assert_allclose(state(target)["moving_variance"], [2.0, 2.0])
+    keras_bn.average_statistics(target, [model(3.0)])
+    np.testing.assert_allclose(state(target)["moving_mean"], [3.0, -3.0])
 
 
 @ON_TORCH
 def test_one_process_alone_is_left_as_it_is():
-    model = trained(DATA)
+    model = trained(DATA, renorm=True)
     before = state(model)
     report = keras_bn.average_statistics(model)
     assert report.replicas == 1
@@ -146,29 +149,62 @@ def test_one_process_alone_is_left_as_it_is():
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_two_processes_are_averaged(monkeypatch):
+class Gathering:
+    """Stands for the processes: notes what this one sends, and gives what all sent."""
+
+    def __init__(self):
+        self.rows = []
+
+    def gather(self, row):
+        self.rows.append(row)
+        return np.stack(self.rows)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_two_processes_are_averaged(monkeypatch, several):
     """By the states that they gather; tests/synchronized has real ones, of four."""
     module = sys.modules["keras_bn.tools.average_statistics"]
-    model, other = (trained([batch], momentum=0.0) for batch in DATA[:2])
-    (own,) = module._of_engine({"bn": model.layers[0]}, None)
-    before = state(model)
-    assert set(own["bn"]) == set(before)
-    for name, value in own["bn"].items():
-        np.testing.assert_array_equal(value, before[name])
+    settings = {"momentum": 0.0, "accumulation_steps": 2}
+    other, model = (
+        trained([batch, batch, batch[:n]], **settings)
+        for batch, n in zip(DATA[:2], (8, 4), strict=True)
+    )
+    before = [state(one)["moving_mean"] for one in (other, model)]
+    gathering, asked = Gathering(), []
 
-    def gathered(layers, _):
-        return [module._of_replica(model, layers, one) for one in (model, other)]
+    def processes(groups, argument):
+        asked.append((groups, argument))
+        return gathering
 
-    monkeypatch.setattr(module, "_of_engine", gathered)
-    expected = (before["moving_mean"] + state(other)["moving_mean"]) / 2
-    assert keras_bn.average_statistics(model).replicas == 2
-    np.testing.assert_allclose(state(model)["moving_mean"], expected, rtol=1e-6)
+    monkeypatch.setattr(module, "processes", processes)
+    if several:  # of vectors, as if two devices held them
+        copies = module.copies
+        twice = {0: 1, 1: 2}
+        monkeypatch.setattr(
+            module, "copies", lambda one: twice[len(one.shape)] * copies(one)
+        )
+    keras_bn.average_statistics(other)
+    report = keras_bn.average_statistics(model, replica_groups=[[0, 1]])
+    assert asked == [(None, "replicas"), ([[0, 1]], "replicas")]
+    assert report.replicas == (4 if several else 2)
+    found = state(model)
+    np.testing.assert_allclose(found["moving_mean"], sum(before) / 2, rtol=1e-6)
+    # Each goes on with its share of the values of all.
+    np.testing.assert_array_equal(found["accumulated_count"], 6)
+    np.testing.assert_array_equal(found["accumulated_steps"], 1)
 
 
-def test_one_process_alone_recalibrates_as_without():
+def test_one_process_alone_recalibrates_as_without(monkeypatch):
+    module, asked = sys.modules["keras_bn.tools.recalibrate"], []
+    processes = module.processes
+    monkeypatch.setattr(
+        module, "processes", lambda one: asked.append(one) or processes(one)
+    )
     models = [trained([]) for _ in range(2)]
-    for model, synchronized in zip(models, (False, True), strict=True):
-        keras_bn.recalibrate(model, DATA[2], verbose=0, synchronized=synchronized)
+    alone = {"synchronized": True, "replica_groups": [[0]]}
+    for model, settings in zip(models, ({}, alone), strict=True):
+        keras_bn.recalibrate(model, DATA[2], verbose=0, **settings)
+    assert asked == [[[0]]]
     one, other = map(state, models)
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name])
@@ -182,7 +218,7 @@ BAD = {
     "other shapes": (
         lambda: [[np.ones(3), np.ones(3)]],
         ValueError,
-        "statistics in layer 'norm'",
+        r"statistics in layer 'norm'.*'moving_mean': \(2,\).* \{'moving_mean': \(3,\)",
     ),
     "other settings": (
         lambda: [trained([], momentum=None)],

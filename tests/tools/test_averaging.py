@@ -1,5 +1,7 @@
 """The tools on layers that average otherwise: plainly, debiased, by a schedule."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import keras_bn
 import oracle
 from keras_bn.callbacks import Recalibrate
 from keras_bn.tools._statistics.averaging import momentum_now, remaining
+from keras_bn.tools._statistics.moments import RunningAverage
 from slow import slow
 
 Norm = keras_bn.BatchNormalization
@@ -85,10 +88,11 @@ def test_averages_of_unknown_counts():
 
 @ON_TORCH
 def test_a_count_says_what_debiasing_starts_from():
-    model, _ = trained(Norm(**PLAIN))
+    model, norm = trained(Norm(**PLAIN))
+    norm.moving_count.assign([16.0, 1.0, 0.0])
     ours = keras_bn.convert(model, renorm=True, **DEBIASED).layers[0]
     for name in ("moving_weight", "renorm_weight"):
-        np.testing.assert_array_equal(values(ours)[name], [1.0] * 3)
+        np.testing.assert_array_equal(values(ours)[name], [1.0, 1.0, 0.0])
 
 
 REFUSED = {
@@ -140,15 +144,37 @@ def test_recalibrated_values_are_counted():
 @pytest.mark.parametrize(("settings", "momenta"), SETTINGS)
 def test_recalibrating_by_ema_is_what_training_does(settings, momenta):
     model, norm = trained(Norm(**settings), X[:1])
-    keras_bn.recalibrate(
+    report = keras_bn.recalibrate(
         model, np.concatenate(X[1:3]), method="ema", batch_size=8, verbose=0
     )
+    assert report.rows[0].values == 16
     debias = settings.get("zero_debias", False)
     # A schedule stands still: these are no steps of training.
     momenta = momenta and momenta[:3]
     assert_statistics(norm, oracle.moving_statistics(X[:3], momenta, debias))
     if debias:
         np.testing.assert_allclose(values(norm)["moving_weight"], [1 - 0.5**3] * 3)
+
+
+@ON_TORCH
+@pytest.mark.parametrize(("settings", "momenta"), SETTINGS)
+def test_a_batch_without_values_of_a_channel_leaves_its_average(settings, momenta):
+    _, norm = trained(Norm(**settings), [])
+    average = RunningAverage(norm)
+    moments = [(one.mean(0).astype("f8"), one.var(0).astype("f8")) for one in X[:2]]
+    average.add(np.array([8.0, 0.0, 8.0]), *moments[0])
+    average.add(np.array([8.0, 8.0, 8.0]), *moments[1])
+    debias = settings.get("zero_debias", False)
+    every, last = (
+        oracle.moving_statistics(x, momenta and momenta[: len(x)], debias)
+        for x in (X[:2], X[1:2])
+    )
+    for found, all_of_them, one in zip(
+        (average.mean, average.variance), every, last, strict=True
+    ):
+        expected = [all_of_them[0], one[1], all_of_them[2]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(average.count, [16.0, 8.0, 16.0])
 
 
 @ON_TORCH
@@ -218,6 +244,7 @@ def test_inspect_knows_how_they_average():
         *(None, 0.5, pytest.approx(0.99), 0.5, 0.99)
     ]
     assert report.layers[-1].kind == "keras_bn batch at inference"
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert "none" in str(report)
 
 
@@ -226,12 +253,16 @@ def test_what_remains_of_the_initial_values():
     norm = Norm(momentum=HALF)
     assert remaining(norm, 4) == pytest.approx(0.5**3 * 0.75)
     assert remaining(norm, 100_000) == 0.0
+    assert [remaining(Norm(**one), 1) for one in (PLAIN, DEBIASED)] == [0.0, 0.0]
     assert remaining(keras.layers.BatchNormalization(momentum=0.5), 3) == 0.125
     norm.build((None, 3))
     norm.moving_step.assign(3)
     assert momentum_now(norm) == 0.75
-    norm.momentum = lambda step: 0.5 + step  # what is above 1 keeps all
+    seen = []
+    norm.momentum = lambda step: seen.append(step) or 0.5 + step  # above 1 keeps all
     assert momentum_now(norm) == 1.0
+    norm(X[0], training=True)
+    assert seen[0].dtype == seen[1].dtype  # as in training
 
 
 @ON_TORCH
@@ -242,8 +273,9 @@ def test_tools_let_a_layer_infer_by_the_batch():
     report = keras_bn.inspect(model, X[0])
     assert report.layers[0].distance > 0.3  # which nobody minds
     assert not [f for f in report.findings if f.layer == norm.name and f.code == "far"]
-    keras_bn.recalibrate(model, X[0], layer_by_layer=True, verbose=0)
-    seen = frameworks.numpy(model.layers[1](norm(X[0])))
+    keras_bn.recalibrate(model, X[0], layer_by_layer=True, batch_size=4, verbose=0)
+    parts = [norm(part) for part in np.split(X[0], 2)]
+    seen = np.concatenate([frameworks.numpy(model.layers[1](y)) for y in parts])
     assert_statistics(after, [seen.mean(0), seen.var(0)])
 
 

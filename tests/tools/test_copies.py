@@ -430,6 +430,31 @@ def _with_helper():
 
 
 @ON_TORCH
+def test_a_variable_is_copied_with_all_that_is_said_of_it():
+    layer = L.Dense(3, kernel_regularizer="l2", kernel_constraint="non_neg")
+    layer.given = keras.Variable(
+        *(np.arange(3), (3,), "int32"),
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+        synchronization="on_read",
+        name="given",
+    )
+    layer.given.overwrite_with_gradient = True
+    model = keras.Sequential([keras.Input((4,)), layer, L.BatchNormalization()])
+    copy = keras_bn.convert(model).layers[0]
+    for name in ("given", "kernel", "bias"):
+        old, new = getattr(layer, name), getattr(copy, name)
+        for said in (
+            *("name", "path", "shape", "dtype", "trainable", "_autocast"),
+            *("aggregation", "synchronization", "overwrite_with_gradient"),
+            *("regularizer", "constraint"),
+        ):
+            assert getattr(new, said) == getattr(old, said), said
+        np.testing.assert_array_equal(numpy(new), numpy(old))
+
+
+@ON_TORCH
 def test_containers_are_copied_with_the_layers_in_them():
     model, helper = _with_helper()
     dense = helper.layer

@@ -83,3 +83,11 @@ def test_who_takes_a_flattened_image(case):
     model = keras.Model(x, build(x))
     found = flattened(model)
     assert found.get(id(model.get_layer("bn"))) == expected
+
+
+def test_of_a_subclassed_model_nothing_is_known():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    assert flattened(Own()) == {}

@@ -94,9 +94,11 @@ def test_settings_are_taken_over_and_the_optimizer_starts_anew():
     model = _model(epsilon=1e-3)
     model.compile(keras.optimizers.SGD(momentum=0.9), "mae")
     model.fit(images(4, 3), images(4, 3), verbose=0)
+    model.layers[0].gamma.trainable = False
     ours = keras_bn.from_torch(model, _state(), epsilon=1e-4, momentum=0.1)
     norm = ours.get_layer("stem_bn")
     assert (norm.epsilon, norm.momentum) == (1e-4, 0.9)
+    assert (norm.gamma.trainable, norm.beta.trainable) == (False, True)
     assert (ours.loss, int(ours.optimizer.iterations)) == ("mae", 0)
 
 
@@ -117,6 +119,8 @@ def test_a_module_brings_its_own_settings():
     ours = keras_bn.from_torch(model, module)
     assert [one.epsilon for one in ours.layers[::2]] == [1e-2, 1e-4]
     assert [one.momentum for one in ours.layers[::2]] == [0.7, 0.8]
+    # Training goes on from them: they are no initial values.
+    assert numpy(ours.layers[0].moving_weight).tolist() == [1, 1, 1]
     stddev = np.sqrt(module[0].running_var.numpy() + 1e-2)
     np.testing.assert_allclose(numpy(ours.layers[0].renorm_stddev), stddev, rtol=1e-6)
     expected = module.eval()(torch.as_tensor(x)).detach().numpy()
@@ -365,6 +369,7 @@ def test_a_plain_average_there_is_one_here():
             keras_bn.from_torch(model, module)
         ours = keras_bn.from_torch(model, module, momentum=0.3)
         assert [one.momentum for one in ours.layers[::2]] == [0.7, 0.8]
+    assert numpy(ours.layers[0].moving_weight).tolist() == [1, 1, 1]  # all of data
 
 
 def _frozen(epsilon):

@@ -84,10 +84,9 @@ def test_blocks_of_other_sizes_are_no_match():
     assert [*match(ours, theirs, None, True, {}).mapping.values()] == expected
 
 
-def test_ten_branches_are_in_their_order():
-    block = "stages_0_0/stages_0_0_conv_kxk"
-    ours = items([f"{block}_{i}/batch_normalization_{i}" for i in range(11)])
-    theirs = items([f"stages.0.0.conv_kxk.{i}.bn" for i in range(11)])
+def test_ten_layers_of_a_block_are_in_their_order():
+    ours = items([f"conv2_block1_{i}_bn" for i in range(1, 12)])
+    theirs = items([f"ResNetBlock_0/BatchNorm_{i}" for i in range(11)])
     names = [one.name for one in theirs]
     assert [*match(ours, theirs, None, True, {}).mapping.values()] == names
 

@@ -34,10 +34,10 @@ def _fork():
 
 
 def _two_outputs():
-    inner_inputs = keras.Input((4,))
-    inner = keras.Model(inner_inputs, [_dense("a")(inner_inputs), inner_inputs])
+    x = _dense("a")(inner_inputs := keras.Input((4,)))
+    inner = keras.Model(inner_inputs, [_dense("b")(x), x])
     left, right = inner(inputs := keras.Input((4,)))
-    return keras.Model(inputs, [_dense("b")(left), _dense("c")(right)])
+    return keras.Model(inputs, [_dense("c")(left), _dense("d")(right)])
 
 
 def _shared():
@@ -51,7 +51,7 @@ MODELS = {
     "skip": (_skip, {"a": "", "b": "a", "c": "ab"}),
     "fork": (_fork, {"a": "", "b": "a", "c": "a", "d": "abc"}),
     # Of a model inside, what all of its outputs come from is known.
-    "two outputs": (_two_outputs, {"a": "", "b": "", "c": ""}),
+    "two outputs": (_two_outputs, {"a": "", "b": "a", "c": "a", "d": "a"}),
     "shared": (_shared, {"a": "", "c": "a"}),
 }
 

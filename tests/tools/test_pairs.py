@@ -3,9 +3,15 @@
 import pytest
 
 from cases_names import items
-from keras_bn.tools._foreign.pairs import refusal
+from keras_bn.tools._foreign.pairs import ambiguous, refusal
 
 pytestmark = pytest.mark.once
+
+
+def test_what_is_ambiguous_is_told():
+    text = ambiguous([{"a": "x", "b": "y", "c": "q"}, {"d": "r", "a": "x", "b": "z"}])
+    lines = "\n  b: y, z\n  c: None, q\n  d: None, r"
+    assert text.endswith(f"match in 2 ways. Received, layer by layer:{lines}")
 
 
 def test_a_doubt_is_told_once_and_twelve_at_most():

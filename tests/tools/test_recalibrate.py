@@ -1,6 +1,7 @@
 """`recalibrate`: the moments of the whole data, or the model as it was."""
 
 import sys
+from fractions import Fraction
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from cases_tools import InTraining, images, numpy, randomize, weights_of
 from keras_bn.tools._statistics import probe
 from keras_bn.tools._statistics.batching import input_names, length
 from keras_bn.tools._statistics.moments import RunningMoments
+from keras_bn.tools._statistics.run import Run
 from slow import slow
 
 L = keras.layers
@@ -113,22 +115,38 @@ def test_synchronized_layers():
     _check(model.layers[0], x.astype("float64"))
 
 
+class OneProcess:
+    """Stands for the processes that share out the data: there is this one."""
+
+    def gather(self, row):
+        return row[None]
+
+
 @ON_TORCH
 @pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("synchronized", [False, True])
-def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, synchronized, alone):
+@pytest.mark.parametrize("groups", [False, None, [[0]]])
+def test_a_layer_is_observed_with_others_as_it_trains(monkeypatch, groups, alone):
+    """But by itself where the processes go through parts of the data."""
     given, train = [], probe.batch_norm_train
 
-    def note(*arguments, synchronized, **more):
-        given.append(synchronized)
-        return train(*arguments, synchronized=synchronized, **more)
+    def note(*arguments, synchronized, replica_groups, **more):
+        given.append((synchronized, replica_groups))
+        return train(*arguments, **more)
 
     monkeypatch.setattr(probe, "batch_norm_train", note)
-    norm, x = Norm(synchronized=synchronized), images(4, 3)
-    norm(x)
-    with probe.observed({"norm": norm}, None, by_batch=True, alone=alone):
+    settings = {} if groups is False else {"replica_groups": groups}
+    norm, x = Norm(synchronized=groups is not False, **settings), images(4, 3)
+    model = keras.Sequential([keras.Input((3,)), norm])
+    run = Run(model, x, 4, None, 0, OneProcess() if alone else None)
+    layers = {"norm": norm}
+    assert run.order(layers) == ["norm"]
+    found = run.through(layers, {"norm": RunningMoments()}, by_batch=True)
+    np.testing.assert_allclose(found["norm"].mean, x.mean(0), rtol=1e-6)
+    settings = {"alone": True} if alone else {}
+    with probe.observed(layers, None, by_batch=True, **settings):
         norm(x)
-    assert given == [synchronized and not alone]
+    others = groups is not False and not alone
+    assert given == [(others, norm.replica_groups if others else None)] * 3
 
 
 @ON_TORCH
@@ -150,6 +168,16 @@ def test_shared_layers_and_time_distributed():
     data = images(8, 3, 2)
     keras_bn.recalibrate(model, data, batch_size=3, verbose=0)
     _check(norm, data.reshape(-1, 2).astype("float64"))
+
+
+@ON_TORCH
+def test_a_layer_that_is_called_again_infers_layer_by_layer():
+    inputs, norm = keras.Input((2,)), Norm()
+    model = randomize(keras.Model(inputs, norm(norm(inputs))))
+    x = images(8, 2)
+    seen = np.concatenate([x, numpy(norm(x))])
+    keras_bn.recalibrate(model, x, layer_by_layer=True, verbose=0)
+    _check(norm, seen)
 
 
 @pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=ON_TORCH)])
@@ -281,10 +309,11 @@ def test_keras_s_layer_may_have_no_epsilon():
     keras_bn.recalibrate(without, x, layer_by_layer=True, verbose=0)
     distances = [row.distance for row in keras_bn.inspect(without, x).layers]
     np.testing.assert_allclose(distances, 0, atol=1e-4)
-    broken = model(-1.0)
-    with pytest.raises(ValueError, match=r"Layer 'a' must have .*epsilon=-1"):
-        keras_bn.recalibrate(broken, x, verbose=0)
-    assert "call" not in broken.layers[0].__dict__
+    for epsilon in (-1.0, np.inf):
+        broken = model(epsilon)
+        with pytest.raises(ValueError, match=f"Layer 'a' must have .*{epsilon}"):
+            keras_bn.recalibrate(broken, x, verbose=0)
+        assert "call" not in broken.layers[0].__dict__
 
 
 def test_renorm_statistics_follow():
@@ -301,7 +330,7 @@ def test_prior_counts_as_so_many_samples():
     model = keras.Sequential([keras.Input((4, 4, 1)), Norm(epsilon=1e-6)])
     old, new = images(30, 4, 4, 1), (5 + 2 * images(10, 4, 4, 1, seed=1)).astype("f4")
     keras_bn.recalibrate(model, old, verbose=0)
-    keras_bn.recalibrate(model, new, prior=30, verbose=0)
+    keras_bn.recalibrate(model, new, prior=Fraction(30), verbose=0)
     both = np.concatenate([old, new]).astype("float64")
     _check(model.layers[0], both)
 
@@ -345,6 +374,17 @@ def test_ema_is_what_training_does(debias):
         )
 
 
+class Endless(keras.utils.PyDataset):
+    num_batches = None
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __getitem__(self, index):
+        return self.x[8 * index : 8 * index + 8]
+
+
 class Batches(keras.utils.PyDataset):
     def __init__(self, x):
         super().__init__()
@@ -362,6 +402,7 @@ FORMS = {
     "tuple": lambda x: (x, np.zeros(24)),
     "dictionary": lambda x: {"x": x},
     "list of batches": lambda x: [x[:8], x[8:16], x[16:]],
+    "list of lists": lambda x: [[x[:8]], [x[8:16]], [x[16:]]],
     "list of pairs": lambda x: [[x[:8], 1], [x[8:16], 1], [x[16:], 1]],
     "generator": lambda x: ((x[i : i + 8], 0, 1) for i in (0, 8, 16)),
     "dataset": Batches,
@@ -388,12 +429,14 @@ def test_forms_of_data(form):
 
 
 @ON_TORCH
-@pytest.mark.parametrize("whole", [True, False])
-def test_steps_and_several_inputs(whole):
+@pytest.mark.parametrize("form", ["whole", "batches", "lists with labels"])
+def test_steps_and_several_inputs(form):
     inputs = [keras.Input((3,)), keras.Input((2,))]
     model = keras.Model(inputs, [Norm()(one) for one in inputs])
     x = [images(24, 3), images(24, 2)]
-    data = x if whole else ([one[i : i + 8] for one in x] for i in (0, 8, 16))
+    parts = [[one[i : i + 8] for one in x] for i in (0, 8, 16)]
+    labelled = [[part, np.zeros(8), np.ones(8)] for part in parts]
+    data = {"whole": x, "batches": iter(parts), "lists with labels": labelled}[form]
     keras_bn.recalibrate(model, data, steps=np.int64(2), batch_size=8, verbose=0)
     _check(model.layers[-2], x[0][:16].astype("float64"))
     _check(model.layers[-1], x[1][:16].astype("float64"))
@@ -419,7 +462,25 @@ def test_how_many_batches_a_bar_is_told(data, steps, expected):
 
 
 @ON_TORCH
-@pytest.mark.parametrize("structure", [list, tuple, dict])
+def test_a_sample_may_be_one_number():
+    model = keras.Sequential([keras.Input(()), L.Reshape((1,)), Norm()])
+    x = images(24)
+    keras_bn.recalibrate(model, x, verbose=0)
+    _check(model.layers[-1], x[:, None].astype("float64"))
+
+
+@ON_TORCH
+def test_data_without_an_end():
+    model = keras.Sequential([keras.Input((3,)), Norm()])
+    x = images(24, 3)
+    keras_bn.recalibrate(model, Endless(x), steps=2, verbose=0)
+    _check(model.layers[0], x[:16].astype("float64"))
+
+
+@ON_TORCH
+@pytest.mark.parametrize(
+    "structure", [list, tuple, dict, lambda one: [one[:1], one[1]]]
+)
 def test_inputs_by_name_come_in_the_order_of_the_model(structure):
     features = keras.Input((3,), name="features")
     count = keras.Input((), name="count")
@@ -452,15 +513,29 @@ def test_frozen_layers_only_on_request():
     _check(model.layers[0], x.astype("float64"))
 
 
-def test_nothing_but_statistics_changes():
+class Untrained(L.Layer):
+    """In training, unless a call says otherwise, and then an error."""
+
+    def call(self, x, training=True):
+        assert not training
+        return x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, pytest.param(True, marks=ON_TORCH)])
+def test_nothing_but_statistics_changes(layer_by_layer):
     model = _model()
+    model.add(Untrained())
     moving = {
-        id(v) for one in (0, -1) for v in model.layers[one].non_trainable_variables
+        id(v) for one in (0, -2) for v in model.layers[one].non_trainable_variables
     }
     kept = [v for v in model.variables if id(v) not in moving]
     before = [numpy(v).tobytes() for v in kept]
     calls = [layer.call for layer in model.layers]
-    keras_bn.recalibrate(model, images(8, 4, 4, 3), verbose=0)
+    settings = {"layer_by_layer": layer_by_layer, "verbose": 0}
+    keras_bn.recalibrate(model, images(8, 4, 4, 3), **settings)
     assert [numpy(v).tobytes() for v in kept] == before
     assert [layer.call for layer in model.layers] == calls
 
@@ -468,7 +543,13 @@ def test_nothing_but_statistics_changes():
 @ON_TORCH
 def test_progress_bar(capsys):
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4)
-    assert "2/2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1/2" in out
+    assert "2/2" in out
+    assert "s/batch" in out
+    keras_bn.recalibrate(_model(), images(8, 4, 4, 3), batch_size=4, verbose=2)
+    out = capsys.readouterr().out
+    assert ("1/2" in out, "2/2" in out) == (False, True)
     keras_bn.recalibrate(_model(), images(8, 4, 4, 3), verbose=0)
     assert capsys.readouterr().out == ""
 
@@ -494,7 +575,12 @@ def _interrupted():
 NAN = np.full((4, 4, 4, 3), np.nan, "float32")
 LARGE = (1e30 * images(4, 4, 4, 3)).astype("float32")  # its variance is infinite
 
-AFTER_A_BATCH = [(_failing, {}), (_interrupted, {})]
+
+def _texts():
+    return ["text"]
+
+
+EVERYWHERE = [(_failing, {}), (_interrupted, {}), (_texts, {})]
 FAILURES = [
     (
         lambda: images(0, 4, 4, 3),
@@ -530,7 +616,8 @@ FAILURES = [
     (lambda: NAN, {}, ValueError, r"has a NaN or an infinity"),
     (lambda: NAN, {"method": "ema"}, ValueError, r"has a NaN or an infinity"),
     (lambda: 3, {}, TypeError, r"`data` must be an array.*int"),
-    (lambda: ["text"], {}, TypeError, r"`data` must hold arrays of numbers"),
+    (_texts, {}, TypeError, r"`data` must hold arrays of numbers"),
+    (lambda: np.zeros((4, 4, 4, 3), "M8[s]"), {}, TypeError, r"must hold arrays of nu"),
     (_failing, {}, RuntimeError, r"the disk is gone"),
     (_failing, {"method": "ema"}, RuntimeError, r"the disk is gone"),
     (_interrupted, {}, KeyboardInterrupt, None),
@@ -570,11 +657,11 @@ FAILURES = [
 ]
 
 
-# On every backend those that come when a batch has been seen.
+# On every backend those that come when a batch has been seen; texts can be tensors.
 @pytest.mark.parametrize(
     ("data", "arguments", "error", "message"),
     [
-        pytest.param(*one, marks=() if one[:2] in AFTER_A_BATCH else ON_TORCH)
+        pytest.param(*one, marks=() if one[:2] in EVERYWHERE else ON_TORCH)
         for one in FAILURES
     ],
 )
@@ -589,26 +676,27 @@ def test_failures_leave_the_model_as_it_was(data, arguments, error, message):
 
 
 class Breaks:
-    """Data that can be gone through again, but not a third time."""
+    """Data that can be gone through again, but not for so many times."""
 
-    def __init__(self, error):
-        self.times = 0
+    def __init__(self, error, most=3):
+        self.times, self.most = 0, most
         self.error = error
 
     def __iter__(self):
         self.times += 1
         yield images(4, 4, 4, 3)
-        if self.times == 3:
+        if self.times == self.most:
             raise self.error("gone")
 
 
 @ON_TORCH
+@pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_between_layers_restores_the_first(error):
+def test_a_failure_between_layers_restores_the_first(error, most):
     model = _model()
     before = weights_of(model)
     with pytest.raises(error, match="gone"):
-        keras_bn.recalibrate(model, Breaks(error), layer_by_layer=True, verbose=0)
+        keras_bn.recalibrate(model, Breaks(error, most), layer_by_layer=True, verbose=0)
     assert weights_of(model) == before
 
 

@@ -64,12 +64,15 @@ def test_outputs_agree_and_the_way_back_gives_the_same_bits():
 def test_norms_alone_and_the_unbiased_variance():
     model = _model()
     module = Net()
+    given = module.state_dict()
+    before = dict(given)
     state = keras_bn.to_torch(
         model,
-        module.state_dict(),
+        given,
         count={"bn": 6, "flat_bn": 2},
         flatten="channels_last",
     )
+    assert all(given[name] is one for name, one in before.items())
     assert torch.equal(state["conv.weight"], module.conv.weight)
     variance = numpy(model.get_layer("bn").moving_variance)
     np.testing.assert_allclose(state["bn.running_var"], variance * 6 / 5, rtol=1e-6)
@@ -119,16 +122,19 @@ def test_what_a_layer_lacks_is_neutral_there():
 
 @ON_TORCH
 def test_types_are_kept():
-    state = {name: one.half() for name, one in nn.BatchNorm1d(3).state_dict().items()}
+    module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)).half()
+    state = module.state_dict()
     norm = L.BatchNormalization(epsilon=1e-5, dtype="float16")
-    model = randomize(keras.Sequential([keras.Input((3,)), norm]))
-    given = keras_bn.to_torch(model, state)
+    layers = [L.Dense(3, use_bias=False, dtype="bfloat16"), norm]
+    model = randomize(keras.Sequential([keras.Input((3,)), *layers]))
+    given = keras_bn.to_torch(model, state, layers="all")
+    del given["1.num_batches_tracked"]
     assert {one.dtype for one in given.values()} == {torch.float16}
     arrays = {name: one.numpy().astype("float64") for name, one in state.items()}
     given = keras_bn.to_torch(model, arrays, count=4)
     assert {one.dtype for one in given.values()} == {np.dtype("float64")}
     variance = numpy(norm.moving_variance) * 4 / 3
-    np.testing.assert_allclose(given["running_var"], variance, rtol=1e-12)
+    np.testing.assert_allclose(given["1.running_var"], variance, rtol=1e-12)
 
 
 @ON_TORCH

@@ -1,10 +1,12 @@
 """What processes find together, without processes: what each would send is known."""
 
+import keras
 import numpy as np
 import pytest
 
 import keras_bn
 from keras_bn.tools._statistics.moments import RunningMoments
+from keras_bn.tools._statistics.run import Run
 from keras_bn.tools._statistics.together import Found, agreed_order
 
 pytestmark = pytest.mark.once
@@ -77,6 +79,43 @@ def test_a_failure_is_told_to_all(layers):
         found.together(Sent(found._row(None)), KeyError("mine"))
 
 
+def test_parts_may_be_empty_but_not_all():
+    model = keras.Sequential([keras.Input((3,)), keras_bn.BatchNormalization()])
+    layers = {"one": model.layers[0]}
+
+    def run(sent, data, steps=None):
+        passes = Run(model, data, 2, steps, 0, Sent(sent._row(None)))
+        return passes, passes.through(layers, {"one": RunningMoments()}, by_batch=True)
+
+    other, nothing = (findings(layers, data, ["one"]) for data in (DATA[1:], []))
+    passes, found = run(other, np.zeros((0, 3)))
+    assert (passes.batches, passes.samples) == (1, 5)
+    np.testing.assert_allclose(found["one"].mean, DATA[1].mean(0))
+    passes, found = run(other, DATA[0].astype("float32"))
+    assert (str(passes.batches), str(passes.samples)) == ("2", "7")
+    np.testing.assert_allclose(found["one"].mean, np.concatenate(DATA).mean(0))
+    for sent, steps in ((nothing, None), (other, 1)):
+        with pytest.raises(ValueError, match=r"`data` must have (at least one|1) bat"):
+            run(sent, np.zeros((0, 3)), steps)
+
+
+def test_a_part_that_cannot_be_read_is_told_to_all():
+    model = keras.Sequential([keras.Input((3,)), keras_bn.BatchNormalization()])
+    sent, layers = [], {"one": model.layers[0]}
+
+    def gone():
+        yield DATA[0]
+        raise OSError("gone")
+
+    for method in (
+        lambda run: run.order(layers),
+        lambda run: run.through(layers, {"one": RunningMoments()}, by_batch=True),
+    ):
+        with pytest.raises(OSError, match="gone"):
+            method(Run(model, gone(), 2, None, 0, Keeps(sent)))
+    assert [row[0] for row in sent] == [1, 1]
+
+
 def test_the_order_is_that_of_the_first_with_data(layers):
     def row(order, error=None):
         kept = []
@@ -87,6 +126,7 @@ def test_the_order_is_that_of_the_first_with_data(layers):
     assert agreed_order(Sent(order, other), layers, [], None) == ["two", "one"]
     assert agreed_order(Sent(other), layers, ["two", "one"], None) == ["two", "one"]
     assert agreed_order(Sent(nothing), layers, [], None) == []
+    assert agreed_order(Sent(order), layers, ["one"], None) == ["one"]
     with pytest.raises(KeyError, match="mine"):
         agreed_order(Sent(order), layers, [], KeyError("mine"))
 

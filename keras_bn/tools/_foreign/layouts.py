@@ -39,7 +39,7 @@ def channels_first(kernel: np.ndarray) -> np.ndarray:
 
 def their_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of PyTorch's `weight` for `layer`."""
-    *size, first, second = (int(n) for n in layer.kernel.shape)
+    *size, first, second = layer.kernel.shape
     if isinstance(layer, DEPTHWISE):
         return (first * second, 1, *size)
     return (second, first, *size)
@@ -54,7 +54,7 @@ def squeezed(size: tuple[int, ...]) -> tuple[int, ...]:
 
 def to_ours(layer: Layer, weight: np.ndarray) -> np.ndarray:
     """The kernel of `layer` that does what PyTorch's `weight` does."""
-    *size, first, second = (int(n) for n in layer.kernel.shape)
+    *size, first, second = layer.kernel.shape
     if isinstance(layer, DEPTHWISE):
         kernel = weight.reshape(first, second, *size)
         return np.moveaxis(kernel, (0, 1), (-2, -1))

@@ -102,7 +102,8 @@ def few(names: Sequence[str]) -> str:
 
 
 def ambiguous(proposals: Sequence[Mapping[str, str]]) -> str:
-    layers = [n for n in proposals[0] if len({p.get(n) for p in proposals}) > 1]
+    every = {name: None for proposal in proposals for name in proposal}
+    layers = [n for n in every if len({p.get(n) for p in proposals}) > 1]
     lines = [
         f"  {n}: {', '.join(sorted({str(p.get(n)) for p in proposals}))}"
         for n in layers[:SHOWN]

@@ -205,7 +205,7 @@ def unbiased(path: str, count: int | Mapping[str, int] | None) -> float:
             "channel a training batch had, or one for each batch norm layer by its "
             f"path. Received: {n!r} for layer '{path}'"
         )
-    return float(n / (n - 1))
+    return n / (n - 1)
 
 
 def _config(

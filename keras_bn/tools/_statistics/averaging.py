@@ -23,14 +23,13 @@ def momentum_now(layer: Layer) -> float | None:
     if not callable(layer.momentum):
         return None if layer.momentum is None else float(layer.momentum)
     # A layer of several domains counts the steps of each.
-    return _at(layer, [float(np.max(float64(layer.moving_step)))])[0]
+    return _at(layer, float64(layer.moving_step).max())
 
 
-def _at(layer: Layer, steps: Any) -> list[float]:
-    """The momentum at these steps."""
-    tensors = (ops.convert_to_tensor(step, dtype="float32") for step in steps)
-    shares = (layer.momentum(step) for step in tensors)
-    return [float(np.clip(array(s) if ops.is_tensor(s) else s, 0, 1)) for s in shares]
+def _at(layer: Layer, step: float) -> float:
+    """The momentum at this step."""
+    share = layer.momentum(ops.convert_to_tensor(step, dtype="float32"))
+    return float(np.clip(array(share), 0, 1))
 
 
 def remaining(layer: Layer, updates: int) -> float:
@@ -40,7 +39,7 @@ def remaining(layer: Layer, updates: int) -> float:
     if not callable(layer.momentum):
         return float(layer.momentum) ** updates
     steps = np.linspace(0, updates - 1, min(updates, SAMPLED)).round()
-    shares = np.array(_at(layer, steps.tolist()))
+    shares = np.array([_at(layer, step) for step in steps])
     with np.errstate(divide="ignore"):
         return float(np.exp(np.log(shares).mean() * updates))
 

@@ -111,7 +111,7 @@ def length(model: Any, data: Any, batch_size: int, steps: int | None) -> int | N
 
 def samples_in(batch: Any) -> int:
     """The number of samples in a batch of inputs."""
-    return int(tree.flatten(batch)[0].shape[0])
+    return tree.flatten(batch)[0].shape[0]  # type: ignore[no-any-return]
 
 
 def _is_whole(model: Any, data: Any) -> bool:
@@ -128,11 +128,11 @@ def check_data(data: Any) -> None:
     Raises:
         TypeError: They are not.
     """
-    no_axis = hasattr(data, "shape") and not tuple(data.shape)
-    known = hasattr(data, "shape") or isinstance(
-        data, (Iterable, keras.utils.PyDataset)
-    )
-    if isinstance(data, (str, bytes)) or no_axis or not known:
+    if hasattr(data, "shape"):
+        known = len(data.shape) > 0
+    else:
+        known = isinstance(data, Iterable) and not isinstance(data, (str, bytes))
+    if not known:
         raise TypeError(
             "Argument `data` must be an array, a dictionary or tuple of arrays, or an "
             "iterable of batches such as a tf.data.Dataset, a DataLoader or a "
@@ -153,9 +153,6 @@ def _iterate(model: Any, data: Any, batch_size: int) -> Iterator[Any]:
         for start in range(0, sizes.pop(), batch_size):
             stop = start + batch_size
             yield tree.map_structure(lambda one: one[start:stop], inputs)  # noqa: B023
-    elif isinstance(data, keras.utils.PyDataset):
-        for index in range(data.num_batches or 0):
-            yield _inputs_of(model, data[index])
     else:
         for batch in data:
             yield _inputs_of(model, batch)
@@ -215,7 +212,7 @@ def _checked(model: Any, batch: Any) -> Any:
             f"{type(batch).__name__}: {error}"
         ) from error
     inputs = getattr(model, "inputs", None) or ()
-    expected = [tuple(one.shape) for one in inputs]
+    expected = [one.shape for one in inputs]
     received = [tuple(one.shape) for one in tree.flatten(batch)]
     fits = len(expected) == len(received) and all(map(_fits, received, expected))
     if not received or (expected and not fits):
@@ -234,7 +231,7 @@ def _checked(model: Any, batch: Any) -> Any:
 
 
 def _tensor(one: Any) -> Any:
-    if not hasattr(one, "shape"):
+    if not ops.is_tensor(one):
         one = np.asarray(one)
         if one.dtype.kind in "OSU":
             raise TypeError(f"{one.dtype} is not a type of number")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_bn.tools._copies.converted import set_renorm_statistics
-from keras_bn.tools._graphs.walk import RENORM_STATISTICS, Layer, float64
+from keras_bn.tools._graphs.walk import Layer, float64
 from keras_bn.tools._statistics.averaging import made_of_data, momentum_now
 
 
@@ -39,20 +39,17 @@ class RunningMoments:
     weight = 1.0
 
     def __init__(self) -> None:
-        self.count: Any = np.float64(0)
-        self.mean: Any = np.float64(0)
-        self._deviations: Any = np.float64(0)
+        self.count: Any = 0.0
+        self.mean: Any = 0.0
+        self._deviations: Any = 0.0
 
     def add(self, count: Any, mean: np.ndarray, variance: np.ndarray) -> None:
         """Takes in `count` values (one number, or one a channel) of these moments."""
-        count = np.asarray(count, "float64")
         total = self.count + count
         share = count / np.maximum(total, 1e-300)
-        difference = np.asarray(mean, "float64") - self.mean
+        difference = mean - self.mean
         self._deviations = (
-            self._deviations
-            + np.asarray(variance, "float64") * count
-            + difference**2 * self.count * share
+            self._deviations + variance * count + difference**2 * self.count * share
         )
         self.mean = self.mean + difference * share
         self.count = total
@@ -90,9 +87,8 @@ class RunningAverage:
         self.weight: Any = 1.0
         if getattr(layer, "moving_weight", None) is not None:
             self.weight = float64(layer.moving_weight)
-        self.count: Any = np.float64(0)
-        self.mean = float64(layer.moving_mean)
-        self.variance = float64(layer.moving_variance)
+        self.count: Any = 0.0
+        self.mean, self.variance = statistics_of(layer)
         self._merged = RunningMoments()
         if self._momentum is None:
             self._merged.add(float64(layer.moving_count), self.mean, self.variance)
@@ -104,13 +100,10 @@ class RunningAverage:
 
     def add(self, count: Any, mean: np.ndarray, variance: np.ndarray) -> None:
         """Takes in one batch; its channels without a value change nothing."""
-        count = np.asarray(count, "float64")
         self.count = self.count + count
         if self._momentum is None:
             self._merged.add(count, mean, variance)
-            known = self._merged.count > 0
-            self.mean = np.where(known, self._merged.mean, self.mean)
-            self.variance = np.where(known, self._merged.variance, self.variance)
+            self.mean, self.variance = self._merged.mean, self._merged.variance
             return
         taken = np.where(count > 0, 1 - self._momentum, 0.0)
         self.weight = self.weight + (1 - self.weight) * taken
@@ -154,24 +147,26 @@ def distance(
         np.sqrt(np.maximum(one, 0) + epsilon) for one in (variance, moving_variance)
     )
     shift = mean - moving_mean
-    squares = np.asarray(shift**2 + (batch - moving) ** 2)
+    squares = shift**2 + (batch - moving) ** 2
     with np.errstate(divide="ignore"):  # by an epsilon of 0, and what never varied
-        shares = np.divide(
-            squares, moving**2, out=np.zeros_like(squares), where=squares != 0
-        )
-    return float(np.sqrt(np.mean(shares)))
+        np.divide(squares, moving**2, out=squares, where=squares != 0)
+    return float(np.sqrt(np.mean(squares)))
+
+
+def statistics_of(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """The moving mean and variance of `layer`."""
+    return float64(layer.moving_mean), float64(layer.moving_variance)
 
 
 def distance_from(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> float:
     """`distance` of these statistics from the moving ones of `layer`."""
-    moving = (float64(layer.moving_mean), float64(layer.moving_variance))
-    return distance(mean, variance, *moving, layer.epsilon)
+    return distance(mean, variance, *statistics_of(layer), layer.epsilon)
 
 
 def set_statistics(layer: Layer, found: RunningMoments | RunningAverage) -> None:
     """Writes moving statistics, those of renorm to match, and what they are made of."""
     layer.moving_mean.assign(found.mean)
     layer.moving_variance.assign(found.variance)
-    if getattr(layer, RENORM_STATISTICS[0], None) is not None:
+    if getattr(layer, "moving_stddev", None) is not None:
         set_renorm_statistics(layer)
     made_of_data(layer, found.total, found.weight)

@@ -85,7 +85,7 @@ class _Observer:
     def __init__(
         self, path: str, layer: Layer, see: See, by_batch: bool, alone: bool
     ) -> None:
-        self._synchronized = not alone and bool(getattr(layer, "synchronized", False))
+        self._synchronized = layer.synchronized and not alone
         if not 0 <= layer.epsilon < float("inf"):
             raise ValueError(
                 f"Layer '{path}' must have a finite epsilon that is not negative. "

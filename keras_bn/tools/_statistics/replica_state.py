@@ -28,7 +28,7 @@ def merged(path: str, layer: Layer, states: list[State], share: int) -> State:
         found["renorm_stddev"] = np.sqrt(squares)
     if "accumulated_count" in stacked:
         moments = _pooled(*(stacked[name] for name in ACCUMULATED))
-        found |= dict(zip(ACCUMULATED[:2], moments, strict=True))
+        found |= zip(ACCUMULATED[:2], moments, strict=True)
     for name in ("moving_count", "accumulated_count"):
         if name in stacked:
             found[name] = stacked[name].sum(0) / share

@@ -17,7 +17,14 @@ class Run:
     With `processes`, `data` are this one's part, which may be empty. It goes through
     them by itself, whatever the layers do in training, so that the parts may be uneven;
     then all take what all found.
+
+    Attributes:
+        batches: How many the last pass went through.
+        samples: How many samples were in them.
     """
+
+    batches: int
+    samples: int
 
     def __init__(
         self,
@@ -32,8 +39,6 @@ class Run:
         self._data = (data, batch_size, steps)
         self._verbose = verbose
         self._processes = processes
-        self.batches = 0
-        self.samples = 0
 
     def order(self, layers: dict[str, Layer]) -> list[str]:
         """The layers, in the order in which one batch comes to them."""

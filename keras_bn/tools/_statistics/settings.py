@@ -67,7 +67,7 @@ def check_repeats(model: Any, data: Any, layer_by_layer: bool) -> None:
 
 def _check_prior(prior: Any, method: str) -> None:
     number = isinstance(prior, Real) and not isinstance(prior, bool)
-    known = number and 0 < float(prior) < np.inf
+    known = number and 0 < prior < np.inf
     if prior is not None and not known:
         raise ValueError(
             "Argument `prior` must be a number of samples above 0, or None. Received: "

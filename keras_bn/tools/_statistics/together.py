@@ -1,5 +1,6 @@
 """What processes that go through parts of the data find together."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,6 @@ import numpy as np
 from keras_bn.ops.processes import Processes
 from keras_bn.tools._graphs.walk import Layer
 from keras_bn.tools._statistics.moments import RunningMoments
-
-FAILED = -1.0
 
 
 class Found:
@@ -50,9 +49,9 @@ class Found:
 
     def _row(self, error: Exception | None) -> np.ndarray:
         """One process's findings as a vector, of the same size in all of them."""
-        parts: list[Any] = [[FAILED if error else 0.0, self.batches, self.samples]]
+        parts: list[Any] = [[error is not None, self.batches, self.samples]]
         for path, layer in self._layers.items():
-            one, shape = self.moments[path], tuple(layer.moving_mean.shape)
+            one, shape = self.moments[path], layer.moving_mean.shape
             parts.append([path in self.reached])
             parts += [
                 np.broadcast_to(part, shape).ravel()
@@ -61,27 +60,28 @@ class Found:
         return np.concatenate(parts).astype("float64")
 
     def _add(self, row: np.ndarray) -> None:
-        self.batches += int(row[1])
-        self.samples += int(row[2])
+        batches, samples = map(int, row[1:3])
+        self.batches += batches
+        self.samples += samples
         start = 3
         for path, layer in self._layers.items():
-            shape = tuple(layer.moving_mean.shape)
-            size = int(np.prod(shape))
+            shape = layer.moving_mean.shape
+            size = math.prod(shape)
             if row[start]:
                 parts = row[start + 1 : start + 1 + 3 * size].reshape(3, *shape)
                 self.see(path, *parts)
             start += 1 + 3 * size
 
 
-def require_all(states: np.ndarray, error: Exception | None) -> None:
+def require_all(failures: np.ndarray, error: Exception | None) -> None:
     """Raises `error`, or that another process failed, if one did."""
     if error is not None:
         raise error
-    failed = np.flatnonzero(states == FAILED).tolist()
+    failed = np.flatnonzero(failures).tolist()
     if failed:
         raise ValueError(
             "All processes must come through their data. Received: an error in "
-            f"process {', '.join(map(str, failed))} of {len(states)}"
+            f"process {', '.join(map(str, failed))} of {len(failures)}"
         )
 
 
@@ -89,11 +89,9 @@ def agreed_order(
     processes: Processes, layers: dict[str, Layer], order: list[str], error: Any
 ) -> list[str]:
     """The order in which layers run, as the first process that has data found it."""
-    paths = list(layers)
-    row = np.full(1 + len(paths), -1.0)
-    row[0] = FAILED if error else float(bool(order))
-    row[1 : 1 + len(order)] = [paths.index(path) for path in order]
-    rows = processes.gather(row)
+    # When each comes to be called; 0 where it does not.
+    times = [1.0 + order.index(path) if path in order else 0.0 for path in layers]
+    rows = processes.gather(np.array([error is not None, *times], "float64"))
     require_all(rows[:, 0], error)
-    known = [one[1:].astype(int) for one in rows if one[0] > 0]
-    return [paths[number] for number in known[0]] if known else []
+    found = next((one[1:] for one in rows if one[1:].any()), rows[0, 1:])
+    return [path for time, path in sorted(zip(found, layers, strict=True)) if time]
