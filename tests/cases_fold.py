@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_bn import BatchNormalization as Norm
+from keras_bn.tools._folding.affines import Affine
 
 L = keras.layers
 
@@ -385,8 +386,18 @@ BEYOND = [
         ("is in the way",),
     ),
     Fold(
+        "norm of a norm of two axes",
+        lambda: [L.ReLU(), Norm(axis=(1, 2), scale=False), Norm(), L.ReLU()],
+        LINE,
+        0,
+        ("is in the way", "normalizes along several axes"),
+    ),
+    Fold(
         "steps",
-        lambda: [L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(Norm(axis=3))],
+        lambda: [
+            *(L.TimeDistributed(L.Conv2D(3, 2)), L.TimeDistributed(L.MaxPooling2D(2))),
+            L.TimeDistributed(Norm(axis=3)),
+        ],
         (2, 4, 4, 3),
         1,
     ),
@@ -752,3 +763,12 @@ GRAPHS = [
         ("multiplies by zero",),
     ),
 ]
+
+
+def some_affine(shape, axes, signs, shifted):
+    """Another scale and offset at each place along these axes."""
+    rng = np.random.default_rng(0)
+    axes = {axis % len(shape) for axis in axes}
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    scale = rng.uniform(0.5, 1.5, sizes) * rng.choice(signs, sizes)
+    return Affine(scale, rng.normal(size=sizes) * shifted)

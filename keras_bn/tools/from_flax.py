@@ -10,7 +10,6 @@ from keras_bn.tools._foreign.weights import (
     Foreign,
     Options,
     Settings,
-    as_numpy,
     matched,
 )
 
@@ -152,8 +151,7 @@ def _leaves(
         if isinstance(value, Mapping):
             yield from _leaves(value, inside)
         elif inside[-1] in NAMES.values():
-            value = getattr(value, "get_value", lambda value=value: value)()
-            yield inside, as_numpy(value)
+            yield inside, value
 
 
 def _of_module(

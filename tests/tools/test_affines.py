@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from cases_fold import some_affine
 from cases_tools import images, numpy
 from keras_bn._keras import call_of
-from keras_bn.tools._folding import merges, operations
+from keras_bn.tools._folding import operations
 from keras_bn.tools._folding.affines import Affine, Inexact
 from slow import slow
 
@@ -141,15 +142,6 @@ OPERATIONS = {
 }
 
 
-def _some(shape, axes, signs, shifted):
-    """Another scale and offset at each place along these axes."""
-    rng = np.random.default_rng(0)
-    axes = {axis % len(shape) for axis in axes}
-    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-    scale = rng.uniform(0.5, 1.5, sizes) * rng.choice(signs, sizes)
-    return Affine(scale, rng.normal(size=sizes) * shifted)
-
-
 @pytest.mark.parametrize("back", [False, True], ids=["on", "back"])
 @pytest.mark.parametrize("name", [*LAYERS, *OPERATIONS])
 def test_both_sides_compute_the_same(name, back):
@@ -158,7 +150,7 @@ def test_both_sides_compute_the_same(name, back):
     outputs = case.call(inputs)
     shapes = inputs.shape[1:], outputs.shape[1:]
     axes = case.back if back else case.along
-    given = _some(shapes[back], axes, case.signs, case.shifted)
+    given = some_affine(shapes[back], axes, case.signs, case.shifted)
     made = operations.passed(given, call_of(outputs), back)
     for one in made:
         assert one.ndim == len(shapes[not back])
@@ -173,15 +165,15 @@ def test_both_sides_compute_the_same(name, back):
     np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
 
 
-def _run(call, *given):
-    return numpy(call(*(ops.convert_to_tensor(x, "float32") for x in given)))
+def _run(call, x):
+    return numpy(call(ops.convert_to_tensor(x, "float32")))
 
 
 class Own(L.TimeDistributed):
     """May do anything."""
 
 
-# A call, the shape it takes, whether the affine is given after it, and its signs.
+# A call, the shape it takes, and what is said of it.
 IN_THE_WAY = {
     "training": (lambda x: L.Dropout(0.5)(x, training=True), LINE, "is in the way"),
     "training, step by step": (
@@ -241,68 +233,6 @@ def test_positions_that_are_scaled_apart_do_not_move(name):
     affine = Affine(np.arange(1.0, 7.0)[:, None], np.zeros((6, 1)))
     with pytest.raises(Inexact, match="moves positions, which it scales differently"):
         operations.passed(affine, node, False)
-
-
-# Calls of several tensors, and the shapes that they take.
-JOINED = {
-    "sum": (lambda *every: L.Add()(every), [LINE] * 3, (-1,)),
-    "sum of two": (ops.add, [LINE] * 2, (-1,)),
-    "difference": (ops.subtract, [LINE] * 2, (0, 1)),
-    "difference of layers": (lambda *every: L.Subtract()(every), [LINE] * 2, (-1,)),
-    "average": (lambda *every: L.Average()(every), [LINE] * 3, (-1,)),
-    "maximum": (lambda *every: L.Maximum()(every), [LINE] * 3, (-1,)),
-    "minimum": (ops.minimum, [LINE] * 2, (-1,)),
-    "concatenation": (
-        lambda *every: L.Concatenate()(every),
-        *([(6, 4), (6, 1), (6, 3)], (-1,)),
-    ),
-    "concatenation of positions": (
-        lambda *every: ops.concatenate(every, 1),
-        *([(2, 3), (1, 3), (5, 3)], (0,)),
-    ),
-    "concatenation across": (
-        lambda *every: ops.concatenate(every, -2),
-        *([(2, 3), (1, 3)], (1,)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", JOINED)
-def test_what_is_joined_is_scaled_in_parts(name):
-    call, shapes, along = JOINED[name]
-    outputs = call(*map(keras.Input, shapes))
-    signs = (1,) if name in ("maximum", "minimum") else (-1, 1)
-    given = _some(outputs.shape[1:], along, signs, True)
-    parts, offset, takers = merges.split(given, call_of(outputs))
-    every = [images(2, *shape, seed=i) for i, shape in enumerate(shapes)]
-    expected = given.scale * _run(call, *every) + given.offset
-    changed = [one.scale * x + one.offset for one, x in zip(parts, every, strict=True)]
-    for one, shape in zip(parts, shapes, strict=True):
-        for values in one:
-            assert np.broadcast_shapes(values.shape, shape) == shape
-            assert values.ndim == len(shape)
-    for i in range(len(takers) or 1):  # any one of them can take it in
-        shifted = [*changed]
-        shifted[i] = shifted[i] + (takers or [0])[i] * offset
-        np.testing.assert_allclose(_run(call, *shifted), expected, 1e-5, 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("call", "shapes", "axis", "place"),
-    [
-        (lambda *every: L.Concatenate()(every), [(6, 4), (6, 1), (6, 3)], 1, 0),
-        (lambda *every: ops.concatenate(every, 1), [(2, 3), (1, 3), (5, 3)], 0, 2),
-        (lambda *every: ops.concatenate(every, 1), [(2, 3), (1, 3)], 1, 1),
-    ],
-)
-def test_one_part_of_a_concatenation_is_scaled(call, shapes, axis, place):
-    inputs = [*map(keras.Input, shapes)]
-    given = _some(shapes[place], (axis,), (-1, 1), True)
-    made = merges.joined(given, call_of(call(*inputs)), inputs[place])
-    every = [images(2, *shape, seed=i) for i, shape in enumerate(shapes)]
-    expected = made.scale * _run(call, *every) + made.offset
-    every[place] = given.scale * every[place] + given.offset
-    np.testing.assert_allclose(_run(call, *every), expected, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["on", "back"])

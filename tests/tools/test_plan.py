@@ -281,6 +281,16 @@ def test_into_which_layer_a_norm_goes(layers, into):
     assert [row.into for row in report.rows] == into
 
 
+def test_an_activation_goes_where_only_other_norms_stood_between():
+    norms = [_Norm(), _Norm(activation="relu")]
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), *norms])
+    folded = keras_bn.fold(randomize(model))
+    (dense,) = folded.layers
+    assert dense.activation is keras.activations.relu
+    x = images(3, 4)
+    np.testing.assert_allclose(numpy(folded(x)), numpy(model(x)), atol=1e-5)
+
+
 def test_a_norm_that_took_another_in_goes_with_it():
     model = keras.Sequential(
         [

@@ -105,14 +105,17 @@ WHOLE_STEPS = {
     "turned": (
         lambda: [
             *(L.Conv2D(6, 3), L.Permute((3, 1, 2)), Norm(axis=1)),
-            *(L.Permute((2, 1, 3)), Norm(axis=2)),
+            *(L.Identity(), L.Permute((2, 1, 3)), Norm(axis=2)),
         ],
         (0, 1, 2),
     ),
     "depthwise": (lambda: [L.DepthwiseConv2D(3, depth_multiplier=2), Norm()], (0, 1)),
     "transpose": (lambda: [L.Conv2DTranspose(5, 3), Norm()], (0, 1, 3)),
     "flatten, one step": (
-        lambda: [Norm(axis=(1, 3)), L.Permute((3, 1, 2)), L.Flatten(), L.Dense(3)],
+        lambda: [
+            *(Norm(axis=(1, 3)), L.Permute((3, 1, 2)), Norm(axis=(1, 2))),
+            *(L.Flatten(), L.Dense(3)),
+        ],
         None,
     ),
 }
@@ -272,9 +275,11 @@ def test_agrees_with_torch_ao(case, per_channel, frozen):
     )
 
 
-def test_what_a_range_is_kept_in():
+def test_what_a_range_is_kept_in(monkeypatch):
+    monkeypatch.undo()  # random initial weights, as by default
     layer = FakeQuantize()
     layer.build((None, 2))
+    assert [float(numpy(weight)) for weight in layer.weights] == [0] * 3
     names = [weight.name for weight in layer.weights]
     assert names == ["minimum", "maximum", "observed"]
     # How those of replicas are brought together.
@@ -451,6 +456,10 @@ def test_rounding_stands_where_a_deployed_graph_has_it():
     ]
     frozen = {one.name for one in layers_in(trained) if not one.trainable}
     assert frozen == {"stem"}
+    ranges = {id(v) for one in _parts(trained, FakeQuantize) for v in one.weights}
+    assert [(v.name, v.trainable) for v in trained.weights if id(v) not in ranges] == [
+        (v.name, v.trainable) for v in model.weights
+    ]
     assert [v.name for v in trained.trainable_variables] == [
         v.name for v in model.trainable_variables
     ]
@@ -630,7 +639,9 @@ def test_a_call_makes_no_weights_that_wait():
 )
 def test_no_gradient_goes_by_the_statistics_of_an_earlier_call(layer):
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), layer(momentum=0.1)])
-    block = keras_bn.quantize_aware(randomize(model), activations=False).layers[0]
+    randomize(model)
+    options = {"per_channel": False, "activations": False}
+    block = keras_bn.quantize_aware(model, **options).layers[0]
     state = [v.value for v in block.non_trainable_variables]
     weights = [v.value for v in block.trainable_variables]
     x, dy = frameworks.tensor(images(8, 4)), frameworks.tensor(images(8, 3, seed=1))
@@ -643,6 +654,9 @@ def test_no_gradient_goes_by_the_statistics_of_an_earlier_call(layer):
         return call(*weights, state=moved)
 
     _, moved, _ = frameworks.gradients(call, weights, dy)
+    assert all(
+        np.abs(numpy(a) - numpy(b)).min() > 0 for a, b in zip(state, moved, strict=True)
+    )
     _, _, expected = frameworks.gradients(
         lambda *weights: call(*weights, state=moved), weights, dy
     )

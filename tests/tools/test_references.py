@@ -1,5 +1,7 @@
 """What a value in an attribute refers to."""
 
+import types
+
 import pytest
 
 from keras_bn.tools._copies.references import holds
@@ -19,3 +21,35 @@ def test_what_refers_to_itself_is_looked_at_once():
     value += [value, {"again": value}]
     assert not holds(value, lambda one: looked_at.append(id(one)))
     assert len(looked_at) == len(set(looked_at)) == 2
+
+
+PART = object()
+
+
+def _of_a_closure():
+    part = PART
+    return lambda: part
+
+
+def _with_an_attribute():
+    def function():
+        pass
+
+    function.part = PART
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (_of_a_closure(), True),
+        (lambda part=PART: part, True),
+        (lambda *, part=PART: part, True),
+        (_with_an_attribute(), True),
+        (lambda: PART, False),  # of the module, whose names are everyone's
+    ],
+    ids=["closure", "default", "keyword", "attribute", "module"],
+)
+def test_what_a_function_refers_to(function, wanted):
+    value = types.SimpleNamespace(function=[function])
+    assert holds(value, lambda one: one is PART) == wanted

@@ -23,6 +23,38 @@ def test_a_layer_of_two_models_is_listed_once_by_its_first_path():
     assert list(walk.batch_norms(model)) == ["one/norm"]
 
 
+def test_a_number_tells_layers_of_one_name_apart():
+    model = keras.Model()
+    names = ("norm", "norm", "other")
+    model.norms = [keras_bn.BatchNormalization(name=name) for name in names]
+    for norm in model.norms:
+        norm.build((None, 3))
+    model.built = True
+    found = walk.batch_norms(model)
+    assert list(found) == ["norm#1", "norm#2", "other"]
+    assert list(found.values()) == model.norms
+
+
+class Holds(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = keras_bn.BatchNormalization()
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("norm_built", [False, True])
+def test_a_model_is_built_if_its_norms_are_too(built, norm_built):
+    model = Holds()
+    if norm_built:
+        model.norm.build((None, 3))
+    model.built = built
+    assert walk.is_built(model) == (built and norm_built)
+
+
+def test_a_model_without_norms_may_be_built():
+    assert walk.is_built(keras.Sequential([keras.Input((3,)), L.Dense(1)]))
+
+
 def _class(constructor, base=keras.Model):
     return type("Own", (base,), {"__init__": constructor})
 

@@ -96,11 +96,7 @@ def before(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affin
 
 
 def after(affine: Affine, layer: Layer, inputs: Shape, outputs: Shape) -> Affine:
-    """The affine that does after `layer` what `affine` does before it.
-
-    Raises:
-        Inexact: There is none.
-    """
+    """The affine that does after `layer` what `affine` does before it, or `Inexact`."""
     result: Affine = _rule(layer)(affine, layer, inputs[1:], outputs[1:], False)
     return result
 
@@ -113,6 +109,7 @@ def is_passable(layer: Layer) -> bool:
 
 
 def _rule(layer: Layer) -> Any:
+    # A batch norm, which a chain may have between others, moves nothing.
     return _RULES.get(type(layer), _elementwise)
 
 
@@ -157,12 +154,11 @@ def _rescaled(
 def constant(value: Any, rank: int) -> np.ndarray:
     """A factor or summand of a whole batch, as one of a sample with `rank` axes."""
     values = float64(value)
-    if values.ndim <= rank:
-        return values
-    if values.shape[0] > 1:
-        raise Inexact("an operation differs from sample to sample of the batch")
-    sample: np.ndarray = values[0]
-    return sample
+    if values.ndim > rank:
+        if values.shape[0] > 1:
+            raise Inexact("an operation differs from sample to sample of the batch")
+        values = values[0]
+    return values
 
 
 def across_line(
@@ -257,28 +253,18 @@ _LAYERS = keras.layers
 _RULES: dict[type, Any] = {
     **dict.fromkeys(
         (
-            _LAYERS.ActivityRegularization,
-            _LAYERS.AlphaDropout,
-            _LAYERS.Dropout,
-            _LAYERS.GaussianDropout,
-            _LAYERS.GaussianNoise,
-            _LAYERS.Identity,
-            _LAYERS.SpatialDropout1D,
-            _LAYERS.SpatialDropout2D,
-            _LAYERS.SpatialDropout3D,
+            *(_LAYERS.Activation, _LAYERS.ActivityRegularization, _LAYERS.Identity),
+            *(_LAYERS.AlphaDropout, _LAYERS.Dropout, _LAYERS.GaussianDropout),
+            *(_LAYERS.GaussianNoise, _LAYERS.SpatialDropout1D),
+            *(_LAYERS.SpatialDropout2D, _LAYERS.SpatialDropout3D),
         ),
         _elementwise,
     ),
     **dict.fromkeys(
         (
-            _LAYERS.AveragePooling1D,
-            _LAYERS.AveragePooling2D,
-            _LAYERS.AveragePooling3D,
-            _LAYERS.Cropping1D,
-            _LAYERS.Cropping2D,
-            _LAYERS.Cropping3D,
-            _LAYERS.UpSampling1D,
-            _LAYERS.UpSampling2D,
+            *(_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D),
+            *(_LAYERS.AveragePooling3D, _LAYERS.Cropping1D, _LAYERS.Cropping2D),
+            *(_LAYERS.Cropping3D, _LAYERS.UpSampling1D, _LAYERS.UpSampling2D),
             _LAYERS.UpSampling3D,
         ),
         _moved,

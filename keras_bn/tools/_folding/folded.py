@@ -19,7 +19,9 @@ class Folded(keras.layers.Layer):  # type: ignore[misc]
         self.activation = keras.activations.get(activation)
         self.supports_masking = True
 
-    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    def call(
+        self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any
+    ) -> Any:
         """`activation(inputs)`; what else batch norm is called with does not count."""
         return self.activation(inputs)
 

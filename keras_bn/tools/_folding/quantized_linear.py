@@ -1,6 +1,7 @@
 """A linear layer whose weights are rounded as they will be once folded."""
 
 import functools
+import inspect
 import operator
 from typing import Any
 
@@ -130,12 +131,17 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
         return layer_call
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Runs the layers, which Keras hands `training` on to; see the class."""
+        """Runs the layers; see the class."""
         x = inputs
         # Before a norm in front of it moves the average that this is to follow.
         kernels = self.quantized_kernels()
         for layer in self.layers:
-            x = self._run_linear(x, kernels) if layer is self.linear else layer(x)
+            if layer is self.linear:
+                x = self._run_linear(x, kernels)
+            elif "training" in inspect.signature(layer.call).parameters:
+                x = layer(x, training=training)  # not known otherwise in stateless_call
+            else:
+                x = layer(x)
         return x
 
     def _run_linear(self, x: Any, kernels: dict[str, Any]) -> Any:
@@ -196,12 +202,12 @@ class QuantizedLinear(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _scale(norm: Layer, dtype: Any) -> Any:
-    """`gamma / sqrt(moving_variance + epsilon)`, flat; no gradient for the variance."""
+    """`gamma / sqrt(moving_variance + epsilon)`; no gradient for the variance."""
     variance = ops.cast(ops.stop_gradient(norm.moving_variance.value), dtype)
     scale = 1 / ops.sqrt(variance + norm.epsilon)
     if norm.gamma is not None:
         scale = ops.multiply(scale, norm.gamma.value)  # of any dtype
-    return ops.reshape(scale, (-1,))
+    return scale
 
 
 def is_quantize_aware(model: Any) -> bool:

@@ -185,13 +185,13 @@ def _skeleton(graph: Any) -> list[Any]:
     calls: list[Any] = []
     for node in nodes(graph):
         sources = [
-            place.get(id(tensor), id(tensor))
+            place.get(id(tensor), tensor)
             for tensor in node.input_tensors
             if tensor.dtype != "bool"
         ]
         for i, tensor in enumerate(node.outputs):
             place[id(tensor)] = (len(calls), i)
         is_layer = isinstance(node.operation, keras.Layer)
-        what = id(node.operation) if is_layer else type(node.operation)
+        what = node.operation if is_layer else type(node.operation)
         calls.append((what, sources, called_in_training(node)))
     return calls

@@ -1,24 +1,25 @@
 """Reports that print as a table."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-class Table:
+class Table(ABC):
     """Gives a report with `__rich__` its `str`, and builds the table for it."""
 
+    @abstractmethod
     def _counts(self) -> dict[str, Any]:
         """What `repr` says of the report."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         """The report in one line: what was counted."""
         counts = ", ".join(f"{name}={one!r}" for name, one in self._counts().items())
         return f"{type(self).__name__}({counts})"
 
+    @abstractmethod
     def __rich__(self) -> Any:
         """What rich prints."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         """The report as text, 120 columns wide."""
