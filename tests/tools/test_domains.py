@@ -44,7 +44,7 @@ def nested():
 def residual():
     """Summed within the calls of a norm, in a block that is a model too."""
     x = keras.Input((4,))
-    block = keras.Model(x, Norm(activation="relu", name="sum")(x, residual=x))
+    block = keras.Model(x, Norm(activation="relu", name="sum")(x, residual=1 - x))
     inputs = keras.Input((4,))
     return keras.Model(inputs, Norm(name="last")(block(inputs), residual=inputs))
 
