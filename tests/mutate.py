@@ -8,9 +8,7 @@ the package with the fault in it, until one fails.
 
 Each run is a process that is forked from this one, which has imported the framework and
 pytest, but has computed nothing: threads do not survive a fork, and an import takes
-longer than most tests that find a fault. Where importing the tests starts no thread, it
-is done once too, and functions are given their faulty code in the fork; a fault in what
-an import runs is imported. What was done is kept, and not done again.
+longer than most tests that find a fault. What was done is kept, and not done again.
 
 Faults that make no difference are listed in tests/mutants.md, each with its reason.
 """
@@ -25,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -34,11 +33,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # What takes long to import, and does not import the package.
 import hypothesis  # noqa: F401
 import keras
+import pytest
 
-from mutation.experiment import Experiment
 from mutation.faults import faults
-from mutation.processes import ROOT
-from mutation.tracing import Traces
+from mutation.processes import ROOT, forked, run_pytest
+from mutation.tracing import InOrder, Traces, likely
 
 # As every test does: it imports TensorFlow, where that is installed.
 keras.utils.set_random_seed(0)
@@ -98,6 +97,50 @@ NEAREST = {
     "keras_bn/_keras.py": (*TOOLS, "tests/test_private_names.py"),
     "keras_bn/*": ("tests/test_cli.py", "tests/test_private_names.py"),
 }
+
+
+class Experiment:
+    """Puts faults into a copy of the package, and lets tests look for them."""
+
+    def __init__(self, package, traces, options, killed):
+        self._package, self._traces = package, traces
+        self._options, self._killed = options, killed
+
+    def run(self, file, fault):
+        """What came of a fault, as it is kept."""
+        tests = self._options.tests or next(
+            tests for part, tests in NEAREST.items() if fnmatch(file, part)
+        )
+        chosen, seconds = likely(
+            *(self._traces.of(tests), file, fault.lines),
+            *(self._killed, self._options.budget),
+        )
+        path, begun = Path(self._package, file), time.monotonic()
+        source = path.read_text()
+        path.write_text(fault.applied(source))
+        try:
+            # Of a fixture that starts processes, the first test's seconds alone know.
+            by = forked(lambda: self._look(chosen), int(60 + 4 * seconds))
+        finally:
+            path.write_text(source)
+        self._killed[by] += 1
+        return {
+            "outcome": "survived" if by is None else "killed",
+            "by": by,
+            "tests": len(chosen),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+
+    def _look(self, chosen):
+        """The test that fails, or what went wrong; None if nothing did."""
+        if not chosen:
+            return None
+        plugin = InOrder(chosen)
+        files = dict.fromkeys(name.partition("::")[0] for name in chosen)
+        status = run_pytest(self._package, ["-x", "--tb=no", *files], plugin)
+        # What did not run has seen nothing: tests may have changed since the trace.
+        fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return plugin.failed or (None if status in fine else f"pytest: {status!s}")
 
 
 def known():
@@ -161,39 +204,24 @@ def main():
     os.nice(options.nice)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without the child
     options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{keras.backend.backend()}.json"
+    backend = keras.backend.backend()
+    path = options.results / f"{backend}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     chosen = sample(options)
-    again = {n for n in chosen if n in done and done[n]["outcome"] in options.again}
-    new = {n: one for n, one in chosen.items() if n not in done or n in again}
-    if new:
-        _try(new, done, path, options)
-    return report([done[name] for name in chosen]) > options.allowed
-
-
-def _try(chosen, done, path, options):
-    """Tries these faults, and adds what came of them to what is done."""
-    left = len(chosen)
-
-    def note(name, found):
-        nonlocal left
-        file, fault, old, new = chosen[name]
-        lines = {"file": file, "line": fault.lines[0], "old": old, "new": new}
-        done[name] = lines | found
-        path.write_text(json.dumps(done, indent=1))
-        left -= 1
-        print(f"{left} left: {found['outcome']} {name}", flush=True)
-
     with tempfile.TemporaryDirectory() as package:
         shutil.copytree(ROOT / "keras_bn", Path(package, "keras_bn"))
-        traces = Traces(path.with_name(f"{path.stem}-traces.json"), package)
-
-        def tests_of(file):
-            near = (tests for part, tests in NEAREST.items() if fnmatch(file, part))
-            return traces.of(options.tests or next(near))
-
+        traces = Traces(options.results / f"{backend}-traces.json", package)
         killed = collections.Counter(one["by"] for one in done.values())
-        Experiment(package, tests_of, killed, options.budget).run(chosen, note)
+        experiment = Experiment(package, traces, options, killed)
+        for number, (name, (file, fault, old, new)) in enumerate(chosen.items(), 1):
+            if name in done and done[name]["outcome"] not in options.again:
+                continue
+            found = experiment.run(file, fault)
+            lines = {"file": file, "line": fault.lines[0], "old": old, "new": new}
+            done[name] = lines | found
+            path.write_text(json.dumps(done, indent=1))
+            print(f"{number}/{len(chosen)} {found['outcome']} {name}", flush=True)
+    return report([done[name] for name in chosen]) > options.allowed
 
 
 def _options():

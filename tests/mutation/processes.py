@@ -40,8 +40,7 @@ def forked(work, seconds):
 def _run(work, seconds, answer, log):
     try:
         os.setsid()
-        most = int(seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         output = os.open(log, os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -67,7 +66,7 @@ def _wait(child, end):
             os.killpg(child, signal.SIGKILL)  # and what it has started, and left
 
 
-def run_pytest(package, arguments, *plugins):
+def run_pytest(package, arguments, plugin):
     """Runs pytest on the package in that folder, which processes of tests find too."""
     os.chdir(ROOT)
     paths = [ROOT / "examples", ROOT / "tests", package]
@@ -82,4 +81,4 @@ def run_pytest(package, arguments, *plugins):
     ignored = "ignore::pytest.PytestAssertRewriteWarning"
     quick = ["-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow"]
     options = [*quick, "-W", ignored, "-o", found]
-    return pytest.main([*options, *arguments], plugins=plugins)
+    return pytest.main([*options, *arguments], plugins=[plugin])

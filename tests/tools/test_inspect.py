@@ -365,6 +365,12 @@ def test_weights_that_are_not_finite_still_print_plot_and_are_json(
     assert (tmp_path / "one.png").stat().st_size > 1000
 
 
+def test_without_epsilon_what_never_varied_is_where_it_was():
+    zero, one = np.zeros(2), np.array([1.0, 0.0])
+    assert distance(zero, zero, zero, zero, 0) == 0
+    assert distance(one, 4 * one, zero, 4 * one, 0) == pytest.approx(0.5**0.5 / 2)
+
+
 def test_a_negative_variance_is_as_far_as_none():
     one = np.ones(1)
     assert distance(one, one, 0 * one, -one, 0.25) == distance(

@@ -136,6 +136,10 @@ IN_THE_WAY = [
         _of(lambda x: _dense(ops.mean(_norm(x, 1), axis=1)), LINE),
         "joins positions that",
     ),
+    (  # of two, the fewest that can be scaled apart
+        _of(lambda x: _dense(ops.mean(_norm(x, 1), axis=1)), (2, 4)),
+        "joins positions that",
+    ),
     (
         _of(
             lambda x: _norm(ops.pad(_dense(x), ((1, 0), (0, 0)), "reflect")),

@@ -152,9 +152,11 @@ def carry_compile(model: Any, copy: Any, *, slots: bool) -> None:
         return
     # There is none where a model is to be evaluated, or compiles in its own way.
     optimizer = getattr(copy, "optimizer", None)
-    if slots and optimizer is not None and model.optimizer.built:
+    if optimizer is not None and model.optimizer.built:
+        # One that has begun is saved with its slots: Keras warns of a file without.
         optimizer.build(copy.trainable_variables)
-        _carry_slots(model, copy)
+        if slots:
+            _carry_slots(model, copy)
 
 
 def _compile_alike(model: Any, copy: Any) -> None:
