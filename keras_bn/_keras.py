@@ -122,7 +122,7 @@ def convert_arguments(layer: Layer, whether: bool) -> None:
 
 def direct_layers(layer: Layer) -> list[Layer]:
     """The layers in a layer that has no graph, in the order that it was given them."""
-    return _of(layer, "_layers") if isinstance(layer, keras.Layer) else []
+    return list(_of(layer, "_layers")) if isinstance(layer, keras.Layer) else []
 
 
 def own_variables(layer: Layer) -> list[Any]:
@@ -133,7 +133,7 @@ def own_variables(layer: Layer) -> list[Any]:
 
 def trained_variables(layer: Layer) -> list[Any]:
     """Those of `own_variables` that training changes."""
-    return _of(layer, "_trainable_variables")  # type: ignore[no-any-return]
+    return list(_of(layer, "_trainable_variables"))
 
 
 def graph_of_sequential(model: Any) -> Any:

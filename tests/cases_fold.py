@@ -529,6 +529,23 @@ def _always_training(x):
     return Norm()(y, training=True)
 
 
+def _called_on_its_own_input(x):
+    inner = keras.Model(x, Norm()(L.ReLU()(Norm()(_dense(x)))))
+    return L.Add()([_dense(inner(x)), _dense(x)])
+
+
+def _called_on_its_own_output(x):
+    y = Norm()(_dense(x, 4))
+    return keras.Model(x, y)(_dense(y, 4))
+
+
+def _of_one_input_called_on_two(x):
+    given = keras.Input((3,))
+    normed = keras.Model(given, Norm()(given))
+    flat = keras.Model(given, _dense(given))
+    return L.Subtract()([flat(_dense(x)), normed(_dense(x))])
+
+
 def _dense(x, units=3, **more):
     return L.Dense(units, **more)(x)
 
@@ -602,6 +619,17 @@ GRAPHS = [
         lambda x: Norm(activation="relu")(_dense(x, 4), residual=L.ReLU()(x)),
         (4,),
         1,
+    ),
+    Graph("a model called on its own input", _called_on_its_own_input, (4,), 2),
+    Graph(
+        "a model called on its own output",
+        *(_called_on_its_own_output, (4,), 0),
+        ("",),
+    ),
+    Graph(
+        "models of one input, called on two tensors",
+        *(_of_one_input_called_on_two, (4,), 0),
+        ("nothing comes before it",),
     ),
     Graph("by keyword", lambda x: L.ReLU()(Norm()(inputs=_dense(x))), (4,), 1),
     Graph("average", lambda x: Norm()(L.Average()([_dense(x), _dense(x)])), (4,), 1),

@@ -71,7 +71,7 @@ def image_shape(input_shape: Any, *, smallest: int, flattens: bool = False) -> S
 
 
 def _sizes(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, (tuple, list)) else ()  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, (tuple, list)) else ()
 
 
 def _is_size(size: Any) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_bn
+from cases_copies import Unclear
 from cases_fold import BEYOND, FOLDS, GRAPHS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
 from slow import slow
@@ -212,17 +213,6 @@ def test_metrics_are_kept_and_the_model_saves(tmp_path):
     folded.save(tmp_path / "folded.keras")
     again = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_array_equal(numpy(again(x)), numpy(folded(x)))
-
-
-class Unclear(L.Layer):
-    """Holds itself where nothing can be copied."""
-
-    def __init__(self):
-        super().__init__()
-        self.pending = (one for one in [self])
-
-    def call(self, inputs):
-        return inputs
 
 
 def _sequential(*layers):

@@ -225,6 +225,17 @@ def test_bad_input(model, state, arguments, error, message):
 
 
 @ON_TORCH
+@pytest.mark.parametrize("bad", [object(), "abc"], ids=["an object", "a text"])
+def test_what_is_no_number_is_refused(bad):
+    model = _model()
+    before = weights_of(model)
+    state = {**_state(), "stem.bn.bias": bad}
+    with pytest.raises(TypeError, match=r"arrays of numbers.*'stem.bn' with a bias"):
+        keras_bn.from_torch(model, state)
+    assert weights_of(model) == before
+
+
+@ON_TORCH
 @pytest.mark.parametrize(
     ("name", "bad"),
     [

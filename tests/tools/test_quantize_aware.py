@@ -10,6 +10,7 @@ import pytest
 import frameworks
 import keras_bn
 import oracle_quantized
+from cases_copies import Unclear
 from cases_fold import FOLDS
 from cases_tools import images, layers_in, numpy, randomize, weights_of
 from keras_bn._keras import layer_of
@@ -821,17 +822,6 @@ def _sequential(*layers):
 def test_bad_arguments(build, arguments, error, message):
     with pytest.raises(error, match=message):
         keras_bn.quantize_aware(build(), **arguments)
-
-
-class Unclear(L.Layer):
-    """Holds itself where nothing can be copied."""
-
-    def __init__(self):
-        super().__init__()
-        self.pending = (one for one in [self])
-
-    def call(self, inputs):
-        return inputs
 
 
 @GRAPHS

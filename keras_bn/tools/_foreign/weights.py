@@ -66,11 +66,22 @@ class Foreign:
         ]
 
     def weight(self, prefix: str, name: str) -> np.ndarray | None:
-        """One weight in float64, or None."""
+        """One weight in float64, or None.
+
+        Raises:
+            TypeError: It holds no numbers.
+        """
         group = self.norms.get(prefix) or self.linears.get(prefix) or {}
         if group.get(name) is None:
             return None
-        value = as_numpy(group[name])
+        try:
+            value = as_numpy(group[name])
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"Argument `{self.argument}` must hold arrays of numbers. Received: "
+                f"'{prefix}' with a {self.names[name]} of type "
+                f"{type(group[name]).__name__}: {error}"
+            ) from error
         # Statistics may have kept axes of size 1.
         return value if name == "kernel" else value.ravel()
 

@@ -41,7 +41,8 @@ class Graph:
                 continue
             pairs = [*zip(within.inputs, node.input_tensors, strict=True)]
             pairs += zip(node.outputs, within.outputs, strict=True)
-            self._same.update((id(one), id(other)) for one, other in pairs)
+            # A model may be called on the very tensors that it was made of.
+            self._same.update((id(a), id(b)) for a, b in pairs if a is not b)
             every += self._with_inner(within, inner)
         return every
 
@@ -82,6 +83,12 @@ class Graph:
         if self.key(tensor) not in self.producers:
             raise Inexact("nothing comes before it in its model")
         return self.producers[self.key(tensor)]
+
+
+def tensors(graph: Any) -> set[int]:
+    """The ids of all tensors of a graph."""
+    made = (tensor for node in nodes(graph) for tensor in node.outputs)
+    return {id(tensor) for tensor in (*graph.inputs, *made)}
 
 
 def fits(node: Any, graph: Any) -> bool:

@@ -10,7 +10,7 @@ from keras_bn._keras import own_variables
 from keras_bn.tools._copies.lasting import base_class
 from keras_bn.tools._folding.affines import Inexact
 from keras_bn.tools._graphs.follow import Call, Followed, follow
-from keras_bn.tools._graphs.graph import Graph, fits
+from keras_bn.tools._graphs.graph import Graph, fits, tensors
 from keras_bn.tools._graphs.walk import (
     Layer,
     called_in_training,
@@ -152,12 +152,16 @@ class Reached:
     def _called_once(self) -> dict[int, Any]:
         """By id of a layer, the graph that it runs, where just one call does."""
         found = {}
+        graphs = Counter(i for run in self._runs.values() for i in tensors(run.graph))
         for outer in self._runs.values():
             for node in nodes(outer.graph):
                 run = self._runs.get(id(node.operation))
                 if run is None or self.calls[id(node.operation)] > 1:
                     continue
-                if run.training == outer.training and fits(node, run.graph):
+                # An input that another graph has too would stand for two tensors.
+                pairs = zip(run.graph.inputs, node.input_tensors, strict=False)
+                clear = all(a is b or graphs[id(a)] == 1 for a, b in pairs)
+                if clear and run.training == outer.training and fits(node, run.graph):
                     found[id(node.operation)] = run.graph
         return found
 
