@@ -217,15 +217,19 @@ def recount_tracked(tracker: Any) -> None:
 
 def copied_variable(old: Any, value: Any) -> Any:
     """A variable like `old`, of the same class and path."""
+    # What a variable was made as says whether it can be trained at all, on TensorFlow;
+    # its flag says whether it is trained now.
+    made = getattr(tensor_of(old), "trainable", old.trainable)
     new = type(old)(
         value,
         dtype=old.dtype,
-        trainable=old.trainable,
+        trainable=made,
         autocast=_of(old, "_autocast"),
         aggregation=old.aggregation,
         synchronization=old.synchronization,
         name=old.name,
     )
+    new.trainable = old.trainable
     new._path = old.path
     new.overwrite_with_gradient = old.overwrite_with_gradient
     new.regularizer, new.constraint = old.regularizer, old.constraint

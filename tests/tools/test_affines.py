@@ -128,14 +128,14 @@ OPERATIONS = {
     "mean, kept": Pass(lambda x: ops.mean(x, (3, 1), keepdims=True), IMAGE, (1,), (1,)),
     "max": Pass(lambda x: ops.max(x, 2), IMAGE, (0, 2), (0, 1), **POSITIVE),
     "amax": Pass(lambda x: ops.amax(x, -1, True), IMAGE, (0,), (1,), **POSITIVE),
-    "pooled": Pass(lambda x: ops.average_pool(x, 2), IMAGE),
+    "pooled": Pass(lambda x: ops.average_pool(x, 2, 2), IMAGE),
     "pooled, first": Pass(
-        lambda x: ops.average_pool(x, 2, data_format="channels_first"), IMAGE, **ONE
+        lambda x: ops.average_pool(x, 2, 2, data_format="channels_first"), IMAGE, **ONE
     ),
-    "maxima": Pass(lambda x: ops.max_pool(x, 2), IMAGE, **POSITIVE),
+    "maxima": Pass(lambda x: ops.max_pool(x, 2, 2), IMAGE, **POSITIVE),
     "resized": Pass(lambda x: ops.image.resize(x, (5, 7)), IMAGE),
     "reflected": Pass(lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0)), "reflect"), LINE),
-    "not padded": Pass(lambda x: ops.pad(x, 0, "reflect"), LINE),
+    "not padded": Pass(lambda x: ops.pad(x, ((0, 0),) * 3, "reflect"), LINE),
     "zeros around": Pass(
         lambda x: ops.pad(x, ((0, 0), (0, 1), (0, 0))), LINE, **UNSHIFTED
     ),

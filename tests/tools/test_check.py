@@ -58,11 +58,14 @@ LAST_BIT = {"float64": 2**-52, "float32": 2**-23, "float16": 2**-10, "bfloat16":
 
 
 def _rescaling(*arguments, dtype="float32"):
+    # Of Python's numbers TensorFlow makes float32 first.
+    arguments = [np.array(one, "float64") for one in arguments]
     inside = keras.Sequential([L.Rescaling(*arguments, dtype=dtype)])
     return keras.Sequential([keras.Input((4,), dtype=dtype), inside])
 
 
 @ON_TORCH
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize("size", [1, 2**-6], ids=["as inputs", "small"])
 def test_a_check_allows_what_rounding_makes(dtype, size):
@@ -83,6 +86,7 @@ def test_a_check_allows_what_rounding_makes_in_a_graph_without_layers():
 
 
 @ON_TORCH
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("dtype", LAST_BIT)
 def test_a_check_allows_ten_times_what_a_last_bit_of_the_inputs_makes(dtype):
     """Where that is more: here the outputs are 0, but for the last bits."""

@@ -72,6 +72,7 @@ FINDINGS = [
 
 
 @ON_TORCH
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("build", "expected"),
     [case[1:] for case in FINDINGS],

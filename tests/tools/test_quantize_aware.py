@@ -609,6 +609,7 @@ def test_a_range_keeps_its_digits_under_a_policy_of_half(policy):
 
 
 @GRAPHS
+@pytest.mark.usefixtures("float64")
 def test_ranges_are_of_the_dtype_of_the_weights():
     policy = {"dtype": "float64"}
     layers = [L.Dense(3, **policy), Norm(**policy), L.Activation("tanh", **policy)]
